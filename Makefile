@@ -1,0 +1,37 @@
+# `make` alone lists the targets. PYTHON chooses the interpreter that .venv is made of.
+PYTHON ?= python3
+BIN := .venv/bin
+
+# What Ray would otherwise send home, and what tests must not depend on.
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-quick lint constraints clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+setup: ## system packages and .venv; does only what is missing
+	@PYTHON=$(PYTHON) .ci/setup.sh
+
+demo: setup ## the whole story on embedded data: poison, train undefended and defended, report
+	$(BIN)/dbd demo
+
+test: setup ## every test
+	$(BIN)/python -m pytest
+
+test-quick: setup ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+constraints: ## write constraints.txt anew from what .venv holds
+	$(BIN)/python -m pip freeze --all --exclude-editable | grep -E '^[A-Za-z0-9._-]+==[^ ]+$$' | LC_ALL=C sort -f > constraints.tmp
+	mv constraints.tmp constraints.txt
+
+clean: ## remove .venv, caches and build leftovers; keeps runs and datasets
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
