@@ -1,0 +1,81 @@
+"""Batches of the training images, as the victim of an attack would have them: pixels and given labels, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from data_prep.beton import BetonStream, read_beton
+from data_prep.manifest import Dataset
+
+
+class Images(Protocol):
+    """The training images of a data set, by position; positions are the data set's sample indices."""
+
+    labels: Tensor
+    """int64 (N,), on the device: the labels as they were given."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, positions: Iterable[Tensor]) -> Iterator[Tensor]:
+        """For each int64 (B,) of positions the images: uint8 (B, 3, H, W) on the device, channels_last in memory."""
+        ...
+
+
+class ResidentImages:
+    """All images on the device as uint8: read once through FFCV, then indexed there."""
+
+    def __init__(self, images_NHWC: Tensor, labels: Tensor):
+        self._images = images_NHWC
+        self.labels = labels
+
+    @classmethod
+    def read(cls, dataset: Dataset, device: torch.device) -> ResidentImages:
+        count, px = dataset.manifest.counts["train"], dataset.manifest.image_px
+        images, labels, _ = read_beton(dataset.train, expect_count=count, expect_px=px)
+        return cls(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, positions: Iterable[Tensor]) -> Iterator[Tensor]:
+        for chosen in positions:
+            yield self._images[chosen.to(self._images.device)].permute(0, 3, 1, 2)
+
+
+class StreamedImages:
+    """Images that do not fit on the device: read through FFCV batch by batch, in the order asked for."""
+
+    def __init__(self, stream: BetonStream, labels: Tensor, device: torch.device):
+        self._stream, self.labels, self._device = stream, labels, device
+
+    @classmethod
+    def open(cls, dataset: Dataset, device: torch.device) -> StreamedImages:
+        stream = BetonStream(dataset.train, expect_count=dataset.manifest.counts["train"])
+        return cls(stream, torch.from_numpy(stream.labels).to(device), device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, positions: Iterable[Tensor]) -> Iterator[Tensor]:
+        chosen = list(positions)
+        if not chosen:
+            return
+        size = len(chosen[0])
+        assert all(len(c) == size for c in chosen[:-1]), "a stream reads batches of one size, the last may be shorter"
+        order = torch.cat(chosen).numpy()
+        for images, _, _ in self._stream.batches(order, size):
+            # the tensors are views into FFCV's ring, overwritten by what comes next: copy before handing out
+            yield torch.from_numpy(images).to(self._device, copy=True).permute(0, 3, 1, 2)
+
+
+def open_images(dataset: Dataset, device: torch.device, *, resident_gib: float) -> Images:
+    """Resident where the decoded images take at most `resident_gib`, else streamed; both give the same batches."""
+    manifest = dataset.manifest
+    decoded = manifest.counts["train"] * manifest.image_px**2 * 3
+    if decoded <= resident_gib * 2**30:
+        return ResidentImages.read(dataset, device)
+    return StreamedImages.open(dataset, device)

@@ -1,0 +1,231 @@
+"""The run folder: what a run leaves on disk for people, reports and later runs (docs/design.md has the list)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data_prep.errors import UserError
+from data_prep.manifest import Dataset
+from dbd_dist.augment import AugmentConfig
+from dbd_dist.config import TrainConfig, digest, to_dict
+from dbd_dist.world import World
+
+
+class RunFolder:
+    """One folder of one run; every method but the constructor is for rank 0 alone."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._tensorboard: Any = None
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def result(self) -> dict[str, Any] | None:
+        """The stored result of a finished run."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def claim(self, config: TrainConfig, dataset: Dataset) -> None:
+        """Make the folder this run's, or find that it already is.
+
+        Raises:
+            UserError: the folder holds a run with another configuration or data set.
+        """
+        path = self.path / "run.json"
+        if path.exists():
+            try:
+                stored = json.loads(path.read_text())
+                theirs = (stored["config_hash"], stored["data_hash"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError("not a run description", where=path, fix="choose another --name") from error
+            if theirs[0] != method_hash(config):
+                raise UserError(
+                    "this run exists with another configuration",
+                    where=self.path,
+                    allowed="the same configuration, to go on with it",
+                    fix="choose another --name, or delete the folder",
+                )
+            if theirs[1] != dataset.manifest.data_hash:
+                raise UserError(
+                    f"this run was made on data {theirs[1][:12]}, not {dataset.manifest.data_hash[:12]}"
+                    f" ({dataset.folder})",
+                    where=self.path,
+                    fix="choose another --name, or delete the folder",
+                )
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(
+            path,
+            {
+                "config": to_dict(config),
+                "config_hash": method_hash(config),
+                "dataset": dataset.manifest.name,
+                "data_hash": dataset.manifest.data_hash,
+                "versions": versions(),
+                "commit": commit(),
+                "host": host(),
+                "command": sys.argv,
+                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            },
+        )
+
+    # -- figures of an epoch
+
+    def forget_after(self, stage: str, epoch: int, stages: list[str]) -> None:
+        """Drop what was logged after `epoch` of `stage`: a run that goes on from there logs it again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        position = {name: i for i, name in enumerate(stages)}
+        kept = []
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+                where = (position[row["stage"]], row["epoch"])
+            except (ValueError, KeyError, TypeError):  # the torn last line of a killed run
+                continue
+            if where <= (position[stage], epoch):
+                kept.append(line)
+        aside = path.with_name(".metrics.jsonl")
+        aside.write_text("".join(line + "\n" for line in kept))
+        os.replace(aside, path)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one row to metrics.jsonl and to the event files (steps there are epochs of the stage)."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._tensorboard is None:
+            from torch.utils.tensorboard.writer import SummaryWriter  # half a second to import
+
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+        for name, value in row.items():
+            if isinstance(value, int | float) and name not in ("epoch", "epochs"):
+                self._tensorboard.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])
+        self._tensorboard.flush()
+
+    # -- results
+
+    def write_split(self, split: dict[str, Tensor]) -> None:
+        """split.parquet: the filter's verdict on every training sample."""
+        columns: dict[str, Any] = {"index": np.arange(len(split["loss"]))}
+        columns |= {name: values.numpy() for name, values in split.items()}
+        aside = self.path / ".split.parquet"
+        pq.write_table(pa.table(columns), aside)
+        os.replace(aside, self.path / "split.parquet")
+
+    def write_features(self, positions: Tensor, features: Tensor, kind: str) -> None:
+        """features.npz: (n,) sample indices and their (n, d) penultimate features."""
+        aside = self.path / ".features.npz"
+        np.savez(aside, index=positions.numpy(), features=features.to(torch.float16).numpy(), kind=np.array(kind))
+        os.replace(aside, self.path / "features.npz")
+
+    def write_model(self, model: torch.nn.Module, config: TrainConfig, dataset: Dataset, normalise: AugmentConfig) -> None:
+        """model.safetensors and model.json: the weights, and how to rebuild the network and normalise its input."""
+        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        aside = self.path / ".model.safetensors"
+        save_file(weights, str(aside))
+        os.replace(aside, self.path / "model.safetensors")
+        write_json(
+            self.path / "model.json",
+            {
+                "network": to_dict(config.model),
+                "class_names": list(dataset.manifest.class_names),
+                "image_px": dataset.manifest.image_px,
+                "input": "RGB in 0-1, minus mean, over std",
+                "mean": list(normalise.mean),
+                "std": list(normalise.std),
+            },
+        )
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_json(self.path / "result.json", result)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def method_hash(config: TrainConfig) -> str:
+    """A hash over what decides a run's result: everything but where its data lies and what it runs on."""
+    values = to_dict(config)
+    del values["data"], values["preset"]
+    values["compute"] = {name: values["compute"][name] for name in ("precision", "sync_bn")}
+    return digest(values)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write aside and rename."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(aside, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result may depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("dbd-dist", "torch", "torchvision", "ray", "ffcv", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the code, with a "+" where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return None
+    return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def host() -> dict[str, Any]:
+    """The machine, without its name."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)
+    except OSError:
+        pass
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"system": platform.platform(), "cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
+
+
+def describe(world: World, config: TrainConfig, bf16: bool) -> dict[str, Any]:
+    """What a run computed on, for its result."""
+    machine = host()
+    return {
+        "device": machine["gpus"][0] if world.device.type == "cuda" else f"{machine['cpu']}, {machine['cores']} cores",
+        "world_size": world.size,
+        "precision": "bf16" if bf16 else "fp32",
+        "versions": versions(),
+        "commit": commit(),
+    }

@@ -1,0 +1,165 @@
+"""Stage 3: semi-supervised fine-tuning of the whole network (MixMatch, Berthelot et al. 2019, arXiv 1905.02249)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dbd_dist import augment, optim
+from dbd_dist.config import MixMatchConfig, SplitConfig, WarmupConfig
+from dbd_dist.losses import probability_mse, sharpen, soft_cross_entropy
+from dbd_dist.models import Classifier
+from dbd_dist.sampling import cycling_batches
+from dbd_dist.stages.context import Context, EpochEnd, Meter
+from dbd_dist.stages.split import measure_losses, split
+
+
+def fine_tune(
+    config: MixMatchConfig,
+    split_config: SplitConfig,
+    warmup: WarmupConfig,
+    model: Classifier,
+    warmup_optimizer: dict[str, Any] | None,
+    context: Context,
+    resume: dict[str, Any] | None,
+) -> dict[str, Tensor]:
+    """Train `model` in place; the split is renewed before every epoch.
+
+    Args:
+        warmup_optimizer: the state of the warm-up's Adam, to go on with; None starts afresh.
+        resume: the state of an earlier epoch.
+
+    Returns:
+        The split: "loss", "kept" of the last epoch and "first_loss", "first_kept" of the first, each (N,).
+    """
+    world, images = context.world, context.images
+    device = world.device
+    optimizer = optim.adam(model.parameters(), config.lr)
+    if warmup_optimizer:
+        optimizer.load_state_dict(warmup_optimizer)
+    done, verdict = 0, {}
+    if resume:
+        model.load_state_dict(resume["model"])
+        optimizer.load_state_dict(resume["optimizer"])
+        done, verdict = resume["epoch"], resume["split"]
+    network = world.data_parallel(model)
+    mine = context.mine(config.batch)
+    ramp_steps = (config.ramp_epochs or config.epochs) * config.steps
+
+    for epoch in range(done + 1, config.epochs + 1):
+        meter = Meter("mixmatch", epoch, config.epochs, world, context.tick)
+        losses = measure_losses(split_config, warmup, model, context, epoch)
+        kept = split(losses, split_config)
+        verdict = {
+            "loss": losses,
+            "kept": kept,
+            "first_loss": verdict.get("first_loss", losses),
+            "first_kept": verdict.get("first_kept", kept),
+        }
+        positions = torch.arange(len(images))
+        labelled, unlabelled = (
+            cycling_batches(positions[part], config.steps, config.batch, context.generator("mixmatch", epoch, name))
+            for part, name in ((kept, "labelled"), (~kept, "unlabelled"))
+        )
+        chosen = torch.cat([labelled[:, mine], unlabelled[:, mine]], dim=1)
+        draws = context.generator("mixmatch", epoch, "augment")
+        mixing = context.generator("mixmatch", epoch, "mix", world.rank)
+        lambdas = _mixing_weights(config, context.generator("mixmatch", epoch, "lambda"))
+        network.train()
+
+        for step, pixels in enumerate(meter.steps(images.batches(chosen), config.steps)):
+            height, width = pixels.shape[2:]
+            labelled_pixels, unlabelled_pixels = pixels.chunk(2)
+            sharp, first, second = (
+                augment.apply(
+                    config.augment,
+                    source,
+                    augment.draw(config.augment, config.batch, height=height, width=width, generator=draws)[mine],
+                )
+                for source in (labelled_pixels, unlabelled_pixels, unlabelled_pixels)
+            )
+            given = images.labels[labelled[step, mine].to(device)]
+            with context.autocast():
+                loss, supervised, consistency = mixmatch_losses(
+                    network,
+                    model,
+                    (sharp, first, second),
+                    F.one_hot(given, context.num_classes).float(),
+                    temperature=config.temperature,
+                    mix=float(lambdas[step]),
+                    order=torch.randperm(3 * len(sharp), generator=mixing).to(device, non_blocking=True),
+                    lambda_u=config.lambda_u * min(((epoch - 1) * config.steps + step) / ramp_steps, 1.0),
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            progress = (epoch - 1 + step / config.steps) / config.epochs
+            optim.set_lr(optimizer, config.lr * (optim.cosine(progress) if config.lr_schedule == "cosine" else 1.0))
+            optimizer.step()
+            meter.add(2 * config.batch, loss=loss, loss_labelled=supervised, loss_unlabelled=consistency)
+        context.report(
+            EpochEnd(
+                stage="mixmatch",
+                epoch=epoch,
+                epochs=config.epochs,
+                metrics=meter.metrics(lr=optimizer.param_groups[0]["lr"]),
+                state=lambda epoch=epoch, verdict=verdict: {
+                    "epoch": epoch,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "split": verdict,
+                },
+                model=model,
+                kept=kept,
+            )
+        )
+    return verdict
+
+
+def mixmatch_losses(
+    network: Callable[[Tensor], Tensor],
+    model: Classifier,
+    views: tuple[Tensor, Tensor, Tensor],
+    given_BK: Tensor,
+    *,
+    temperature: float,
+    mix: float,
+    order: Tensor,
+    lambda_u: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step's loss: (loss, labelled part, unlabelled part), scalars.
+
+    Args:
+        network: `model`, wrapped for data parallelism.
+        views: labelled images and two views of the unlabelled ones, (B, 3, H, W) each.
+        given_BK: one-hot labels.
+        mix: lambda' = max(l, 1 - l) of eq. 10, one for the whole batch.
+        order: int64 (3B,), who is mixed with whom.
+    """
+    labelled, first, second = views
+    with torch.no_grad():  # in train mode, as the released code guesses
+        guess = (F.softmax(model(first).float(), dim=1) + F.softmax(model(second).float(), dim=1)) / 2
+        guess = sharpen(guess, temperature)
+    inputs = torch.cat([labelled, first, second])
+    targets = torch.cat([given_BK, guess, guess])
+    mixed = torch.lerp(inputs[order], inputs, mix)
+    targets = torch.lerp(targets[order], targets, mix)
+    # three forwards, each over every third image, so that each carries labelled and unlabelled ones through batch norm
+    logits = torch.empty_like(targets)
+    for part in range(3):
+        logits[part::3] = network(mixed[part::3].contiguous(memory_format=torch.channels_last)).float()
+    count = len(labelled)
+    supervised = soft_cross_entropy(logits[:count], targets[:count])
+    consistency = probability_mse(logits[count:], targets[count:])
+    return supervised + lambda_u * consistency, supervised, consistency
+
+
+def _mixing_weights(config: MixMatchConfig, generator: torch.Generator) -> np.ndarray:
+    """lambda' for every step of an epoch, the same on all ranks."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    drawn = np.random.default_rng(seed).beta(config.mix_alpha, config.mix_alpha, size=config.steps)
+    return np.maximum(drawn, 1 - drawn)

@@ -1,0 +1,64 @@
+"""No defence: plain supervised training on the given labels, the baseline that a backdoor gets into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+
+from dbd_dist import augment, optim
+from dbd_dist.config import SupervisedConfig
+from dbd_dist.models import Classifier
+from dbd_dist.sampling import epoch_batches
+from dbd_dist.stages.context import Context, EpochEnd, Meter
+
+
+def train(config: SupervisedConfig, model: Classifier, context: Context, resume: dict[str, Any] | None) -> None:
+    """Train `model` in place."""
+    world, images = context.world, context.images
+    optimizer = optim.sgd(model.parameters(), config.lr, config.momentum, config.weight_decay)
+    done = 0
+    if resume:
+        model.load_state_dict(resume["model"])
+        optimizer.load_state_dict(resume["optimizer"])
+        done = resume["epoch"]
+    network = world.data_parallel(model)
+    mine = context.mine(config.batch)
+
+    for epoch in range(done + 1, config.epochs + 1):
+        order = epoch_batches(len(images), config.batch, context.generator("supervised", epoch, "order"))
+        draws = context.generator("supervised", epoch, "augment")
+        meter = Meter("supervised", epoch, config.epochs, world, context.tick)
+        chosen = order[:, mine]
+        network.train()
+        for step, pixels in enumerate(meter.steps(images.batches(chosen), len(order))):
+            params = augment.draw(
+                config.augment, config.batch, height=pixels.shape[2], width=pixels.shape[3], generator=draws
+            )
+            views = augment.apply(config.augment, pixels, params[mine])
+            with context.autocast():
+                logits = network(views)
+            loss = F.cross_entropy(logits.float(), images.labels[chosen[step].to(world.device)])
+            optimizer.zero_grad()
+            loss.backward()
+            if config.schedule == "cosine":
+                factor = optim.cosine((epoch - 1 + step / len(order)) / config.epochs)
+            else:
+                factor = optim.steps_down(epoch - 1, config.milestones)
+            optim.set_lr(optimizer, config.lr * factor)
+            optimizer.step()
+            meter.add(config.batch, loss=loss)
+        context.report(
+            EpochEnd(
+                stage="supervised",
+                epoch=epoch,
+                epochs=config.epochs,
+                metrics=meter.metrics(lr=optimizer.param_groups[0]["lr"]),
+                state=lambda epoch=epoch: {
+                    "epoch": epoch,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                },
+                model=model,
+            )
+        )
