@@ -82,7 +82,7 @@ for dist in importlib.metadata.distributions():
 EOF
 fi
 touch "$marker"
-quiet=(-q)
+quiet=(-qq)
 [ -t 1 ] && quiet=()
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 # Bytecode is written at the first import instead of for all of 5 GB now. Builds use the pinned setuptools, not the newest.

@@ -1,0 +1,39 @@
+"""The exception for everything about machines and storage that a user can get wrong."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+
+class ClusterError(Exception):
+    """A mistake that its user can mend; the command prints it as one message and exits with code 2.
+
+    Args:
+        what: what is wrong, in one sentence that holds the offending value.
+        where: the file, node, field or flag that it was found in.
+        allowed: what would have been accepted.
+        fix: what to do next.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | PathLike[str] | None = None,
+        allowed: str | None = None,
+        fix: str | None = None,
+    ):
+        self.what, self.where, self.allowed, self.fix = what, where, allowed, fix
+        parts = [what if where is None else f"{where}: {what}"]
+        if allowed is not None:
+            parts.append(f"Allowed: {allowed}.")
+        if fix is not None:
+            parts.append(f"To do: {fix}.")
+        super().__init__(" ".join(parts))
+
+    def __reduce__(self):  # keyword-only arguments survive the trip from a worker process
+        return (_rebuild, (self.what, self.where, self.allowed, self.fix))
+
+
+def _rebuild(what: str, where, allowed, fix) -> ClusterError:
+    return ClusterError(what, where=where, allowed=allowed, fix=fix)

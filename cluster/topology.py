@@ -1,0 +1,175 @@
+"""What machines there are, and how much of them one run gets."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from .errors import ClusterError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    host: str
+    address: str
+    cpus: int
+    gpus: int
+    node_id: str = ""  # Ray's; empty for a machine that Ray does not run on
+
+
+@dataclass(frozen=True)
+class Topology:
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> int:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        return sum(node.gpus for node in self.nodes)
+
+    def __str__(self) -> str:
+        return f"{_count(len(self.nodes), 'node')}, {_count(self.cpus, 'CPU')}, {_count(self.gpus, 'GPU')}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one run asks Ray for: num_workers, use_gpu and resources_per_worker of a `ScalingConfig`."""
+
+    workers: int
+    cpus_per_worker: int
+    use_gpu: bool
+
+    @property
+    def resources(self) -> dict[str, float]:
+        return {"CPU": float(self.cpus_per_worker)} | ({"GPU": 1.0} if self.use_gpu else {})
+
+
+def this_machine() -> Topology:
+    """What this process may use: its CPU affinity (a container's cpuset, Slurm's binding), its visible GPUs."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Topology(
+        (Node(host=socket.gethostname(), address="127.0.0.1", cpus=cpus, gpus=torch.cuda.device_count()),)
+    )
+
+
+def of_ray() -> Topology:
+    """The living nodes of the Ray cluster that this process is connected to."""
+    import ray
+
+    return from_ray_nodes(ray.nodes())
+
+
+def from_ray_nodes(nodes: Sequence[dict]) -> Topology:
+    """`ray.nodes()` as a topology, sorted by address so that every caller sees one order."""
+    found = [
+        Node(
+            host=node.get("NodeManagerHostname", ""),
+            address=node["NodeManagerAddress"],
+            cpus=int(node["Resources"].get("CPU", 0)),
+            gpus=int(node["Resources"].get("GPU", 0)),
+            node_id=node["NodeID"],
+        )
+        for node in nodes
+        if node["Alive"]
+    ]
+    return Topology(tuple(sorted(found, key=lambda node: (node.address, node.node_id))))
+
+
+def current() -> Topology:
+    """The Ray cluster when connected to one, else this machine."""
+    import ray
+
+    return of_ray() if ray.is_initialized() else this_machine()
+
+
+def share(
+    topology: Topology,
+    *,
+    workers: int | None = None,
+    cpus_per_worker: int | None = None,
+    use_gpu: bool | None = None,
+    runs: int = 1,
+    where: str = "--workers",
+) -> Share:
+    """What each of `runs` equal runs at the same time can get.
+
+    Left out, `workers` is one a GPU, or one a node without GPUs (torch uses a node's cores from one process);
+    `use_gpu` is whether there are any; `cpus_per_worker` is the most that lets all workers be placed. No worker
+    spans two nodes.
+
+    Raises:
+        ClusterError: it does not fit; names what was asked for, what there is, and what would fit.
+    """
+    if topology.cpus < 1:
+        raise ClusterError(
+            f"The cluster offers no CPU ({topology})", fix="start a node with --num-cpus above 0"
+        )
+    if use_gpu is None:
+        use_gpu = topology.gpus > 0
+    if use_gpu and topology.gpus == 0:
+        raise ClusterError(
+            f"A GPU was asked for, and there is none ({topology})", fix="leave out the GPU, or add a GPU node"
+        )
+
+    def slots(cpus: int) -> int:  # how many workers of that size the nodes hold
+        return sum(
+            min(node.cpus // cpus, node.gpus) if use_gpu else node.cpus // cpus for node in topology.nodes
+        )
+
+    most = slots(cpus_per_worker or 1) // runs
+    if workers is None:
+        wanted = topology.gpus if use_gpu else sum(node.cpus > 0 for node in topology.nodes)
+        workers = max(1, min(most, wanted // runs))
+    if workers < 1 or workers > most:
+        each = [f"{_count(cpus_per_worker, 'CPU')}" if cpus_per_worker else "at least 1 CPU"] + [
+            "1 GPU"
+        ] * use_gpu
+        asked = f"{workers} workers" + (f" for each of {runs} runs" if runs > 1 else "")
+        raise ClusterError(
+            f"{asked}, each with {' and '.join(each)}, on {topology}",
+            where=where,
+            allowed=f"1 to {most} workers" if most else "none fits at this size",
+            fix="ask for fewer workers or fewer CPUs a worker, or add nodes",
+        )
+    if cpus_per_worker is None:
+        largest = max(node.cpus for node in topology.nodes)
+        cpus_per_worker = next(c for c in range(largest, 0, -1) if slots(c) >= workers * runs)
+    return Share(workers=workers, cpus_per_worker=cpus_per_worker, use_gpu=use_gpu)
+
+
+def interfaces() -> list[str]:
+    """The names of this machine's network interfaces."""
+    return [name for _, name in socket.if_nameindex()]
+
+
+def interface_env(names: str, *, present: Collection[str] | None = None) -> dict[str, str]:
+    """Environment that binds gloo and NCCL to network interfaces, for a run's `runtime_env`.
+
+    Without it gloo listens on the address that the host name resolves to, which is often 127.0.0.1: fine on one
+    machine, a failed start across several.
+
+    Args:
+        names: one interface, or several with commas.
+        present: the interfaces to check against; this machine's when left out.
+    """
+    present = interfaces() if present is None else present
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in present:
+            raise ClusterError(
+                f"There is no network interface {name!r}",
+                where="--interface",
+                allowed=", ".join(sorted(present)),
+            )
+    # "=" asks NCCL for the exact name; without it "eth1" also takes eth10.
+    return {"GLOO_SOCKET_IFNAME": ",".join(wanted), "NCCL_SOCKET_IFNAME": "=" + ",".join(wanted)}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
