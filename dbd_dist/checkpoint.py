@@ -17,6 +17,7 @@ import torch
 from data_prep.errors import UserError
 
 STATE_FILE = "state.pt"
+CHECKPOINTS_KEPT = 2
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
@@ -58,7 +59,7 @@ class Checkpoints(Protocol):
 class FolderCheckpoints:
     """Checkpoints in a plain folder, the newest `keep` of them: used without a Ray cluster."""
 
-    def __init__(self, folder: Path, *, is_main: bool, keep: int = 2):
+    def __init__(self, folder: Path, *, is_main: bool, keep: int = CHECKPOINTS_KEPT):
         self._folder, self._is_main, self._keep = folder, is_main, keep
 
     def _all(self) -> list[Path]:

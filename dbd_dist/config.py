@@ -219,6 +219,20 @@ class TrainConfig:
 
     def __post_init__(self):
         _require(self, "config", evaluate_every=">= 0", seed=">= 0")
+        stages = ("simclr", "warmup", "split", "mixmatch", "supervised")
+        normalisations = {name: (getattr(self, name).augment.mean, getattr(self, name).augment.std) for name in stages}
+        for name, theirs in normalisations.items():
+            if theirs != normalisations["supervised"]:
+                raise UserError(
+                    f"mean and std {theirs} differ from {normalisations['supervised']} of supervised.augment",
+                    where=f"{name}.augment",
+                    allowed="one normalisation for all stages of a run",
+                )
+
+    @property
+    def normalise(self) -> AugmentConfig:
+        """How test images are normalised: as in every stage."""
+        return augment.none(mean=self.supervised.augment.mean, std=self.supervised.augment.std)
 
 
 # --------------------------------------------------------------------------------------------------------------

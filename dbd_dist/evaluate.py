@@ -13,7 +13,6 @@ from data_prep.manifest import Dataset
 from data_prep.truth import read_truth
 from dbd_dist import augment
 from dbd_dist.augment import AugmentConfig
-from dbd_dist.models import Backbone
 from dbd_dist.sampling import rank_slice
 from dbd_dist.world import World
 
@@ -101,19 +100,13 @@ class Examiner:
             "poisoned": int(self._poisoned.sum()),
         }
 
-    def facts(self) -> dict[str, Any]:
-        """What the truth says about the training set as a whole."""
-        return {"poisoned": None if self._poisoned is None else int(self._poisoned.sum())}
-
 
 @torch.no_grad()
-def pooled_features(backbone: Backbone, images_NHWC: Tensor, normalise: AugmentConfig) -> Tensor:
-    """Penultimate features of un-augmented images: float32 (n, feature_dim) on the CPU."""
+def pooled_features(backbone: nn.Module, images_BCHW: Tensor, normalise: AugmentConfig) -> Tensor:
+    """Penultimate features of un-augmented images: float32 (n, feature_dim) on the CPU; rank 0 alone may ask for them."""
     was_training = backbone.training
     backbone.eval()
-    features = [
-        backbone(augment.normalise(normalise, chunk.permute(0, 3, 1, 2))).float().cpu()
-        for chunk in images_NHWC.split(FORWARD_BATCH)
-    ]
+    chunks = images_BCHW.split(FORWARD_BATCH)
+    features = torch.cat([backbone(augment.normalise(normalise, chunk)).float().cpu() for chunk in chunks])
     backbone.train(was_training)
-    return torch.cat(features)
+    return features

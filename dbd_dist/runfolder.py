@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -92,23 +93,27 @@ class RunFolder:
 
     # -- figures of an epoch
 
-    def forget_after(self, stage: str, epoch: int, stages: list[str]) -> None:
-        """Drop what was logged after `epoch` of `stage`: a run that goes on from there logs it again."""
+    def rows(self, stage: str) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds of one stage."""
+        return [row for row in self._all_rows() if row["stage"] == stage]
+
+    def _all_rows(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        rows = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # the torn last line of a killed run
+                continue
+        return rows
+
+    def keep_rows(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop other rows of metrics.jsonl: what a killed run logged after the point that it goes on from."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return
-        position = {name: i for i, name in enumerate(stages)}
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-                where = (position[row["stage"]], row["epoch"])
-            except (ValueError, KeyError, TypeError):  # the torn last line of a killed run
-                continue
-            if where <= (position[stage], epoch):
-                kept.append(line)
         aside = path.with_name(".metrics.jsonl")
-        aside.write_text("".join(line + "\n" for line in kept))
+        aside.write_text("".join(json.dumps(row) + "\n" for row in self._all_rows() if wanted(row)))
         os.replace(aside, path)
 
     def log(self, row: dict[str, Any]) -> None:

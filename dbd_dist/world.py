@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -37,6 +38,22 @@ class World:
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
             device=device,
         )
+
+    @classmethod
+    def join(cls, device: Literal["auto", "cpu", "cuda"]) -> World:
+        """The world that `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK in the environment) starts, or a world of one."""
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        if cuda:
+            torch.cuda.set_device(local_rank)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=10))
+        return cls.current(torch.device("cuda", local_rank) if cuda else torch.device("cpu"))
+
+    def leave(self) -> None:
+        """Undo `join`."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     @property
     def is_main(self) -> bool:

@@ -1,9 +1,11 @@
 """The augmentation as operations on whole batches, on any device: torch only, and no wait for the device.
 
-Resizing and blurring are separable, so each is two batched matrix products with one small matrix per image and axis;
-the flip, the reflection at the edges and the scaling of bytes to 0-1 sit in those matrices. Images are sorted on the
-host by the place of the hue shift in their jitter: brightness, contrast and saturation are all of the form
-clamp(f * image + g * gray + c), so only the hue shift needs code and slices of its own.
+Resizing and blurring are separable, so each is two batched matrix products with one small matrix per image and
+axis; the flip, the reflection at the edges and the scaling of bytes to 0-1 sit in those matrices. Images are
+sorted on the host by the place of the hue shift in their jitter: brightness, contrast and saturation are all of
+the form clamp(f * image + g * gray + c), so only the hue shift needs code and slices of its own.
+
+The CPU has its own, faster form in compiled.py; the tests hold both to the same results.
 """
 
 from __future__ import annotations
@@ -17,16 +19,17 @@ from dbd_dist.augment.config import AugmentConfig, blur_kernel_px
 from dbd_dist.augment.params import CONTRAST, HUE, SATURATION, Params
 
 GRAY = (0.2989, 0.587, 0.114)  # luma weights of torchvision's rgb_to_grayscale (ITU-R BT.601)
-_CHUNK_VALUES = {"cpu": 1 << 17}  # floats worked on at once: half of a core's L2 cache of 1 MiB
-_CHUNK_VALUES_ELSEWHERE = 1 << 28
+_CHUNK_VALUES = (
+    1 << 26
+)  # values worked on at once: bounds the memory of some ten intermediate results to 3 GB
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
-    """Params as the batched operations need them: images sorted by the place of their hue shift, on the device."""
+    """Params as the batched operations need them: sorted by the place of the hue shift, on the device."""
 
     bounds: list[int]
-    """Where the images without jitter (first) and with the hue shift in place 0, 1, 2, 3 end in the sorted order."""
+    """Where, in the sorted order, the images without jitter end, and those with the hue shift first to last."""
     any_grayscale: bool
     any_blur: bool
     sorted_B: Tensor
@@ -87,16 +90,22 @@ def make_plan(params: Params, device: torch.device, non_blocking: bool = True) -
     )
 
 
+@torch.no_grad()
 def apply_batched(config: AugmentConfig, images_BHWC: Tensor, plan: Plan) -> Tensor:
     """Augment uint8 images; returns normalised float32 images (B, H, W, C)."""
+    with torch.autocast(images_BHWC.device.type, enabled=False):  # bfloat16 could not even tell bytes apart
+        return _apply_chunks(config, images_BHWC, plan)
+
+
+def _apply_chunks(config: AugmentConfig, images_BHWC: Tensor, plan: Plan) -> Tensor:
     count, height, width, _ = images_BHWC.shape
     device = images_BHWC.device
     out_BHWC = torch.empty(images_BHWC.shape, dtype=torch.float32, device=device)
-    gain_C11, offset_C11 = affine(config, device)
-    chunk = max(1, _CHUNK_VALUES.get(device.type, _CHUNK_VALUES_ELSEWHERE) // (3 * height * width))
+    gain_C, offset_C = affine(config, device)
+    chunk = max(1, _CHUNK_VALUES // (3 * height * width))
     for start in range(0, count, chunk):
         part = slice(start, min(start + chunk, count))
-        x_BCHW = images_BHWC[plan.sorted_B[part]].permute(0, 3, 1, 2).float()
+        x_BCHW = images_BHWC.index_select(0, plan.sorted_B[part]).permute(0, 3, 1, 2).float()
         x_BCHW = _crop_flip(config, x_BCHW.contiguous(), plan.box_B4[part], plan.flip_B[part])
         lower = plan.bounds[0]
         for place, upper in enumerate(plan.bounds[1:]):
@@ -110,20 +119,32 @@ def apply_batched(config: AugmentConfig, images_BHWC: Tensor, plan: Plan) -> Ten
             x_BCHW = torch.where(bit_B111, _gray(x_BCHW)[:, None], x_BCHW)
         if plan.any_blur:
             x_BCHW = _blur(x_BCHW, plan.blur_B[part], plan.sigma_B[part])
-        x_BCHW = torch.addcmul(offset_C11, x_BCHW, gain_C11)
-        out_BHWC[plan.sorted_B[part]] = x_BCHW.permute(0, 2, 3, 1)
+        x_BCHW = torch.addcmul(offset_C[:, None, None], x_BCHW, gain_C[:, None, None])
+        out_BHWC.index_copy_(0, plan.sorted_B[part], x_BCHW.permute(0, 2, 3, 1))
     return out_BHWC
 
 
+def normalise_batched(config: AugmentConfig, images_BHWC: Tensor) -> Tensor:
+    """Normalise uint8 images; returns float32 images (B, H, W, C)."""
+    width = images_BHWC.shape[2]
+    gain_C, offset_C = affine(config, images_BHWC.device)
+    # Whole rows as the innermost dimension: over 3 channels alone the arithmetic does not vectorise.
+    rows_BHR = images_BHWC.flatten(2).float()
+    rows_BHR.mul_(gain_C.repeat(width) / 255).add_(offset_C.repeat(width))
+    return rows_BHR.view(images_BHWC.shape)
+
+
 def affine(config: AugmentConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Factor and offset per channel (C, 1, 1) that normalise pixels in 0-1."""
-    mean_C = torch.tensor(config.mean, dtype=torch.float64)
-    std_C = torch.tensor(config.std, dtype=torch.float64)
-    both_2C11 = torch.stack([1 / std_C, -mean_C / std_C]).float()[:, :, None, None]
+    """Factor and offset of each channel that normalise pixels in 0-1."""
+    mean_C, std_C = (
+        torch.tensor(config.mean, dtype=torch.float64),
+        torch.tensor(config.std, dtype=torch.float64),
+    )
+    both_2C = torch.stack([1 / std_C, -mean_C / std_C]).float()
     if device.type == "cuda":
-        both_2C11 = both_2C11.pin_memory()
-    gain_C11, offset_C11 = both_2C11.to(device, non_blocking=True).unbind(0)
-    return gain_C11, offset_C11
+        both_2C = both_2C.pin_memory()
+    gain_C, offset_C = both_2C.to(device, non_blocking=True).unbind(0)
+    return gain_C, offset_C
 
 
 def _crop_flip(config: AugmentConfig, x_BCHW: Tensor, box_B4: Tensor, flip_B: Tensor) -> Tensor:
@@ -166,13 +187,15 @@ def _resizing_rows(
 ) -> Tensor:
     """Row i of the (size x size) matrices holds the weights of pixel i of the box stretched to `size` pixels.
 
-    A box is never larger than the image, so this only ever enlarges and antialiasing has nothing to do. As in Pillow
-    and in torch's antialiased resize, pixels outside the box have no weight and the rest sum to 1.
+    A box is never larger than the image, so this only ever enlarges and antialiasing has nothing to do. As in
+    Pillow and in torch's antialiased resize, pixels outside the box have no weight and the rest sum to 1.
     """
     start_B1, size_B1 = start_B[:, None], size_B[:, None]
-    centre_BN = start_B1 + (_positions(flip_B, size) + 0.5) * (size_B1 / size)
     pixel_N = torch.arange(size, device=start_B.device, dtype=torch.float32)
-    distance_BNN = (pixel_N + 0.5 - centre_BN[:, :, None]).abs()
+    # Pixel centres times 2 * size are whole numbers, so that the distances are exact up to the division.
+    centre_BN = (2 * _positions(flip_B, size) + 1) * size_B1
+    source_BN = (2 * (pixel_N - start_B1) + 1) * size
+    distance_BNN = (source_BN[:, None] - centre_BN[:, :, None]).abs() / (2 * size)
     if config.interpolation == "bilinear":
         weight_BNN = (1 - distance_BNN).clamp(min=0)
     else:  # Keys' cubic convolution with a = -0.5, as Pillow has it: zero from a distance of 2 on
@@ -203,7 +226,7 @@ def _jitter(x_BCHW: Tensor, hue_place: int, blend_B33: Tensor, hue_B: Tensor) ->
 
 
 def _shift_hue(x_BCHW: Tensor, hue_B: Tensor) -> Tensor:
-    """Turn the hue in HSV space. Value and chroma stay, so the way back needs neither saturation nor sectors."""
+    """Turn the hue in HSV space. Value and chroma stay, so the way back needs no saturation and no sectors."""
     r, g, b = x_BCHW.unbind(1)
     highest = torch.maximum(torch.maximum(r, g), b)
     lowest = torch.minimum(torch.minimum(r, g), b)

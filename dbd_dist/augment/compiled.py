@@ -1,12 +1,17 @@
 """The augmentation on a CPU: one compiled pass over each image while it lies in the core's cache.
 
-Numba comes with FFCV. The first use on a machine compiles for some seconds; the result is cached on disk. Images are
-independent of each other, so the result depends neither on the batch nor on the number of threads.
+Numba comes with FFCV. The first use on a machine compiles for some seconds, and the result is cached on disk.
+Images are independent of each other, so the result depends neither on the batch nor on the number of threads.
+
+Two things keep these loops in vector registers: every literal and byte is made float32 by hand, since Numba
+computes uint8 * float32 in double precision; and slices or unsigned numbers index what is read at computed
+places, since Numba checks signed ones for counting from the end.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,10 +23,22 @@ from dbd_dist.augment.config import AugmentConfig, blur_kernel_px
 from dbd_dist.augment.params import Params
 
 _BICUBIC, _BILINEAR, _REFLECT = range(3)
+_1, _2, _3, _4, _5, _6, _7, _8, _9, _10, _11 = (np.uintp(i) for i in range(1, 12))
+_THREAD_PIXELS = 1 << 15  # fewer pixels than this, about 0.3 ms of work, are not worth a thread
 _EDGE = 2  # zeros on each side of a row: taps outside the box have no weight, but are read
 
-# Sums may be reordered and multiply-adds fused, which vectorising needs; NaN and infinity keep their meaning.
-_jit = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"}, cache=True)
+
+def _jit(function: Callable) -> Callable:
+    # Vectorising needs reordered sums; fused multiply-adds are a gift. NaN and infinity keep their meaning.
+    options: dict = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+    }
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither this folder nor the user's cache is writable: compile in every process
+        return njit(**options)(function)
 
 
 def apply_compiled(config: AugmentConfig, images_BHWC: Tensor, params: Params) -> Tensor:
@@ -49,7 +66,7 @@ def apply_compiled(config: AugmentConfig, images_BHWC: Tensor, params: Params) -
         (1 / std_C).astype(np.float32),
         (-mean_C / std_C).astype(np.float32),
     )
-    threads = min(torch.get_num_threads(), count)
+    threads = min(torch.get_num_threads(), max(1, count * height * width // _THREAD_PIXELS))
     if threads <= 1:
         _augment(0, count, *arguments)
     else:
@@ -61,19 +78,35 @@ def apply_compiled(config: AugmentConfig, images_BHWC: Tensor, params: Params) -
 
 @_jit
 def _augment(
-    start, stop, images, out, source, box, flip, jitter, factor, order, grayscale, blur, sigma, kernel_px, gain, offset
+    start,
+    stop,
+    images,
+    out,
+    source,
+    box,
+    flip,
+    jitter,
+    factor,
+    order,
+    grayscale,
+    blur,
+    sigma,
+    kernel_px,
+    gain,
+    offset,
 ):
     height, width = images.shape[1], images.shape[2]
     planes = np.empty((3, height * width), np.float32)
+    r, g, b = planes[0], planes[1], planes[2]
     blurred = np.empty(height * width, np.float32)
     row = np.zeros((width + 2 * _EDGE) * 3, np.float32)
-    padded = np.empty(width + kernel_px - 1, np.float32)
+    padded = np.empty(width + kernel_px + 1, np.float32)
+    weight = np.empty(kernel_px // 2 + 2, np.float32)
     for n in range(start, stop):
         if source == _REFLECT:
-            _shift(images[n], box[n], flip[n], planes)
+            _shift(images[n], box[n], flip[n], r, g, b)
         else:
-            _resize(images[n], box[n], flip[n], source, row, planes)
-        r, g, b = planes[0], planes[1], planes[2]
+            _resize(images[n], box[n], flip[n], source, row, r, g, b)
         if jitter[n]:
             for step in range(4):
                 operation = order[n, step]
@@ -89,8 +122,9 @@ def _augment(
         if grayscale[n]:
             _saturate(r, g, b, np.float32(0))
         if blur[n]:
+            reach = _gaussian(sigma[n], kernel_px // 2, weight)
             for c in range(3):
-                _blur(planes[c], height, width, sigma[n], kernel_px, padded, blurred)
+                _blur(planes[c], height, width, weight, reach, padded, blurred)
         _normalise(r, g, b, gain, offset, out[n].reshape(-1))
 
 
@@ -101,19 +135,41 @@ def _mirror(i, size):
 
 
 @_jit
-def _shift(image, box, flip, planes):
+def _shift(image, box, flip, red, green, blue):
+    """Planes of the image shifted by the box's top and left, reflected at the edges, with pixels in 0-1."""
     height, width = image.shape[0], image.shape[1]
+    flat = image.reshape(-1)
     scale = np.float32(1 / 255)
+    top, left = box[0], box[1]
+    first, last = max(0, -left), width - max(0, left)  # columns that come from inside the image
+    n = last - first
     for y in range(height):
-        from_y = _mirror(box[0] + y, height)
-        for x in range(width):
-            from_x = _mirror(box[1] + (width - 1 - x if flip else x), width)
-            for c in range(3):
-                planes[c, y * width + x] = scale * image[from_y, from_x, c]
+        start = _mirror(top + y, height) * width
+        source = flat[3 * (start + left + first) : 3 * (start + left + last)]
+        at = y * width + (width - last if flip else first)
+        r, g, b = red[at : at + n], green[at : at + n], blue[at : at + n]
+        if flip:
+            for x in range(n):
+                to = np.uintp(n - 1 - x)
+                r[to] = scale * np.float32(source[3 * x])
+                g[to] = scale * np.float32(source[3 * x + 1])
+                b[to] = scale * np.float32(source[3 * x + 2])
+        else:
+            for x in range(n):
+                r[x] = scale * np.float32(source[3 * x])
+                g[x] = scale * np.float32(source[3 * x + 1])
+                b[x] = scale * np.float32(source[3 * x + 2])
+        for i in range(width - n):
+            x = i if i < first else last + i - first
+            i3 = 3 * (start + _mirror(left + x, width))
+            to = y * width + (width - 1 - x if flip else x)
+            red[to] = scale * np.float32(flat[i3])
+            green[to] = scale * np.float32(flat[i3 + 1])
+            blue[to] = scale * np.float32(flat[i3 + 2])
 
 
 @_jit
-def _taps(start, length, size, source):
+def _taps(length, size, source):
     """First source pixel and four weights of each of `size` pixels that `length` pixels are stretched to."""
     first = np.empty(size, np.int64)
     weight = np.empty((size, 4), np.float32)
@@ -140,30 +196,42 @@ def _taps(start, length, size, source):
 
 
 @_jit
-def _resize(image, box, flip, source, row, planes):
+def _resize(image, box, flip, source, row, red, green, blue):
     top, left, h, w = box[0], box[1], box[2], box[3]
     height, width = image.shape[0], image.shape[1]
-    first_y, weight_y = _taps(top, h, height, source)
-    first_x, weight_x = _taps(left, w, width, source)
-    zero, one, scale = np.float32(0), np.float32(1), np.float32(1 / 255)
-    row[(_EDGE + w) * 3 :] = 0
-    inner = row[_EDGE * 3 : (_EDGE + w) * 3]
+    first_y, weight_y = _taps(h, height, source)
+    weight_y *= np.float32(1 / 255)
+    first_x, weight_x = _taps(w, width, source)
+    at_x = ((first_x + _EDGE) * 3).astype(np.uintp)
+    if flip:
+        at_x, weight_x = at_x[::-1].copy(), weight_x[::-1].copy()
+    n = 3 * w
+    inner = row[_EDGE * 3 : _EDGE * 3 + n]
+    row[_EDGE * 3 + n :] = 0
+    flat = image.reshape(-1)
     for y in range(height):
         y0 = first_y[y]
-        s0 = image[top + max(y0, 0), left : left + w].reshape(-1)
-        s1 = image[top + min(max(y0 + 1, 0), h - 1), left : left + w].reshape(-1)
-        s2 = image[top + min(y0 + 2, h - 1), left : left + w].reshape(-1)
-        s3 = image[top + min(y0 + 3, h - 1), left : left + w].reshape(-1)
-        a0, a1, a2, a3 = weight_y[y, 0] * scale, weight_y[y, 1] * scale, weight_y[y, 2] * scale, weight_y[y, 3] * scale
-        for j in range(3 * w):
-            inner[j] = a0 * s0[j] + a1 * s1[j] + a2 * s2[j] + a3 * s3[j]
+        o0 = ((top + max(y0, 0)) * width + left) * 3
+        o1 = ((top + min(max(y0 + 1, 0), h - 1)) * width + left) * 3
+        o2 = ((top + min(y0 + 2, h - 1)) * width + left) * 3
+        o3 = ((top + min(y0 + 3, h - 1)) * width + left) * 3
+        s0, s1, s2, s3 = flat[o0 : o0 + n], flat[o1 : o1 + n], flat[o2 : o2 + n], flat[o3 : o3 + n]
+        a0, a1, a2, a3 = weight_y[y, 0], weight_y[y, 1], weight_y[y, 2], weight_y[y, 3]
+        for j in range(n):
+            inner[j] = (
+                a0 * np.float32(s0[j])
+                + a1 * np.float32(s1[j])
+                + a2 * np.float32(s2[j])
+                + a3 * np.float32(s3[j])
+            )
         for x in range(width):
-            at = (first_x[x] + _EDGE) * 3
             b0, b1, b2, b3 = weight_x[x, 0], weight_x[x, 1], weight_x[x, 2], weight_x[x, 3]
-            to = y * width + (width - 1 - x if flip else x)
-            for c in range(3):
-                v = b0 * row[at + c] + b1 * row[at + 3 + c] + b2 * row[at + 6 + c] + b3 * row[at + 9 + c]
-                planes[c, to] = min(max(v, zero), one)
+            i = at_x[x]
+            r = b0 * row[i] + b1 * row[i + _3] + b2 * row[i + _6] + b3 * row[i + _9]
+            g = b0 * row[i + _1] + b1 * row[i + _4] + b2 * row[i + _7] + b3 * row[i + _10]
+            b = b0 * row[i + _2] + b1 * row[i + _5] + b2 * row[i + _8] + b3 * row[i + _11]
+            to = y * width + x
+            red[to], green[to], blue[to] = _unit(r), _unit(g), _unit(b)
 
 
 @_jit
@@ -211,41 +279,81 @@ def _shift_hue(red, green, blue, turns):
         difference = g - b if r == highest else (b - r if g == highest else r - g)
         sector = np.float32(0) if r == highest else (np.float32(2) if g == highest else np.float32(4))
         h = difference / max(chroma, np.float32(1e-12)) + sector + shift
-        h -= np.float32(6) * math.floor(h * np.float32(1 / 6))
+        h -= np.float32(6) * np.floor(h * np.float32(1 / 6))
         red[i] = lowest + chroma * _unit(abs(h - np.float32(3)) - np.float32(1))
         green[i] = lowest + chroma * _unit(np.float32(2) - abs(h - np.float32(2)))
         blue[i] = lowest + chroma * _unit(np.float32(2) - abs(h - np.float32(4)))
 
 
 @_jit
-def _blur(plane, height, width, sigma, kernel_px, padded, out):
-    half = kernel_px // 2
-    weight = np.empty(kernel_px, np.float32)
-    total = 0.0
-    for k in range(kernel_px):
-        total += math.exp(-0.5 * ((k - half) / sigma) ** 2)
-    for k in range(kernel_px):
-        weight[k] = math.exp(-0.5 * ((k - half) / sigma) ** 2) / total
+def _gaussian(sigma, half, weight):
+    """Fill in the weights of the taps 0 to half; return the last that is not lost in rounding."""
+    total = 1.0
+    for t in range(1, half + 1):
+        total += 2 * math.exp(-0.5 * (t / sigma) ** 2)
+    reach = 1
+    weight[:] = 0
+    for t in range(half + 1):
+        weight[t] = math.exp(-0.5 * (t / sigma) ** 2) / total
+        if weight[t] > 1e-8:
+            reach = max(reach, t)
+    return reach
+
+
+@_jit
+def _blur(plane, height, width, weight, reach, padded, out):
+    """Blur along rows into `out`, along columns back; four taps a loop, as memory is slower than adding."""
+    w0, w1 = weight[0], weight[1]
+    margin = reach + 1
+    centre = padded[margin : margin + width]
+    left, right = padded[margin - 1 : margin - 1 + width], padded[margin + 1 : margin + 1 + width]
     for y in range(height):
         row = plane[y * width : (y + 1) * width]
         to = out[y * width : (y + 1) * width]
-        padded[half : half + width] = row
-        for k in range(half):
-            padded[k] = row[half - k]
-            padded[half + width + k] = row[width - 2 - k]
+        padded[margin : margin + width] = row
+        for t in range(1, margin + 1):
+            padded[margin - t] = row[_mirror(-t, width)]
+            padded[margin + width - 1 + t] = row[_mirror(width - 1 + t, width)]
         for x in range(width):
-            to[x] = weight[0] * padded[x]
-        for k in range(1, kernel_px):
-            for x in range(width):
-                to[x] += weight[k] * padded[x + k]
+            to[x] = w0 * centre[x] + w1 * (left[x] + right[x])
+        for t in range(2, reach + 1, 2):
+            _add_pairs(
+                to,
+                weight[t],
+                padded[margin - t : margin - t + width],
+                padded[margin + t : margin + t + width],
+                weight[t + 1],
+                padded[margin - t - 1 : margin - t - 1 + width],
+                padded[margin + t + 1 : margin + t + 1 + width],
+            )
     for y in range(height):
         to = plane[y * width : (y + 1) * width]
-        to[:] = 0
-        for k in range(kernel_px):
-            at = _mirror(y + k - half, height) * width
-            row = out[at : at + width]
-            for x in range(width):
-                to[x] += weight[k] * row[x]
+        here = out[y * width : (y + 1) * width]
+        up, down = _row(out, y - 1, height, width), _row(out, y + 1, height, width)
+        for x in range(width):
+            to[x] = w0 * here[x] + w1 * (up[x] + down[x])
+        for t in range(2, reach + 1, 2):
+            _add_pairs(
+                to,
+                weight[t],
+                _row(out, y - t, height, width),
+                _row(out, y + t, height, width),
+                weight[t + 1],
+                _row(out, y - t - 1, height, width),
+                _row(out, y + t + 1, height, width),
+            )
+
+
+@_jit
+def _row(plane, y, height, width):
+    at = _mirror(y, height) * width
+    return plane[at : at + width]
+
+
+@_jit
+def _add_pairs(to, w, a, b, v, c, d):
+    for x in range(to.size):
+        to[x] += w * (a[x] + b[x]) + v * (c[x] + d[x])
 
 
 @_jit

@@ -1,4 +1,4 @@
-"""What is done to a training image: the settings of a random augmentation, and the ones that the method uses."""
+"""Settings of a random augmentation, and those that the method uses."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ RGB = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """A random augmentation that keeps the size of the image: crop, flip, colour jitter, grayscale, blur, normalise.
+    """Crop, flip, colour jitter, grayscale, blur and normalise an image, which keeps its size.
 
-    The operations come in this order and mean what the torchvision transforms of the same names mean. The defaults
-    are SimCLR's (Chen et al. 2020, arXiv 2002.05709) with the strengths of the DBD release (arXiv 2202.03423).
+    The operations come in this order and mean what the torchvision transforms of the same names mean. The
+    defaults are SimCLR's (Chen et al. 2020, arXiv 2002.05709) with the strengths of the DBD release
+    (Huang et al. 2022, arXiv 2202.03423).
     """
 
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
@@ -37,8 +38,8 @@ class AugmentConfig:
     flip_p: float = 0.5
     """Probability of a left-right flip."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    """Strength of the random brightness, contrast and saturation (factors from 1 - s to 1 + s) and hue (a shift of
-    up to +-s turns of the colour circle, at most 0.5), applied in random order."""
+    """Strength s of the random brightness, contrast and saturation (factors from 1 - s to 1 + s) and hue (a shift
+    of up to s turns of the colour circle either way, at most 0.5), applied in random order."""
     jitter_p: float = 0.8
     """Probability of the colour jitter."""
     grayscale_p: float = 0.2

@@ -1,4 +1,4 @@
-"""The random numbers of an augmentation: drawn on the CPU for a whole global batch, before any image is touched."""
+"""The random numbers of an augmentation: drawn for a whole global batch, before any image is touched."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from data_prep.errors import UserError
 from dbd_dist.augment.config import AugmentConfig
 
 if TYPE_CHECKING:
@@ -20,9 +21,10 @@ _TRIES = 10  # torchvision's RandomResizedCrop gives up after as many boxes that
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Params:
-    """How each of B images is augmented. All tensors lie on the CPU, where the work is planned without a sync.
+    """How each of B images is augmented. The tensors lie on the CPU, where work is planned without a sync.
 
-    `params[i:j]` and `params[index_tensor]` keep some of the images: each rank its own part of the global batch.
+    `params[i:j]` and `params[index_tensor]` keep some of the images: each rank its own part of the global
+    batch. `params.to(device)` sends ahead what `apply` needs on another device.
     """
 
     height: int
@@ -57,18 +59,30 @@ class Params:
         return replace(self, plan=None, **kept)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Params:
-        """These parameters with what `apply` needs of them already on the device."""
+        """These parameters, with what `apply` needs of them sent to the device; unchanged for a CPU."""
         from dbd_dist.augment.batched import make_plan
 
-        return replace(self, plan=make_plan(self, torch.device(device), non_blocking))
+        device = torch.device(device)
+        return self if device.type == "cpu" else replace(self, plan=make_plan(self, device, non_blocking))
 
 
 def draw(config: AugmentConfig, count: int, *, height: int, width: int, generator: torch.Generator) -> Params:
     """Draw the parameters of `count` images of `height` x `width` px from a CPU generator.
 
-    Every rank draws those of the whole global batch and keeps its slice, so that no image's augmentation depends on
-    the number of ranks.
+    Every rank draws those of the whole global batch and keeps its slice, so that no image's augmentation depends
+    on the number of ranks.
     """
+
+    if config.crop == "pad" and config.pad_px >= min(height, width):
+        raise UserError(
+            f"pad_px is {config.pad_px} for images of {height} x {width} pixels",
+            where="augment",
+            allowed=f"at most {min(height, width) - 1}: reflection takes as many pixels from inside the image",
+        )
+    if config.blur_p > 0 and min(height, width) < 2:
+        raise UserError(
+            f"images of {height} x {width} pixels cannot be blurred", where="augment", fix="set blur_p to 0"
+        )
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(count, *shape, generator=generator, dtype=torch.float64)
@@ -104,7 +118,7 @@ def draw(config: AugmentConfig, count: int, *, height: int, width: int, generato
 
 
 def _resized_boxes(config: AugmentConfig, u_BN: Tensor, height: int, width: int) -> Tensor:
-    """The first of ten candidate boxes that fits into the image, else the largest central box of allowed shape."""
+    """The first of ten candidate boxes that fits into the image, else the largest allowed box in its middle."""
     area_BT = height * width * (config.scale[0] + u_BN[:, :_TRIES] * (config.scale[1] - config.scale[0]))
     low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
     ratio_BT = torch.exp(low + u_BN[:, _TRIES : 2 * _TRIES] * (high - low))

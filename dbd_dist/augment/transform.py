@@ -5,32 +5,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dbd_dist.augment.batched import affine, apply_batched, make_plan
+from dbd_dist.augment.batched import apply_batched, make_plan, normalise_batched
 from dbd_dist.augment.config import AugmentConfig
 from dbd_dist.augment.params import Params
 
 
 def apply(config: AugmentConfig, images_BCHW: Tensor, params: Params) -> Tensor:
-    """Augment uint8 RGB images (B, 3, H, W); fastest on a view of (B, H, W, 3) storage, as the loaders give it.
+    """Augment uint8 RGB images (B, 3, H, W); fastest on a view of (B, H, W, 3) storage, as loaders give it.
 
-    Returns new, normalised float32 images (B, 3, H, W) in channels_last memory format on the same device. The same
-    parameters give the same images; on a GPU nothing waits for the device. Pixels stay floating point from the crop
-    to the normalisation, where torchvision rounds to bytes after every operation.
+    Returns new, normalised float32 images (B, 3, H, W) in channels_last memory format on the same device. The
+    same parameters give the same image, whatever the rest of the batch; on a GPU nothing waits for the device.
+    Pixels stay floating point from the crop to the normalisation, clamped to 0-1 where torchvision clamps, but
+    never rounded to bytes in between.
     """
     images_BHWC = _channels_last(images_BCHW)
     expected = (len(params), params.height, params.width, 3)
     assert images_BHWC.shape == expected, f"parameters are for {expected}, images are {images_BHWC.shape}"
+    device = images_BCHW.device
+    if device.type == "cpu":
+        from dbd_dist.augment.compiled import apply_compiled  # loads a compiler, for nothing beside a GPU
+
+        return apply_compiled(config, images_BHWC, params).permute(0, 3, 1, 2)
     plan = params.plan
-    if plan is None or plan.sorted_B.device != images_BCHW.device:
-        plan = make_plan(params, images_BCHW.device)
+    if plan is None or plan.sorted_B.device != device:
+        plan = make_plan(params, device)
     return apply_batched(config, images_BHWC, plan).permute(0, 3, 1, 2)
 
 
 def normalise(config: AugmentConfig, images_BCHW: Tensor) -> Tensor:
     """Only normalise uint8 images, for evaluation; the result is as that of `apply`."""
-    images_BHWC = _channels_last(images_BCHW)
-    gain_C11, offset_C11 = affine(config, images_BCHW.device)
-    return torch.addcmul(offset_C11.view(3), images_BHWC.float(), gain_C11.view(3) / 255).permute(0, 3, 1, 2)
+    return normalise_batched(config, _channels_last(images_BCHW)).permute(0, 3, 1, 2)
 
 
 def _channels_last(images_BCHW: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""The `dbd` command: finds the subcommand, and turns errors that a user can mend into one message and exit code 2.
+
+Subcommands are imported when they are called, so that ``dbd --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+COMMANDS = {
+    "demo": ("dbd_dist.commands.demo", "the whole story on embedded images, in minutes on a laptop"),
+    "prepare": ("data_prep.command", "images and an attack -> dataset folder"),
+    "train": ("dbd_dist.commands.train", "dataset folder -> run folder"),
+    "evaluate": ("dbd_dist.commands.evaluate", "measure a run's model again: accuracy, attack success"),
+    "tune": ("tune_spaces.command", "a Ray Tune sweep"),
+    "report": ("dbd_dist.report.command", "tables, plots and an HTML page from run folders"),
+    "doctor": ("cluster.check", "is this machine, or every node of this cluster, fit to run?"),
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {phrase}" for name, (_, phrase) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dbd COMMAND ...",
+            "",
+            "Train image classifiers on data that may be poisoned.",
+            "",
+            *lines,
+            "",
+            "dbd COMMAND --help lists what a command takes; --debug anywhere shows tracebacks.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [a for a in argv if a != "--debug"]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if argv else 2
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        print(f"error: there is no command {name!r}.{hint} Allowed: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+
+    from cluster.errors import ClusterError
+    from data_prep.errors import UserError
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return importlib.import_module(COMMANDS[name][0]).main(rest)
+    except (UserError, ClusterError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the `dbd` command does, one file a subcommand."""

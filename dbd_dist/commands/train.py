@@ -1,0 +1,127 @@
+"""`dbd train PRESET`: dataset folder -> run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from data_prep.errors import UserError
+from dbd_dist.config import TrainConfig, from_dict
+from dbd_dist.presets import PRESETS, Preset, preset
+
+STORAGE = Path(os.environ.get("DBD_STORAGE", "runs"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    name: str | None = None
+    """Name of the run, its folder under the storage. Default: PRESET-METHOD-sSEED. The same name goes on with a run."""
+    storage: Path = STORAGE
+    """Where run folders lie; on a cluster, a path that all nodes share. Default: $DBD_STORAGE, or runs/."""
+    launcher: Literal["ray", "local"] = "ray"
+    """ray: Ray Train workers. local: this process, or torchrun's, without Ray."""
+
+
+def main(argv: list[str]) -> int:
+    """Parse, train, print the result."""
+    started, rest, prepared = _start(argv)
+    arguments = tyro.cli(
+        Arguments,
+        args=rest,
+        default=Arguments(config=started),
+        prog=f"dbd train {started.preset}",
+        description=_description(started.preset),
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    config = arguments.config
+    if config.data is None:
+        if prepared is None:
+            raise UserError("no dataset folder is given", where="--data", fix="make one with `dbd prepare`")
+        config = dataclasses.replace(config, data=prepare_for(prepared, config, arguments.storage))
+    name = arguments.name or f"{config.preset}-{config.method}-s{config.seed}"
+    result = launch(config, arguments.storage, name, arguments.launcher)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return 0
+    folder = (arguments.storage / name).resolve()
+    if result is None:
+        print(f"stopped after {config.stop_after}; kept in {folder.parent / 'stages'}")
+        return 0
+    from dbd_dist.report import format_results
+
+    print(format_results([result]))
+    print(f"\n{folder}")
+    return 0
+
+
+def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
+    """The configuration to start from, the flags that are left, and the preset with its data where it is one."""
+    if argv and argv[0].startswith("--config"):
+        path, rest = (argv[0].split("=", 1)[1], argv[1:]) if "=" in argv[0] else ((argv + [""])[1], argv[2:])
+        return _stored(Path(path)), rest, None
+    if not argv or argv[0].startswith("-"):
+        if argv and argv[0] in ("-h", "--help"):
+            argv = ["demo", "--help"]
+            return preset("demo").train, argv[1:], None
+        raise UserError(
+            "no preset is named",
+            where="dbd train",
+            allowed=f"one of {', '.join(PRESETS)}, or --config RUN/run.json",
+        )
+    chosen = preset(argv[0])
+    return chosen.train, argv[1:], chosen
+
+
+def _stored(path: Path) -> TrainConfig:
+    try:
+        return from_dict(TrainConfig, json.loads(path.read_text())["config"], where=f"{path}: config")
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=f"--config {path}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError("not a run description", where=path, allowed="the run.json of a run folder") from error
+
+
+def _description(name: str) -> str:
+    lines = ["Presets:"]
+    for other, build in PRESETS.items():
+        lines.append(f"  {other}: {(build.__doc__ or '').splitlines()[0]}")
+    return "\n".join([f"Train from the preset {name}. Every flag below changes one of its settings.", "", *lines])
+
+
+def prepare_for(chosen: Preset, config: TrainConfig, storage: Path) -> Path:
+    """The preset's own data set under the storage, prepared if it is not there; poisoned with the run's seed."""
+    from data_prep.encode import prepare
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "under torchrun every rank would prepare the data set",
+            where="--data",
+            fix="run `dbd prepare` first and name its folder",
+        )
+    return prepare(dataclasses.replace(chosen.prepare, seed=config.seed, root=storage / "datasets")).folder.resolve()
+
+
+def launch(config: TrainConfig, storage: Path, name: str, launcher: str, *, quiet: bool = False):
+    """Run it; importing Ray, or not."""
+    if launcher == "local":
+        from dbd_dist.local import run_local
+
+        return run_local(config, storage=storage, name=name, quiet=quiet)
+    try:
+        from dbd_dist.launch import run_ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UserError("Ray is not installed", where="--launcher ray", fix="use --launcher local") from error
+    return run_ray(config, storage=storage, name=name, quiet=quiet)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

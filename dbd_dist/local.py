@@ -1,0 +1,47 @@
+"""Running in this process, without Ray: plain Python, or one rank of torchrun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.manifest import Dataset, open_dataset
+from dbd_dist import pipeline
+from dbd_dist.checkpoint import CHECKPOINTS_KEPT, FolderCheckpoints
+from dbd_dist.config import TrainConfig
+from dbd_dist.progress import Display, Follower
+from dbd_dist.runfolder import RunFolder
+from dbd_dist.world import World
+
+
+def prepare_folder(config: TrainConfig, storage: Path, name: str) -> tuple[RunFolder, Dataset, Path]:
+    """The run's folder, claimed for this configuration, its data set, and where finished stages are kept."""
+    assert config.data is not None
+    dataset = open_dataset(config.data)
+    folder = RunFolder((storage / name).resolve())
+    return folder, dataset, (storage / "stages").resolve()
+
+
+def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = False) -> dict[str, Any] | None:
+    """Run in this process; under torchrun, as one rank of several. Needs no Ray."""
+    world = World.join(config.compute.device)
+    try:
+        if config.compute.workers not in (None, world.size):
+            raise UserError(
+                f"{config.compute.workers} workers were asked for, and this process is one of {world.size}",
+                where="compute.workers",
+                fix=f"start `torchrun --nproc-per-node {config.compute.workers} -m dbd_dist.cli ...`",
+            )
+        folder, dataset, stages = prepare_folder(config, storage, name)
+        pipeline.check(config, dataset, world.size)
+        if world.is_main:
+            folder.claim(config, dataset)
+        world.barrier()
+        checkpoints = FolderCheckpoints(folder.checkpoints, is_main=world.is_main, keep=CHECKPOINTS_KEPT)
+        if quiet or not world.is_main:
+            return pipeline.run(config, dataset, folder, stages, world, checkpoints)
+        with Follower(folder.progress, Display()):
+            return pipeline.run(config, dataset, folder, stages, world, checkpoints)
+    finally:
+        world.leave()

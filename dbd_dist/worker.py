@@ -1,0 +1,67 @@
+"""The training function as Ray Train calls it in every worker."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+
+from data_prep.errors import UserError
+from data_prep.manifest import open_dataset
+from dbd_dist import pipeline
+from dbd_dist.checkpoint import STATE_FILE, load_state, save_state
+from dbd_dist.config import TrainConfig, from_dict
+from dbd_dist.runfolder import RunFolder, write_json
+from dbd_dist.world import World
+
+ERROR_FILE = "error.json"
+
+
+class RayCheckpoints:
+    """Checkpoints in Ray Train's storage. `ray.train.report` is a barrier: every rank calls it once an epoch."""
+
+    def __init__(self, world: World):
+        self._is_main = world.is_main
+
+    def latest(self) -> dict[str, Any] | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            return load_state(Path(folder) / STATE_FILE)
+
+    def save(self, state: dict[str, Any], metrics: dict[str, Any]) -> None:
+        if not self._is_main:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_state(state, Path(folder) / STATE_FILE)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def train_loop(arguments: dict[str, Any]) -> None:
+    """Run one configuration in this worker.
+
+    Args:
+        arguments: plain values: "config" (see `config.to_dict`), "data", "folder" and "stages" (absolute paths on storage that
+            all nodes share).
+    """
+    # Ray leaves OMP_NUM_THREADS at the worker's CPUs; the run sets torch's threads itself
+    os.environ.pop("OMP_NUM_THREADS", None)
+    world = World.current(ray.train.torch.get_device())
+    folder = RunFolder(Path(arguments["folder"]))
+    if (folder.path / ERROR_FILE).exists():
+        return  # a worker gave up for a reason that no restart mends; the driver says which
+    try:
+        config = from_dict(TrainConfig, arguments["config"])
+        dataset = open_dataset(Path(arguments["data"]))
+        pipeline.run(config, dataset, folder, Path(arguments["stages"]), world, RayCheckpoints(world))
+    except UserError as error:
+        # the exception itself reaches the driver only as text inside Ray's own
+        fields = {"what": error.what, "where": error.where, "allowed": error.allowed, "fix": error.fix}
+        write_json(folder.path / ERROR_FILE, {k: None if v is None else str(v) for k, v in fields.items()})
+        raise  # ends the other ranks too, which may be waiting for this one
