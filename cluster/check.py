@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import tyro
@@ -70,23 +72,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def examine(storage: str) -> list[Finding]:
     """Every check of this machine, in the order of the table. A check that raises is a failed one."""
-    checks: list[Callable[[], Finding]] = [
-        check_python,
-        check_torch,
-        check_opencv,
-        check_turbojpeg,
-        check_ffcv,
-        check_ray,
-        check_cpus,
-        check_gpus,
-        check_memory,
-        check_shared_memory,
-        check_open_files,
-        lambda: check_disk(storage),
-        lambda: check_storage(storage),
-        check_clock,
-    ]
-    return [_guarded(check) for check in checks]
+    checks: dict[str, Callable[[], Finding]] = {
+        "python": check_python,
+        "torch": check_torch,
+        "opencv": check_opencv,
+        "turbojpeg": check_turbojpeg,
+        "ffcv": check_ffcv,
+        "ray": check_ray,
+        "cpus": check_cpus,
+        "gpus": check_gpus,
+        "memory": check_memory,
+        "shared memory": check_shared_memory,
+        "open files": check_open_files,
+        "disk": partial(check_disk, storage),
+        "storage": partial(check_storage, storage),
+        "clock": check_clock,
+    }
+    return [_guarded(name, check) for name, check in checks.items()]
 
 
 def table(findings: Sequence[Finding], *, title: str = "") -> str:
@@ -116,7 +118,7 @@ def check_torch() -> Finding:
         torch.__version__, torchvision.__version__, importlib.metadata.requires("torchvision") or []
     )
     if finding.verdict == "ok":
-        import torchvision.ops  # noqa: F401  # its operators register only against the torch they were built for
+        import torchvision.ops  # its operators register only against the torch they were built for
     return finding
 
 
@@ -150,7 +152,7 @@ def check_turbojpeg() -> Finding:
 
 
 def check_ffcv() -> Finding:
-    """FFCV's compiled part loads. FFCV itself is not imported: that takes seconds and resets torch's threads."""
+    """FFCV's compiled part loads. FFCV is not imported: that takes seconds and resets torch's threads."""
     version = importlib.metadata.version("ffcv")
     library = next(f for f in importlib.metadata.files("ffcv") or [] if f.name.startswith("_libffcv"))
     try:
@@ -222,19 +224,16 @@ def check_open_files(limits: tuple[int, int] | None = None) -> Finding:
 
 
 def check_disk(storage: str) -> Finding:
-    place = storage_module.resolve(storage)
-    spaces = {tempfile.gettempdir(): shutil.disk_usage(tempfile.gettempdir()).free}
-    if (free := storage_module.free_bytes(place)) is not None:
-        spaces[place.uri] = free
+    spaces = {
+        tempfile.gettempdir(): shutil.disk_usage(tempfile.gettempdir()).free
+    }  # Ray's logs and spilled objects
+    with contextlib.suppress(ClusterError):  # check_storage tells it
+        place = storage_module.resolve(storage)
+        if (free := storage_module.free_bytes(place)) is not None:
+            spaces[place.uri] = free
     path, free = min(spaces.items(), key=lambda item: item[1])
-    return _at_least(
-        "disk",
-        free,
-        fail=GIB,
-        warn=10 * GIB,
-        remedy="free some, or choose another --storage",
-        of=f" free in {path}",
-    )
+    remedy = "free some, or choose another --storage"
+    return _at_least("disk", free, fail=GIB, warn=10 * GIB, remedy=remedy, of=f" free in {path}")
 
 
 def check_storage(storage: str) -> Finding:
@@ -260,7 +259,7 @@ def check_clock(now: float | None = None) -> Finding:
 
 
 def examine_cluster(storage: str) -> dict[str, list[Finding]]:
-    """The same checks on every node of the cluster, by "host (address)", and whether the nodes fit together."""
+    """The same checks on every node, by "host (address)", and whether the nodes fit together."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -278,7 +277,7 @@ def examine_cluster(storage: str) -> dict[str, list[Finding]]:
             mark = storage_module.leave_mark(place)
         except ClusterError:
             mark = None  # every node's own storage check tells it
-        examiner, clock = ray.remote(num_cpus=0)(_examine_node), ray.remote(num_cpus=0)(time.time)
+        examiner, clock = ray.remote(num_cpus=0)(_examine_node), ray.remote(num_cpus=0)(_now)
         pins = {
             where: NodeAffinitySchedulingStrategy(node.node_id, soft=False) for where, node in nodes.items()
         }
@@ -335,7 +334,7 @@ def compare(reports: dict[str, list[Finding]]) -> dict[str, list[Finding]]:
 
 def _examine_node(
     storage: str, mark: storage_module.Mark | None, nodes: int
-) -> list[tuple[str, str, str, str]]:
+) -> list[tuple[str, Verdict, str, str]]:
     """What runs on a node; plain values, so that what comes back needs no import."""
     findings = examine(storage)
     if mark is not None and not mark.seen():
@@ -345,17 +344,20 @@ def _examine_node(
             )
         )
     if nodes > 1:
-        findings.append(_guarded(lambda: check_name(socket.gethostbyname(socket.gethostname()))))
+        findings.append(_guarded("host name", lambda: check_name(socket.gethostbyname(socket.gethostname()))))
     return [(f.name, f.verdict, f.detail, f.remedy) for f in findings]
 
 
-def _guarded(check: Callable[[], Finding]) -> Finding:
+def _now() -> float:
+    return time.time()
+
+
+def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except ClusterError as error:
-        return Finding("storage", "fail", error.what, error.fix or error.allowed or "")
+        return Finding(name, "fail", error.what, error.fix or error.allowed or "")
     except Exception as error:  # a broken library raises anything; a preflight reports it and goes on
-        name = check.__name__.removeprefix("check_").replace("_", " ").replace("<lambda>", "disk")
         return Finding(name, "fail", f"{type(error).__name__}: {error}", "make setup")
 
 

@@ -2,8 +2,8 @@
 
 A cluster is found by RAY_ADDRESS (set inside a submitted job) or by the note that `ray start` leaves on its
 host. Connecting says nothing of CPUs or addresses: Ray refuses both there. Otherwise a Ray of our own is
-started, with its dashboard (Tune frees the resources of stopped trials through it) on the loopback address, and
-guarded by a token.
+started, with its dashboard (Tune frees the resources of stopped trials through it) on the loopback address,
+and guarded by a token.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import secrets
 import shutil
 import socket
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import ClusterError
 
-# Left to itself, a local ray.init() writes a token into the home folder and so turns authentication on for every
-# later `ray start` there. The token of our own Ray lives in a private folder, and goes with it.
+# Left to itself, a local ray.init() writes a token into the home folder and so turns authentication on for
+# every later `ray start` there. The token of our own Ray lives in a private folder, and goes with it.
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -67,7 +68,7 @@ def connect(
     runtime_env: dict | None = None,
     worker_logs: bool = False,
 ) -> Iterator[bool]:
-    """Inside the block, Ray is connected; yields True for a cluster, False for a Ray started here for the block.
+    """Inside the block, Ray is connected; yields True for a cluster, False for a Ray started here.
 
     A connection that exists already is used, and left open.
 
@@ -96,7 +97,7 @@ def connect(
                 AuthenticationError,
             ) as error:
                 raise ClusterError(
-                    f"Ray cannot be reached ({str(error).splitlines()[0]})",
+                    f"Ray cannot be reached ({textwrap.shorten(str(error), 160, placeholder='...')})",
                     where=address,
                     fix="check that it runs and that RAY_AUTH_MODE and the token are its own; "
                     "RAY_ADDRESS=local starts a Ray here instead",

@@ -89,7 +89,7 @@ def resolve(path: str | PathLike[str]) -> Storage:
 
 
 def check_writable(storage: Storage) -> None:
-    """Write a small file, read it back and remove it with the folders made for it; ClusterError if that fails."""
+    """Write a small file, read it back, remove it and the folders made for it; else ClusterError."""
     leave_mark(storage).remove()
 
 

@@ -49,7 +49,7 @@ class Share:
 
 
 def this_machine() -> Topology:
-    """What this process may use: its CPU affinity (a container's cpuset, Slurm's binding), its visible GPUs."""
+    """What this process may use: its CPU affinity (a container's, Slurm's), its visible GPUs."""
     import torch
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -100,8 +100,8 @@ def share(
     """What each of `runs` equal runs at the same time can get.
 
     Left out, `workers` is one a GPU, or one a node without GPUs (torch uses a node's cores from one process);
-    `use_gpu` is whether there are any; `cpus_per_worker` is the most that lets all workers be placed. No worker
-    spans two nodes.
+    `use_gpu` is whether there are any; `cpus_per_worker` is the most that lets all workers be placed. No
+    worker spans two nodes.
 
     Raises:
         ClusterError: it does not fit; names what was asked for, what there is, and what would fit.
@@ -151,8 +151,8 @@ def interfaces() -> list[str]:
 def interface_env(names: str, *, present: Collection[str] | None = None) -> dict[str, str]:
     """Environment that binds gloo and NCCL to network interfaces, for a run's `runtime_env`.
 
-    Without it gloo listens on the address that the host name resolves to, which is often 127.0.0.1: fine on one
-    machine, a failed start across several.
+    Without it gloo listens on the address that the host name resolves to, which is often 127.0.0.1: fine on
+    one machine, a failed start across several.
 
     Args:
         names: one interface, or several with commas.

