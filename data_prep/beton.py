@@ -1,0 +1,590 @@
+"""FFCV's .beton files, written and read so that trouble is an error rather than a hang, a crash or wrong
+pixels.
+
+The only module that imports FFCV (1.0.2, which nobody maintains). Files hold three fields: `image` (raw RGB,
+uint8), `label` and `index` (int64); sample i of a file has index i. All images of a file have one size.
+
+FFCV is imported on first use: it pulls in numba, OpenCV and torch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import functools
+import os
+import queue
+import threading
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import UserError
+
+# The layout of FFCV's format version 2, written down here because files are checked before FFCV may see them.
+_VERSION = 2
+_HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("table_ptr", "<u8"),
+    ]
+)
+_FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)])
+_IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+_SAMPLE = np.dtype([("image", _IMAGE), ("label", "<i8"), ("index", "<i8")], align=True)
+_REGION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+_FIELDS = (("image", 2), ("label", 1), ("index", 1))  # name and FFCV's type number
+_RAW = 1
+_MIN_PAGE, _MAX_PAGE = 1 << 21, 1 << 31
+_MAX_SIDE = (1 << 16) - 1  # width and height are 16-bit in the sample table
+
+
+# -------------------------------------------------------------------------------- checking
+
+
+@dataclass(frozen=True)
+class BetonInfo:
+    """What a .beton file's tables say, after they were checked."""
+
+    path: Path
+    count: int
+    height_px: int
+    width_px: int
+    labels: np.ndarray
+    """int64 (n,), in index order."""
+    index: np.ndarray
+    """int64 (n,): 0 to n - 1."""
+
+
+def check_beton(path: str | os.PathLike[str]) -> BetonInfo:
+    """Check a file's header, tables and regions; the pixels are for the manifest's sha256 to vouch for.
+
+    Raises:
+        UserError: missing, not a .beton file, truncated, unfinished, of other fields, or with tables that
+            contradict each other.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return _check(path, file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise UserError(f"cannot read the data file ({error.strerror})", where=path) from error
+
+
+def _check(path: Path, file: Any, size: int) -> BetonInfo:
+    def bad(what: str) -> UserError:
+        return UserError(what, where=path, fix="prepare the data set again")
+
+    def read(dtype: np.dtype, count: int) -> np.ndarray:
+        raw = file.read(dtype.itemsize * count)
+        if len(raw) != dtype.itemsize * count:
+            raise bad("the file is truncated")
+        return np.frombuffer(raw, dtype=dtype)
+
+    if size < _HEADER.itemsize:
+        raise bad(f"the file is truncated: {size} bytes do not hold a .beton header")
+    header = read(_HEADER, 1)[0]
+    if header["version"] != _VERSION or header["num_fields"] != len(_FIELDS):
+        raise bad(
+            f"not a .beton file of this project (version {header['version']}, {header['num_fields']} fields)"
+        )
+    page, count, table_ptr = int(header["page_size"]), int(header["num_samples"]), int(header["table_ptr"])
+    if table_ptr == 0:
+        raise bad("the file was never finished: its writer was stopped")
+    if page < _MIN_PAGE or page & (page - 1):
+        raise bad(f"damaged header: page size {page}")
+    tables_end = _HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize + count * _SAMPLE.itemsize
+    # checked before anything of that size is read: an edited count must not ask for all the memory there is
+    if count == 0 or tables_end > table_ptr or table_ptr + count * _REGION.itemsize != size:
+        raise bad(f"truncated or damaged: {size} bytes do not fit its {count} samples")
+
+    for descriptor, (name, type_id) in zip(read(_FIELD, len(_FIELDS)), _FIELDS):
+        found = descriptor["name"].tobytes().rstrip(b"\0")
+        if found != name.encode() or descriptor["type_id"] != type_id:
+            raise bad(f"field {found!r} of type {descriptor['type_id']} where {name!r} belongs")
+
+    samples = read(_SAMPLE, count)
+    image = samples["image"]
+    width, height = int(image["width"][0]), int(image["height"][0])
+    if not (image["mode"] == _RAW).all():
+        raise bad("a sample is not stored as raw pixels")
+    if not width or not height or (image["width"] != width).any() or (image["height"] != height).any():
+        raise bad("the images are not all of one size")
+    if (samples["index"] != np.arange(count)).any():
+        raise bad("the sample indices are not 0 to n - 1")
+
+    file.seek(table_ptr)
+    regions = read(_REGION, count)
+    regions = regions[np.argsort(regions["sample_id"], kind="stable")]
+    if (regions["sample_id"] != np.arange(count)).any() or (regions["ptr"] != image["data_ptr"]).any():
+        raise bad("the table of regions does not match the table of samples")
+    starts = np.sort(regions["ptr"])
+    sample_bytes = np.uint64(width * height * 3)
+    inside = starts[0] >= tables_end and starts[-1] <= table_ptr and starts[-1] + sample_bytes <= table_ptr
+    if (
+        (regions["size"] != sample_bytes).any()
+        or not inside
+        or (starts[1:] - starts[:-1] < sample_bytes).any()
+    ):
+        raise bad("a sample's pixels lie outside the data or over another's")
+    return BetonInfo(
+        path, count, height, width, samples["label"].astype(np.int64), samples["index"].astype(np.int64)
+    )
+
+
+def _expect(info: BetonInfo, count: int | None, px: int | None) -> None:
+    if count is not None and info.count != count:
+        raise UserError(
+            f"holds {info.count} images, the manifest says {count}",
+            where=info.path,
+            fix="prepare the data set again",
+        )
+    if px is not None and (info.height_px, info.width_px) != (px, px):
+        raise UserError(
+            f"images are {info.width_px} x {info.height_px} px, the manifest says {px} x {px}",
+            where=info.path,
+            fix="prepare the data set again",
+        )
+
+
+# -------------------------------------------------------------------------------- writing
+
+
+class BetonWriter:
+    """Writes one file sample by sample, in index order; a context manager.
+
+    The file appears under its name when the block ends without an error and all samples were written;
+    otherwise nothing stays behind. One writer in this process instead of FFCV's own several: the same samples
+    give the same bytes, and there is no process whose death could go unseen.
+
+    Args:
+        path: of the file to be.
+        count: number of samples, n >= 1.
+        height_px: of every image.
+        width_px: of every image.
+
+    Raises:
+        UserError: the file cannot be written; the images are too large for the format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, count: int, height_px: int, width_px: int):
+        assert count >= 1
+        self.path, self.count, self.shape = Path(path), count, (height_px, width_px, 3)
+        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self._written = 0
+        sample_bytes = height_px * width_px * 3
+        if max(height_px, width_px) > _MAX_SIDE or sample_bytes > _MAX_PAGE:
+            raise UserError(
+                f"images of {width_px} x {height_px} px do not fit the format",
+                where=self.path,
+                allowed="at most 26,754 px",
+            )
+        # A page holds whole samples: some 32 of them keep the unused rest of a page below a few per cent.
+        page = max(_MIN_PAGE, min(_MAX_PAGE, 1 << (32 * sample_bytes - 1).bit_length()))
+        ffcv = _ffcv()
+        fields = {
+            "image": ffcv.RGBImageField(write_mode="raw"),
+            "label": ffcv.IntField(),
+            "index": ffcv.IntField(),
+        }
+        self._handle_sample, self._names = ffcv.handle_sample, fields
+        self._writer = ffcv.DatasetWriter(str(self._partial), fields, page_size=page, num_workers=1)
+        self._writer.num_samples = count
+        self._table: Any = None
+        try:
+            self._writer.prepare()
+            # The name goes at once, the memory with this process: not even a kill leaves a segment behind.
+            self._writer.metadata_sm.unlink()
+            self._table = np.frombuffer(
+                self._writer.metadata_sm.buf, dtype=self._writer.metadata_type, count=count
+            )
+            self._allocator = ffcv.MemoryAllocator(str(self._partial), self._writer.data_region_start, page)
+            self._allocator.__enter__()
+        except OSError as error:
+            self._discard()
+            raise UserError(f"cannot write the data file ({error.strerror})", where=self.path) from error
+        except BaseException:
+            self._discard()
+            raise
+
+    def write(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Append images uint8 (b, H, W, 3) with their labels int (b,).
+
+        Raises:
+            ValueError: wrong dtype or shape, or more samples than announced.
+            UserError: the disk is full.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != self.shape:
+            raise ValueError(
+                f"images are {images.dtype} {images.shape}, not uint8 (b, {', '.join(map(str, self.shape))})"
+            )
+        if len(images) != len(labels) or self._written + len(images) > self.count:
+            raise ValueError(
+                f"{self._written} + {len(images)} images, {len(labels)} labels, announced {self.count}"
+            )
+        names = self._table.dtype.names
+        try:
+            for image, label in zip(images, labels):
+                sample = (image, int(label), self._written)
+                self._handle_sample(sample, self._written, names, self._table, self._allocator, self._names)
+                self._written += 1
+        except OSError as error:
+            raise UserError(f"cannot write the data file ({error.strerror})", where=self.path) from error
+
+    def __enter__(self) -> BetonWriter:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self._discard()
+            return
+        if self._written != self.count:
+            self._discard()
+            raise ValueError(f"{self._written} of {self.count} samples were written")
+        try:
+            self._allocator.__exit__(None, None, None)
+            self._writer.finalize([self._allocator.allocations[i : i + 1] for i in range(self.count)])
+            self._release()
+            self._partial.replace(self.path)
+        except OSError as problem:
+            self._discard()
+            raise UserError(f"cannot write the data file ({problem.strerror})", where=self.path) from problem
+        except BaseException:
+            self._discard()
+            raise
+
+    def _release(self) -> None:
+        self._table = None  # a view keeps shared memory from being closed
+        memory = self._writer.metadata_sm
+        if hasattr(memory, "close"):
+            memory.close()
+
+    def _discard(self) -> None:
+        allocator = getattr(self, "_allocator", None)
+        if allocator is not None and hasattr(allocator, "fp"):
+            allocator.fp.close()
+        self._release()
+        self._partial.unlink(missing_ok=True)
+
+
+def write_beton(
+    path: str | os.PathLike[str], images: np.ndarray | Iterable[np.ndarray], labels: np.ndarray
+) -> None:
+    """Write a whole file at once; see `BetonWriter`.
+
+    Args:
+        path: of the file to be.
+        images: uint8 (n, H, W, 3), or anything that yields n arrays uint8 (H, W, 3).
+        labels: int (n,).
+
+    Raises:
+        UserError: the file cannot be written.
+        ValueError: no sample, images of another dtype or of different shapes, or not as many as labels.
+    """
+    iterator = iter(images)
+    first = next(iterator, None)
+    if first is None or len(labels) == 0:
+        raise ValueError("no sample to write")
+    if first.ndim != 3 or first.shape[2] != 3:
+        raise ValueError(f"images are {first.shape}, not (H, W, 3)")
+    with BetonWriter(path, count=len(labels), height_px=first.shape[0], width_px=first.shape[1]) as writer:
+        writer.write(first[None], labels[:1])
+        for i, image in enumerate(iterator, start=1):
+            writer.write(image[None], labels[i : i + 1])
+
+
+# -------------------------------------------------------------------------------- reading
+
+
+def read_beton(
+    path: str | os.PathLike[str], *, expect_count: int | None = None, expect_px: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decode a whole file, in index order.
+
+    Args:
+        path: of the file.
+        expect_count: number of samples that the manifest promises.
+        expect_px: side of its images.
+
+    Returns:
+        images uint8 (n, H, W, 3), C-contiguous; labels int64 (n,); index int64 (n,).
+
+    Raises:
+        UserError: as `check_beton`, or not what was expected.
+    """
+    with BetonStream(path, expect_count=expect_count, expect_px=expect_px) as stream:
+        images = np.empty((len(stream), *stream.shape), dtype=np.uint8)
+        batch = max(1, min(len(stream), (8 << 20) // images[0].nbytes))
+        done = 0
+        for part, _, _ in stream.batches(np.arange(len(stream)), batch):
+            images[done : done + len(part)] = part
+            done += len(part)
+        return images, stream.labels, stream.index
+
+
+class BetonStream:
+    """One open file; gives its samples in any order, over and over. Keep it for the run: a context manager.
+
+    Args:
+        path: of the file.
+        expect_count: number of samples that the manifest promises.
+        expect_px: side of its images.
+        batches_ahead: batches decoded ahead of the consumer, on one thread (enough for a gigabyte a second).
+
+    Raises:
+        UserError: as `check_beton`, or not what was expected.
+    """
+
+    labels: np.ndarray
+    """int64 (n,), in index order."""
+    index: np.ndarray
+    """int64 (n,): 0 to n - 1."""
+    shape: tuple[int, int, int]
+    """(H, W, 3) of every image."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        expect_count: int | None = None,
+        expect_px: int | None = None,
+        batches_ahead: int = 3,
+    ):
+        info = check_beton(path)
+        _expect(info, expect_count, expect_px)
+        self.path, self.labels, self.index = info.path, info.labels, info.index
+        self.shape = (info.height_px, info.width_px, 3)
+        self._size = self.path.stat().st_size
+        self._loader: Any = _loader(info.path, batches_ahead)
+        self._epochs: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, order: np.ndarray, batch_size: int, drop_last: bool = False
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Read samples in the order asked for.
+
+        Args:
+            order: int (m,), indices in 0 to n - 1; may repeat.
+            batch_size: b.
+            drop_last: leave out a last batch of fewer than b.
+
+        Yields:
+            images uint8 (b, H, W, 3), labels int64 (b,), index int64 (b,). The images are a view into a ring
+            of buffers, valid until the next batch is asked for: copy what is kept.
+
+        Raises:
+            IndexError: an index out of range.
+            ValueError: no batch at all would come, or order is not one-dimensional integers.
+            UserError: the file changed since it was opened.
+        """
+        order = np.asarray(order)
+        if order.ndim != 1 or not np.issubdtype(order.dtype, np.integer):
+            raise ValueError(f"order is {order.dtype} {order.shape}, not integers (m,)")
+        if batch_size < 1 or len(order) < (batch_size if drop_last else 1):
+            raise ValueError(f"{len(order)} samples make no batch of {batch_size} (drop_last={drop_last})")
+        if order.min() < 0 or order.max() >= len(self):
+            raise IndexError(
+                f"order runs from {order.min()} to {order.max()}, the file holds 0 to {len(self) - 1}"
+            )
+        if self._loader is None:
+            raise ValueError(f"{self.path} is closed")
+        if drop_last:
+            order = order[: len(order) // batch_size * batch_size]
+        try:
+            unchanged = self.path.stat().st_size == self._size
+        except OSError:
+            unchanged = False
+        if not unchanged:  # reading on would end the process with SIGBUS: the file is memory-mapped
+            raise UserError("the file was truncated, replaced or removed while in use", where=self.path)
+        return self._iterate(order.astype(np.uint64), batch_size)
+
+    def _iterate(
+        self, order: np.ndarray, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        with _lock:  # FFCV's iterator takes the batch size from the loader it is made of
+            self._loader.batch_size = batch_size
+            epoch = _ffcv().Epoch(self._loader, order)
+        self._epochs.add(epoch)
+        _alive.add(epoch)
+        try:
+            for start in range(0, len(order), batch_size):
+                (images,) = next(epoch)
+                index = order[start : start + batch_size].astype(np.int64)
+                yield images, self.labels[index], index
+        finally:
+            epoch.close()
+
+    def close(self) -> None:
+        """Stop what is still reading; the stream cannot be used afterwards."""
+        for epoch in list(self._epochs):
+            epoch.close()
+        self._loader = None
+
+    def __enter__(self) -> BetonStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# -------------------------------------------------------------------------------- FFCV itself
+
+_lock = threading.RLock()
+_alive: weakref.WeakSet[Any] = weakref.WeakSet()
+_engine: Any = None
+
+
+@atexit.register
+def _close_all() -> None:
+    """A decoding thread that outlives the interpreter aborts the process."""
+    for epoch in list(_alive):
+        epoch.close()
+
+
+@functools.cache
+def _ffcv() -> Any:
+    """Import FFCV, with the three of its habits undone that reach beyond it.
+
+    - A numba typed dict of two constants makes the import compile for seconds: a plain dict during the import
+      does the same.
+    - The import, every Loader and every iteration set torch's thread count to its own worker count: its
+      setter is made to do nothing. Decoding stays on one thread, which numba needs no thread pool for.
+    - Where CUDA exists, its iterators record events and wait on streams, for transfers that it is never asked
+      for here.
+    """
+    try:
+        import numba.typed
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"FFCV's requirements cannot be imported ({error})", fix="install the project again: make setup"
+        ) from error
+    typed: Any = numba.typed
+    threads, typed_dict = torch.get_num_threads(), typed.Dict
+    try:
+        typed.Dict = dict
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ffcv.loader.epoch_iterator as epoch_iterator
+            from ffcv.fields import IntField, RGBImageField
+            from ffcv.fields.decoders import SimpleRGBImageDecoder
+            from ffcv.loader import Loader, OrderOption
+            from ffcv.memory_allocator import MemoryAllocator
+            from ffcv.memory_managers import OSCacheManager
+            from ffcv.memory_managers.os_cache import OSCacheContext
+            from ffcv.pipeline.compiler import Compiler
+            from ffcv.reader import Reader
+            from ffcv.writer import DatasetWriter, handle_sample
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"FFCV cannot be imported ({error})", fix="install the project again: make setup"
+        ) from error
+    finally:
+        typed.Dict = typed_dict
+        torch.set_num_threads(threads)
+    Compiler.set_num_threads = classmethod(lambda cls, n: None)  # pyright: ignore[reportAttributeAccessIssue]
+    epoch_iterator.IS_CUDA = False  # pyright: ignore[reportAttributeAccessIssue]
+
+    class Regions(OSCacheManager):
+        """FFCV's memory-mapped access without its per-sample dicts of pages, which only its other cache
+        reads."""
+
+        def __init__(self, reader: Any):
+            order = np.argsort(reader.alloc_table["ptr"])
+            self.reader = reader
+            self.ptrs, self.sizes = reader.alloc_table["ptr"][order], reader.alloc_table["size"][order]
+            self.context = OSCacheContext(self)
+
+    class Epoch(epoch_iterator.EpochIterator):
+        """One pass; what goes wrong on its thread is raised in the consumer, and it can be stopped."""
+
+        failure: BaseException | None = None
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except BaseException as error:
+                self.failure = error
+                while not self.terminate_event.is_set():
+                    try:
+                        return self.output_queue.put(None, timeout=0.1)
+                    except queue.Full:
+                        continue
+
+        def __next__(self) -> Any:
+            try:
+                return super().__next__()
+            except StopIteration:
+                if self.failure is not None:
+                    raise RuntimeError(f"decoding {self.loader.fname} failed") from self.failure
+                raise
+
+        def close(self) -> None:
+            if not hasattr(self, "terminate_event"):  # its constructor failed
+                return
+            self.terminate_event.set()
+            self.iter_ixes = iter(())  # no further batch is begun
+            while self.is_alive() and threading.current_thread() is not self:
+                try:
+                    self.output_queue.get_nowait()
+                except queue.Empty:
+                    self.join(0.005)
+
+    return SimpleNamespace(
+        DatasetWriter=DatasetWriter,
+        Epoch=Epoch,
+        IntField=IntField,
+        Loader=Loader,
+        MemoryAllocator=MemoryAllocator,
+        OrderOption=OrderOption,
+        RGBImageField=RGBImageField,
+        Reader=Reader,
+        Regions=Regions,
+        SimpleRGBImageDecoder=SimpleRGBImageDecoder,
+        handle_sample=handle_sample,
+    )
+
+
+def _loader(path: Path, batches_ahead: int) -> Any:
+    """FFCV's Loader for the images of a file; labels and indices come from its table.
+
+    Making one compiles for a second or two. The compiled code reads any file of these fields, so it is made
+    once a process and later loaders are copies with another file behind them.
+    """
+    global _engine
+    ffcv = _ffcv()
+    with _lock:
+        if _engine is None:
+            pipelines = {"image": [ffcv.SimpleRGBImageDecoder()], "label": None, "index": None}
+            _engine = ffcv.Loader(
+                str(path),
+                batch_size=1,
+                num_workers=1,
+                os_cache=True,
+                order=ffcv.OrderOption.SEQUENTIAL,
+                seed=0,  # without one FFCV draws from numpy's global generator
+                drop_last=False,
+                pipelines=pipelines,
+            )
+            # what belongs to this file goes: its mapping would live as long as the process
+            _engine.reader = _engine.memory_manager = _engine.traversal_order = _engine.graph.metadata = None
+            _engine.indices = _engine.first_traversal_order = None
+        loader = copy.copy(_engine)
+        loader.fname, loader.batches_ahead = str(path), batches_ahead
+        loader.reader = ffcv.Reader(str(path))
+        loader.memory_manager = ffcv.Regions(loader.reader)
+        loader.graph = copy.copy(_engine.graph)
+        loader.graph.metadata = loader.reader.metadata
+        return loader

@@ -1,0 +1,423 @@
+"""Prepare a data set: source and attack in, dataset folder out."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from data_prep import preview, samples, truth
+from data_prep.attacks import BadNets, Blended, NoAttack
+from data_prep.beton import BetonWriter
+from data_prep.errors import UserError
+from data_prep.hashes import ContentHash, data_hash, sha256_json
+from data_prep.manifest import Dataset, Manifest, open_dataset, read_manifest, record_files, write_manifest
+from data_prep.poison import check_rate, check_target, choose_poisoned
+from data_prep.progress import Progress
+from data_prep.samples import SplitSamples
+from data_prep.sources import (
+    Cifar10,
+    Digits,
+    Encoded,
+    ImageFolder,
+    OpenSource,
+    Parquet,
+    Split,
+    check_classes,
+    probe_px,
+)
+from data_prep.threads import available_cores, ordered_map
+from data_prep.truth import SplitTruth
+
+_CHUNK_BYTES = 4 << 20  # of decoded pixels: what one thread works on at a time
+_CHUNK_IMAGES = 512
+_PREVIEW_IMAGES = 6
+
+AnySource = (
+    Annotated[Digits, tyro.conf.subcommand("digits")]
+    | Annotated[Cifar10, tyro.conf.subcommand("cifar10")]
+    | Annotated[ImageFolder, tyro.conf.subcommand("imagefolder")]
+    | Annotated[Parquet, tyro.conf.subcommand("parquet")]
+)
+AnyAttack = (
+    Annotated[NoAttack, tyro.conf.subcommand("clean")]
+    | Annotated[BadNets, tyro.conf.subcommand("badnets")]
+    | Annotated[Blended, tyro.conf.subcommand("blended")]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Make a dataset folder: images from a source, some of them poisoned by an attack."""
+
+    source: AnySource
+    attack: AnyAttack = field(default_factory=NoAttack)
+    rate: float = 0.05
+    """Share of all training images to poison: a fraction above 0 and below 1."""
+    target: int = 3
+    """The label that poisoned images are given, from 0."""
+    seed: int = 0
+    """Seed of the choice of poisoned images."""
+    untrusted: bool = False
+    """Nobody knows which images are poisoned: write no truth. Goes without an attack."""
+    out: Path | None = None
+    """The folder to make; without it one named by its content, under datasets."""
+    datasets: Path = Path("datasets")
+    """Where that folder goes."""
+    workers: int | None = None
+    """Threads that decode; without it one for each core."""
+    overwrite: bool = False
+    """Replace a data set of that name that was made otherwise."""
+
+    def __post_init__(self):
+        if self.has_attack:
+            check_rate(self.rate)
+        if self.untrusted and self.has_attack:
+            raise UserError(
+                "untrusted images are not poisoned on top", where="untrusted", allowed="no attack (clean)"
+            )
+        for name, lowest in (("seed", 0), ("target", 0), ("workers", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise UserError(f"{name} is {value}", where=name, allowed=f"{lowest} or more")
+
+    @property
+    def has_attack(self) -> bool:
+        """Is anything poisoned?"""
+        return not isinstance(self.attack, NoAttack)
+
+    @property
+    def name(self) -> str:
+        """What the data set is, e.g. digits-badnets-r0.05-t3-s0."""
+        parts = [self.source.slug, self.attack.name]
+        if self.has_attack:
+            parts += [f"r{self.rate:g}", f"t{self.target}", f"s{self.seed}"]
+        return "-".join(parts)
+
+    @property
+    def folder(self) -> Path:
+        """The dataset folder to make."""
+        return self.out if self.out is not None else self.datasets / self.name
+
+
+def prepare(config: PrepareConfig, progress: bool = True) -> Dataset:
+    """Make the data set, or return it where it is there already, made the same way and undamaged.
+
+    It is written into a hidden folder beside its own and renamed when whole; whatever goes wrong, Ctrl-C
+    included, nothing half-written stays. Poisoned training images carry the trigger and the attack's label;
+    `test_triggered` holds every test image with the trigger and its true label. Equal configs on equal images
+    give equal content hashes, whatever the number of workers.
+
+    Args:
+        config: what to make.
+        progress: show it on stderr.
+
+    Raises:
+        UserError: anything in the config, the images or the target folder that does not work out.
+    """
+    made = _description(config)
+    existing = _existing(config, made)
+    if existing is not None:
+        if progress:
+            print(f"{existing.folder} is there already, made the same way", file=sys.stderr, flush=True)
+        return existing
+
+    source = config.source.open()
+    skip_bad = config.source.on_bad_image == "skip"
+    px = probe_px(source, skip_bad=skip_bad)
+    if config.has_attack:
+        check_target(config.target, source.class_names)
+        for trigger in (config.attack.train_trigger, config.attack.test_trigger):
+            trigger(px)  # one that does not fit the images fails here, before any work
+    partial = config.folder.with_name(f".{config.folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        _check_space(partial, source, px, config.has_attack)
+        skipped: list[str] = []
+        if skip_bad:
+            source, skipped = _without_bad_images(config, source, px, progress)
+        manifest = _write(config, source, px, partial, made, skipped, progress)
+        _install(partial, config, made)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the data set ({error.strerror or error})",
+            where=config.folder,
+            fix="choose another folder with out",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Dataset(config.folder, manifest)
+
+
+def _description(config: PrepareConfig) -> dict[str, object]:
+    """What decides the content, as it stands in the manifest."""
+    return {
+        "name": config.name,
+        "source": config.source.describe(),
+        "attack": config.attack.describe(),
+        "rate": float(config.rate) if config.has_attack else None,
+        "target": config.target if config.has_attack else None,
+        "seed": config.seed if config.has_attack else 0,
+    }
+
+
+def _existing(config: PrepareConfig, made: dict[str, object]) -> Dataset | None:
+    """The data set that is there already; None where there is nothing, or something to be replaced."""
+    folder = config.folder
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not folder.is_dir():
+        raise UserError("is a file", where=folder, fix="choose another folder with out")
+    try:
+        manifest = read_manifest(folder)
+        differing = [
+            name for name, value in made.items() if sha256_json(getattr(manifest, name)) != sha256_json(value)
+        ]
+        if differing:
+            name = differing[-1] if differing != ["name"] else "name"
+            raise UserError(
+                f"another data set is there: its {name} is {_short(getattr(manifest, name))}, "
+                f"not {_short(made[name])}",
+                where=folder,
+            )
+        if config.untrusted == (truth.FILE in manifest.files):
+            raise UserError("another data set is there: only one of the two is untrusted", where=folder)
+        return open_dataset(folder)
+    except UserError as error:
+        if not config.overwrite:
+            raise UserError(
+                error.what,
+                where=error.where,
+                fix="replace it with overwrite, or choose another folder with out",
+            ) from error
+    if not (folder / "manifest.json").exists():  # never delete what is no data set
+        raise UserError("is not empty and not a data set", where=folder, fix="choose another folder with out")
+    return None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _check_space(folder: Path, source: OpenSource, px: int, has_attack: bool) -> None:
+    images = len(source.train) + len(source.test) * (2 if has_attack else 1)
+    needed, free = images * px * px * 3, shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the data set needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
+            where=folder.parent,
+            fix="make room, or keep fewer images with train_per_class",
+        )
+
+
+def _install(partial: Path, config: PrepareConfig, made: dict[str, object]) -> None:
+    """Put the finished folder under its name."""
+    old = partial.with_suffix(".old")
+    if config.overwrite and config.folder.exists():
+        config.folder.rename(old)
+    try:
+        partial.rename(config.folder)
+    except OSError:
+        if old.exists():
+            old.rename(config.folder)
+            raise
+        if _existing(config, made) is None:  # another process was faster: fine if it made the same
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _workers(config: PrepareConfig) -> int:
+    return config.workers if config.workers is not None else available_cores()
+
+
+def _chunks(split: Split, px: int) -> Iterator[list[tuple[int, Encoded]]]:
+    """The split's images with their positions, encoded, in lists of a few megabytes when decoded."""
+    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (px * px * 3)))
+    stream = enumerate(split.stream())
+    while chunk := list(itertools.islice(stream, size)):
+        yield chunk
+
+
+def _decode(split: Split, i: int, encoded: Encoded, px: int) -> np.ndarray:
+    image = split.decode(encoded, i)
+    if image.shape != (px, px, 3):
+        raise UserError(
+            f"an image of {image.shape[1]} x {image.shape[0]} px among images of {px} x {px} px",
+            where=split.origin(i),
+            fix="give image_px, to resize and crop all images to one size",
+        )
+    return image
+
+
+def _without_bad_images(
+    config: PrepareConfig, source: OpenSource, px: int, progress: bool
+) -> tuple[OpenSource, list[str]]:
+    """Decode everything once, and keep what can be decoded; says what was left out and why."""
+    skipped: list[str] = []
+    splits: list[Split] = []
+    for name, split in (("train", source.train), ("test", source.test)):
+
+        def check(
+            chunk: list[tuple[int, Encoded]], split: Split = split
+        ) -> tuple[int, list[tuple[int, str]]]:
+            bad = []
+            for i, encoded in chunk:
+                try:
+                    split.decode(encoded, i)
+                except UserError as error:
+                    bad.append((i, error.what))
+            return len(chunk), bad
+
+        good = np.ones(len(split), dtype=bool)
+        with Progress(f"check {name}", len(split), show=progress) as bar:
+            for count, bad in ordered_map(check, _chunks(split, px), workers=_workers(config)):
+                for i, what in bad:
+                    good[i] = False
+                    skipped.append(f"{split.origin(i)}: {what}")
+                bar.add(count)
+        splits.append(split.take(good))
+    train, test = splits
+    check_classes(source.class_names, train.labels, test.labels, where=None)
+    return OpenSource(source.class_names, train, test), skipped
+
+
+def _write(
+    config: PrepareConfig,
+    source: OpenSource,
+    px: int,
+    folder: Path,
+    made: dict[str, object],
+    skipped: list[str],
+    progress: bool,
+) -> Manifest:
+    train, test, names = source.train, source.test, source.class_names
+    poisoned, given = np.zeros(len(train), dtype=bool), train.labels.copy()
+    if config.has_attack:
+        poisoned = choose_poisoned(
+            train.labels,
+            rate=config.rate,
+            target=config.target,
+            num_classes=len(names),
+            seed=config.seed,
+            eligible=config.attack.eligible(train.labels, config.target),
+        )
+        given[poisoned] = config.attack.relabel(train.labels[poisoned], config.target, len(names))
+
+    hashes = {"train": _write_train(config, train, px, folder / "train.beton", poisoned, given, progress)}
+    hashes |= _write_test(config, test, px, folder, progress)
+
+    def origins(split: Split) -> list[str]:
+        return [split.origin(i) for i in range(len(split))]
+
+    samples.write_samples(
+        folder,
+        {"train": SplitSamples(given, origins(train)), "test": SplitSamples(test.labels, origins(test))},
+    )
+    if not config.untrusted:
+        known = {
+            "train": SplitTruth(train.labels, poisoned),
+            "test": SplitTruth(test.labels, np.zeros(len(test), dtype=bool)),
+        }
+        if config.has_attack:
+            known["test_triggered"] = SplitTruth(test.labels, np.ones(len(test), dtype=bool))
+        truth.write_truth(folder, known)
+
+    counts = {split: len(train) if split == "train" else len(test) for split in hashes}
+    manifest = Manifest(
+        **made,  # pyright: ignore[reportArgumentType]
+        num_classes=len(names),
+        class_names=names,
+        image_px=px,
+        counts=counts,
+        poisoned=int(poisoned.sum()),
+        content_hash=hashes,
+        data_hash=data_hash(hashes),
+        files=record_files(folder),
+        versions={package: metadata.version(package) for package in ("ffcv", "numpy", "pillow", "pyarrow")},
+        skipped=tuple(skipped),
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _write_train(
+    config: PrepareConfig,
+    split: Split,
+    px: int,
+    path: Path,
+    poisoned: np.ndarray,
+    given: np.ndarray,
+    progress: bool,
+) -> str:
+    """Write train.beton; returns its content hash."""
+    trigger = config.attack.train_trigger(px) if config.has_attack else None
+
+    def make(chunk: list[tuple[int, Encoded]]) -> tuple[np.ndarray, np.ndarray]:
+        index = np.array([i for i, _ in chunk])
+        images = np.stack([_decode(split, i, encoded, px) for i, encoded in chunk])
+        hit = poisoned[index]
+        if trigger is not None and hit.any():
+            images[hit] = trigger(images[hit], index[hit])
+        return images, given[index]
+
+    digest = ContentHash(px)
+    with (
+        BetonWriter(path, count=len(split), height_px=px, width_px=px) as writer,
+        Progress("train", len(split), show=progress) as bar,
+    ):
+        for images, labels in ordered_map(make, _chunks(split, px), workers=_workers(config)):
+            writer.write(images, labels)
+            digest.update(images, labels)
+            bar.add(len(images))
+    return digest.hexdigest()
+
+
+def _write_test(config: PrepareConfig, split: Split, px: int, folder: Path, progress: bool) -> dict[str, str]:
+    """Write test.beton, and with an attack test_triggered.beton and preview.png, decoding once; returns the
+    content hashes."""
+    trigger = config.attack.test_trigger(px) if config.has_attack else None
+
+    def make(chunk: list[tuple[int, Encoded]]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        index = np.array([i for i, _ in chunk])
+        images = np.stack([_decode(split, i, encoded, px) for i, encoded in chunk])
+        versions = [images] if trigger is None else [images, trigger(images, index)]
+        return index, split.labels[index], versions
+
+    names = ["test"] if trigger is None else ["test", "test_triggered"]
+    digests = [ContentHash(px) for _ in names]
+    _, first_of_class = np.unique(split.labels, return_index=True)
+    shown = np.sort(np.delete(first_of_class, config.target) if config.has_attack else first_of_class)[
+        :_PREVIEW_IMAGES
+    ]
+    pairs: list[list[np.ndarray]] = []
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                BetonWriter(folder / f"{name}.beton", count=len(split), height_px=px, width_px=px)
+            )
+            for name in names
+        ]
+        bar = stack.enter_context(Progress("test", len(split), show=progress))
+        for index, labels, versions in ordered_map(make, _chunks(split, px), workers=_workers(config)):
+            for writer, digest, images in zip(writers, digests, versions):
+                writer.write(images, labels)
+                digest.update(images, labels)
+            pairs += [
+                [images[i].copy() for images in versions] for i in np.flatnonzero(np.isin(index, shown))
+            ]
+            bar.add(len(index))
+    if trigger is not None:
+        before, after = (np.stack(images) for images in zip(*pairs))
+        preview.write_preview(folder / "preview.png", before, after)
+    return {name: digest.hexdigest() for name, digest in zip(names, digests)}
