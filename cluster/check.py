@@ -272,7 +272,10 @@ def examine_cluster(storage: str) -> dict[str, list[Finding]]:
     reports: dict[str, list[Finding]] = {}
     # The nodes may have another version of this package, or none: what runs there is what is here.
     with session.connect(runtime_env={"py_modules": [os.path.dirname(__file__)]}):
-        nodes = {f"{node.host} ({node.address})": node for node in topology.of_ray().nodes}
+        nodes: dict[str, topology.Node] = {}
+        for node in topology.of_ray().nodes:
+            where = f"{node.host} ({node.address})"  # several nodes on one machine share it
+            nodes[where if where not in nodes else f"{where} {node.node_id[:8]}"] = node
         try:
             mark = storage_module.leave_mark(place)
         except ClusterError:
@@ -311,7 +314,8 @@ def check_name(address: str, environ: Mapping[str, str] = os.environ) -> Finding
     """Gloo listens on the address that the host name has; on the loopback no other node reaches it."""
     if "GLOO_SOCKET_IFNAME" in environ or not address.startswith("127."):
         return Finding("host name", "ok", address)
-    remedy = f"train with --interface, one of: {', '.join(topology.interfaces())}"
+    others = ", ".join(name for name in topology.interfaces() if name != "lo")
+    remedy = f"set GLOO_SOCKET_IFNAME on every node, here one of: {others}"
     return Finding(
         "host name", "warn", f"{socket.gethostname()} is {address}: gloo fails across nodes", remedy
     )

@@ -164,7 +164,6 @@ def interface_env(names: str, *, present: Collection[str] | None = None) -> dict
         if name not in present:
             raise ClusterError(
                 f"There is no network interface {name!r}",
-                where="--interface",
                 allowed=", ".join(sorted(present)),
             )
     # "=" asks NCCL for the exact name; without it "eth1" also takes eth10.
