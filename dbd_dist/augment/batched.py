@@ -1,15 +1,17 @@
-"""The augmentation as operations on whole batches, on any device: torch only, and no wait for the device.
+"""The augmentation as operations on whole batches, on any device, without a wait for that device.
 
-Resizing and blurring are separable, so each is two batched matrix products with one small matrix per image and
-axis; the flip, the reflection at the edges and the scaling of bytes to 0-1 sit in those matrices. Images are
-sorted on the host by the place of the hue shift in their jitter: brightness, contrast and saturation are all of
-the form clamp(f * image + g * gray + c), so only the hue shift needs code and slices of its own.
+Resizing and blurring are separable, so each is two batched matrix products with one small matrix per image
+and axis; the flip, the reflection at the edges and the scaling of bytes to 0-1 sit in those matrices. Images
+are sorted on the host by the place of the hue shift in their jitter: brightness, contrast and saturation are
+all of the form clamp(f * image + g * gray + c), so only the hue shift needs code and slices of its own. In
+TF32, where a program allows it, matrix products should err by up to about half a grey level.
 
 The CPU has its own, faster form in compiled.py; the tests hold both to the same results.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +31,7 @@ class Plan:
     """Params as the batched operations need them: sorted by the place of the hue shift, on the device."""
 
     bounds: list[int]
-    """Where, in the sorted order, the images without jitter end, and those with the hue shift first to last."""
+    """Where, in sorted order, the images without jitter end, and those with the hue shift first to last."""
     any_grayscale: bool
     any_blur: bool
     sorted_B: Tensor
@@ -93,7 +95,10 @@ def make_plan(params: Params, device: torch.device, non_blocking: bool = True) -
 @torch.no_grad()
 def apply_batched(config: AugmentConfig, images_BHWC: Tensor, plan: Plan) -> Tensor:
     """Augment uint8 images; returns normalised float32 images (B, H, W, C)."""
-    with torch.autocast(images_BHWC.device.type, enabled=False):  # bfloat16 could not even tell bytes apart
+    device_type = images_BHWC.device.type
+    knows_autocast = torch.amp.is_autocast_available(device_type)
+    # Autocast's matrix products in bfloat16 could not even tell bytes apart.
+    with torch.autocast(device_type, enabled=False) if knows_autocast else nullcontext():
         return _apply_chunks(config, images_BHWC, plan)
 
 
@@ -226,7 +231,7 @@ def _jitter(x_BCHW: Tensor, hue_place: int, blend_B33: Tensor, hue_B: Tensor) ->
 
 
 def _shift_hue(x_BCHW: Tensor, hue_B: Tensor) -> Tensor:
-    """Turn the hue in HSV space. Value and chroma stay, so the way back needs no saturation and no sectors."""
+    """Turn the hue in HSV space. Value and chroma stay, so that neither sectors nor saturation are needed."""
     r, g, b = x_BCHW.unbind(1)
     highest = torch.maximum(torch.maximum(r, g), b)
     lowest = torch.minimum(torch.minimum(r, g), b)

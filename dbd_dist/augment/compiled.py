@@ -29,7 +29,7 @@ _EDGE = 2  # zeros on each side of a row: taps outside the box have no weight, b
 
 
 def _jit(function: Callable) -> Callable:
-    # Vectorising needs reordered sums; fused multiply-adds are a gift. NaN and infinity keep their meaning.
+    # Vectorising the means needs reordered sums. These flags leave NaN and infinity their meaning.
     options: dict = {
         "nogil": True,
         "error_model": "numpy",
@@ -54,14 +54,15 @@ def apply_compiled(config: AugmentConfig, images_BHWC: Tensor, params: Params) -
         images_BHWC.numpy(),
         out_BHWC.numpy(),
         source,
-        params.box_B4.numpy(),
-        params.flip_B.numpy(),
-        params.jitter_B.numpy(),
-        params.factor_B4.numpy(),
-        params.order_B4.numpy(),
-        params.grayscale_B.numpy(),
-        params.blur_B.numpy(),
-        params.sigma_B.numpy(),
+        # Contiguous, since Numba compiles again for every kind of memory layout.
+        params.box_B4.contiguous().numpy(),
+        params.flip_B.contiguous().numpy(),
+        params.jitter_B.contiguous().numpy(),
+        params.factor_B4.contiguous().numpy(),
+        params.order_B4.contiguous().numpy(),
+        params.grayscale_B.contiguous().numpy(),
+        params.blur_B.contiguous().numpy(),
+        params.sigma_B.contiguous().numpy(),
         blur_kernel_px(height, width),
         (1 / std_C).astype(np.float32),
         (-mean_C / std_C).astype(np.float32),

@@ -38,8 +38,8 @@ class AugmentConfig:
     flip_p: float = 0.5
     """Probability of a left-right flip."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    """Strength s of the random brightness, contrast and saturation (factors from 1 - s to 1 + s) and hue (a shift
-    of up to s turns of the colour circle either way, at most 0.5), applied in random order."""
+    """Strength s of the random brightness, contrast and saturation (factors from 1 - s to 1 + s) and hue (a
+    shift of up to s turns of the colour circle either way, at most 0.5), applied in random order."""
     jitter_p: float = 0.8
     """Probability of the colour jitter."""
     grayscale_p: float = 0.2

@@ -69,15 +69,15 @@ class Params:
 def draw(config: AugmentConfig, count: int, *, height: int, width: int, generator: torch.Generator) -> Params:
     """Draw the parameters of `count` images of `height` x `width` px from a CPU generator.
 
-    Every rank draws those of the whole global batch and keeps its slice, so that no image's augmentation depends
-    on the number of ranks.
+    Every rank draws those of the whole global batch and keeps its slice, so that no image's augmentation
+    depends on the number of ranks. As many numbers are drawn for every image, whatever they decide.
     """
 
     if config.crop == "pad" and config.pad_px >= min(height, width):
         raise UserError(
             f"pad_px is {config.pad_px} for images of {height} x {width} pixels",
             where="augment",
-            allowed=f"at most {min(height, width) - 1}: reflection takes as many pixels from inside the image",
+            allowed=f"at most {min(height, width) - 1}, since reflection takes as many pixels from inside",
         )
     if config.blur_p > 0 and min(height, width) < 2:
         raise UserError(
@@ -118,7 +118,7 @@ def draw(config: AugmentConfig, count: int, *, height: int, width: int, generato
 
 
 def _resized_boxes(config: AugmentConfig, u_BN: Tensor, height: int, width: int) -> Tensor:
-    """The first of ten candidate boxes that fits into the image, else the largest allowed box in its middle."""
+    """The first of ten candidate boxes that fits into the image, else the largest allowed in its middle."""
     area_BT = height * width * (config.scale[0] + u_BN[:, :_TRIES] * (config.scale[1] - config.scale[0]))
     low, high = math.log(config.ratio[0]), math.log(config.ratio[1])
     ratio_BT = torch.exp(low + u_BN[:, _TRIES : 2 * _TRIES] * (high - low))

@@ -13,10 +13,10 @@ from dbd_dist.augment.params import Params
 def apply(config: AugmentConfig, images_BCHW: Tensor, params: Params) -> Tensor:
     """Augment uint8 RGB images (B, 3, H, W); fastest on a view of (B, H, W, 3) storage, as loaders give it.
 
-    Returns new, normalised float32 images (B, 3, H, W) in channels_last memory format on the same device. The
-    same parameters give the same image, whatever the rest of the batch; on a GPU nothing waits for the device.
-    Pixels stay floating point from the crop to the normalisation, clamped to 0-1 where torchvision clamps, but
-    never rounded to bytes in between.
+    Returns new, normalised float32 images (B, 3, H, W) in channels_last memory format on the same device.
+    The same parameters give the same image, whatever the rest of the batch; on a GPU nothing waits for the
+    device. Pixels stay floating point from the crop to the normalisation, clamped to 0-1 where torchvision
+    clamps, but never rounded to bytes in between.
     """
     images_BHWC = _channels_last(images_BCHW)
     expected = (len(params), params.height, params.width, 3)
