@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data_prep.beton import read_beton
 from data_prep.manifest import Dataset
+from data_prep.truth import FILE as TRUTH_FILE
 from data_prep.truth import read_truth
 from dbd_dist import augment
 from dbd_dist.augment import AugmentConfig
@@ -43,8 +44,9 @@ class Examiner:
         self._target = manifest.target
         self._clean = self._read(dataset, "test")
         self._triggered = None if dataset.test_triggered is None else self._read(dataset, "test_triggered")
-        truth = read_truth(dataset.folder)
-        self._poisoned = None if truth is None else torch.from_numpy(truth.train.poisoned.copy())
+        self._poisoned = None
+        if TRUTH_FILE in manifest.files:
+            self._poisoned = torch.from_numpy(read_truth(dataset.folder)["train"].poisoned.copy())
 
     def _read(self, dataset: Dataset, split: str) -> tuple[Tensor, Tensor]:
         manifest, world = dataset.manifest, self._world

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
 from data_prep.manifest import Dataset, open_dataset
 from dbd_dist import pipeline
 from dbd_dist.checkpoint import CHECKPOINTS_KEPT, FolderCheckpoints
@@ -24,15 +23,9 @@ def prepare_folder(config: TrainConfig, storage: Path, name: str) -> tuple[RunFo
 
 
 def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = False) -> dict[str, Any] | None:
-    """Run in this process; under torchrun, as one rank of several. Needs no Ray."""
+    """Run in this process; under torchrun, as one rank of several, whatever `config.compute.workers` says. Needs no Ray."""
     world = World.join(config.compute.device)
     try:
-        if config.compute.workers not in (None, world.size):
-            raise UserError(
-                f"{config.compute.workers} workers were asked for, and this process is one of {world.size}",
-                where="compute.workers",
-                fix=f"start `torchrun --nproc-per-node {config.compute.workers} -m dbd_dist.cli ...`",
-            )
         folder, dataset, stages = prepare_folder(config, storage, name)
         pipeline.check(config, dataset, world.size)
         if world.is_main:

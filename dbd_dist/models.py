@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from data_prep.errors import UserError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
@@ -125,7 +128,7 @@ class Classifier(nn.Module):
         return self.head(self.backbone(images_BCHW))
 
 
-def seeded(build, generator: torch.Generator) -> nn.Module:
+def seeded(build: Callable[[], Network], generator: torch.Generator) -> Network:
     """`build()` with its weights drawn from `generator`; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.random.set_rng_state(generator.get_state())

@@ -277,7 +277,7 @@ class _Run:
                 "preset": config.preset,
                 "dataset": manifest.name,
                 "data_hash": manifest.data_hash,
-                "attack": manifest.attack["name"],
+                "attack": manifest.attack["kind"],
                 "seed": config.seed,
                 **dataclasses.asdict(measured),
                 **counts,

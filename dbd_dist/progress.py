@@ -19,6 +19,7 @@ class ProgressFile:
     def __init__(self, path: Path, interval_s: float = 0.5):
         self._path, self._interval = path, interval_s
         self._next = 0.0
+        self._stage = ""
         self._metrics: dict[str, Any] = {}
 
     def tick(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
@@ -27,6 +28,8 @@ class ProgressFile:
         if now < self._next and not (step == steps and epoch == epochs):
             return
         self._next = now + self._interval
+        if stage != self._stage:  # figures of one stage mean nothing in the next
+            self._stage, self._metrics = stage, {}
         self._write({"stage": stage, "epoch": epoch, "epochs": epochs, "step": step, "steps": steps, **self._metrics})
 
     def note(self, metrics: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ class World:
         if self.size == 1:
             return module
         if self.device.type == "cuda":
-            return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[return-value]
         for name, child in list(module.named_children()):
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
                 setattr(module, name, _GlooSyncBatchNorm.copy_of(child))

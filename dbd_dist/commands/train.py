@@ -105,7 +105,7 @@ def prepare_for(chosen: Preset, config: TrainConfig, storage: Path) -> Path:
             where="--data",
             fix="run `dbd prepare` first and name its folder",
         )
-    return prepare(dataclasses.replace(chosen.prepare, seed=config.seed, root=storage / "datasets")).folder.resolve()
+    return prepare(dataclasses.replace(chosen.prepare, seed=config.seed, datasets=storage / "datasets")).folder.resolve()
 
 
 def launch(config: TrainConfig, storage: Path, name: str, launcher: str, *, quiet: bool = False):

@@ -19,6 +19,7 @@ from dbd_dist.sampling import rank_slice
 from dbd_dist.world import World
 
 Step = TypeVar("Step")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Context:
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def prepare(self, model: Network) -> Network:
         """`model` on the device, channels_last, with batch norm over the global batch where that is asked for."""
         model = model.to(self.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self.world.synchronise_batch_norm(model) if self.sync_bn else model

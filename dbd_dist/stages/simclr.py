@@ -44,7 +44,8 @@ def pretrain(config: SimCLRConfig, model: ContrastiveModel, context: Context, re
             )
             with context.autocast():
                 projections = network(views)
-            loss = nt_xent(*projections.chunk(2), config.temperature, world, symmetric=config.symmetric)
+            z_first, z_second = projections.chunk(2)
+            loss = nt_xent(z_first, z_second, config.temperature, world, symmetric=config.symmetric)
             optimizer.zero_grad()
             loss.backward()
             progress = (epoch - 1 + step / len(order)) / schedule
