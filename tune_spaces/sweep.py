@@ -1,0 +1,110 @@
+"""A sweep: shared stages once, then one Ray Train run a trial, scheduled by Ray Tune."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cluster import session, topology
+from dbd_dist.config import TrainConfig, from_dict, to_dict
+from dbd_dist.launch import WORKER_ENV, run_ray
+from dbd_dist.runfolder import RunFolder, write_json
+from tune_spaces.overrides import override
+from tune_spaces.spaces import Space
+
+TRIAL_CPU = 0.01  # the function that starts a trial's workers only waits for them; Ray refuses 0
+
+
+def run_sweep(base: TrainConfig, space: Space, *, storage: Path, name: str, parallel: int | None) -> list[dict[str, Any]]:
+    """Run every point of the grid.
+
+    Args:
+        base: what all trials have in common; `compute.workers` is the size of each.
+        parallel: trials at the same time; as many as the cluster holds unless given.
+
+    Returns:
+        A row a trial, best first: the varied fields, "clean_acc", "asr", "kept_poisoned", "poisoned", "score", "folder". The score is clean
+        accuracy minus attack success, and needs the truth: a defender can see the first part only.
+    """
+    storage = storage.resolve()
+    os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
+    with session.connect():
+        there_is = topology.of_ray()
+        workers = base.compute.workers or 1
+        share = topology.share(there_is, workers=workers, use_gpu=None if base.compute.device != "cpu" else False)
+        slots = (there_is.gpus if share.use_gpu else there_is.cpus) // workers
+        parallel = max(1, min(parallel or slots, slots, space.size))
+        # the trials' own functions take a little: one CPU a worker would not leave room for them
+        cpus = max(there_is.cpus // (parallel * workers), 1) * 0.9
+        threads = max(int(there_is.cpus // (parallel * workers)), 1)
+        base = dataclasses.replace(base, compute=dataclasses.replace(base.compute, workers=workers))
+        if space.shared_stage is not None:
+            shared = dataclasses.replace(base, stop_after=space.shared_stage)  # type: ignore[arg-type]
+            print(f"shared by all {space.size} trials: {space.shared_stage}", flush=True)
+            run_ray(shared, storage=storage, name=f"{name}/{space.shared_stage}")
+        base = dataclasses.replace(base, compute=dataclasses.replace(base.compute, threads=threads))
+        results = _tune(base, space, storage, name, parallel, cpus)
+    rows = [_row(space, storage / name / trial) for trial in results]
+    rows.sort(key=lambda row: -row["score"])
+    write_json(storage / name / "sweep.json", {"space": {k: list(v) for k, v in space.grid.items()}, "trials": rows})
+    return rows
+
+
+def _tune(base: TrainConfig, space: Space, storage: Path, name: str, parallel: int, cpus: float) -> list[str]:
+    """Run the trials; returns the folder of each under the sweep's."""
+    from ray import tune
+
+    fixed = {"base": to_dict(base), "storage": str(storage), "name": name, "cpus": cpus}
+    trainable = tune.with_resources(tune.with_parameters(_trial, fixed=fixed), {"CPU": TRIAL_CPU})
+    folder = storage / name / "tune"
+    if tune.Tuner.can_restore(str(folder)):
+        tuner = tune.Tuner.restore(str(folder), trainable=trainable, resume_unfinished=True, restart_errored=True)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={field: tune.grid_search(list(values)) for field, values in space.grid.items()},
+            tune_config=tune.TuneConfig(max_concurrent_trials=parallel),
+            run_config=tune.RunConfig(name=folder.name, storage_path=str(folder.parent), verbose=0),
+        )
+    total = space.size
+    print(f"{total} trials, {parallel} at a time", flush=True)
+    grid = tuner.fit()
+    if grid.errors:
+        raise RuntimeError(f"{len(grid.errors)} of {total} trials failed, the first with: {grid.errors[0]}")
+    return [str((result.metrics or {})["trial_folder"]) for result in grid]
+
+
+def _trial(values: dict[str, Any], *, fixed: dict[str, Any]) -> None:
+    """One trial: builds a trainer of its own, whose reports reach Tune through its callback."""
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
+    config = override(from_dict(TrainConfig, fixed["base"]), values)
+    trial = "trial-" + tune.get_context().get_trial_id().rsplit("_", 1)[-1]
+    storage, name = Path(fixed["storage"]), f"{fixed['name']}/{trial}"
+    result = run_ray(
+        config, storage=storage, name=name, quiet=True, cpus_per_worker=fixed["cpus"], callbacks=[TuneReportCallback()]
+    )
+    assert result is not None
+    tune.report({"score": _score(result), "clean_acc": result["clean_acc"], "asr": result["asr"], "trial_folder": trial})
+
+
+def _score(result: dict[str, Any]) -> float:
+    return result["clean_acc"] - (result["asr"] or 0.0)
+
+
+def _row(space: Space, folder: Path) -> dict[str, Any]:
+    result = RunFolder(folder).result() or {}
+    config: dict[str, Any] = json.loads((folder / "run.json").read_text())["config"]
+    row: dict[str, Any] = {}
+    for field in space.grid:
+        value: Any = config
+        for part in field.split("."):
+            value = value[part]
+        row[field] = value
+    row |= {key: result[key] for key in ("clean_acc", "asr", "kept_poisoned", "poisoned", "reused_stages")}
+    return row | {"score": _score(result), "folder": str(folder)}
