@@ -114,9 +114,7 @@ def check_torch() -> Finding:
     import torch
     import torchvision
 
-    finding = pair(
-        torch.__version__, torchvision.__version__, importlib.metadata.requires("torchvision") or []
-    )
+    finding = pair(torch.__version__, torchvision.__version__, importlib.metadata.requires("torchvision") or [])
     if finding.verdict == "ok":
         import torchvision.ops  # its operators register only against the torch they were built for
     return finding
@@ -127,9 +125,7 @@ def pair(torch: str, torchvision: str, requirements: Sequence[str]) -> Finding:
     detail = f"torch {torch}, torchvision {torchvision}"
     wanted = next((found[1] for r in requirements if (found := re.match(r"torch ?\(?==([\w.]+)", r))), None)
     if wanted is not None and wanted != torch.partition("+")[0]:
-        return Finding(
-            "torch", "fail", f"{detail}, which wants torch {wanted}", "make setup installs a matching pair"
-        )
+        return Finding("torch", "fail", f"{detail}, which wants torch {wanted}", "make setup installs a matching pair")
     return Finding("torch", "ok", detail)
 
 
@@ -137,9 +133,7 @@ def check_opencv() -> Finding:
     try:
         import cv2
     except ImportError as error:
-        return Finding(
-            "opencv", "fail", str(error), "install libopencv-dev (it brings the X11 and GL libraries)"
-        )
+        return Finding("opencv", "fail", str(error), "install libopencv-dev (it brings the X11 and GL libraries)")
     return Finding("opencv", "ok", cv2.__version__)
 
 
@@ -160,9 +154,7 @@ def check_ffcv() -> Finding:
     except OSError as error:
         return Finding("ffcv", "fail", f"{version}: {error}", "install libopencv-dev and libturbojpeg0-dev")
     if sys.version_info >= (3, 12) and importlib.util.find_spec("setuptools") is None:
-        return Finding(
-            "ffcv", "fail", f"{version} wants distutils, which Python dropped", "pip install setuptools"
-        )
+        return Finding("ffcv", "fail", f"{version} wants distutils, which Python dropped", "pip install setuptools")
     return Finding("ffcv", "ok", version)
 
 
@@ -170,9 +162,7 @@ def check_ray() -> Finding:
     import ray
 
     if importlib.util.find_spec("aiohttp_cors") is None:
-        return Finding(
-            "ray", "fail", f"{ray.__version__} without its dashboard", "pip install 'ray[default]'"
-        )
+        return Finding("ray", "fail", f"{ray.__version__} without its dashboard", "pip install 'ray[default]'")
     return Finding("ray", "ok", ray.__version__)
 
 
@@ -185,14 +175,10 @@ def check_gpus() -> Finding:
 
     if torch.cuda.is_available():
         found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return Finding(
-            "gpus", "ok", "; ".join(f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB" for gpu in found)
-        )
+        return Finding("gpus", "ok", "; ".join(f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB" for gpu in found))
     if os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES", "unset") not in ("", "-1"):
         why = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        return Finding(
-            "gpus", "warn", f"there are some, torch ({why}) cannot use them", "update the NVIDIA driver"
-        )
+        return Finding("gpus", "warn", f"there are some, torch ({why}) cannot use them", "update the NVIDIA driver")
     return Finding("gpus", "ok", "none; training runs on the CPU")
 
 
@@ -204,9 +190,7 @@ def check_memory() -> Finding:
 def check_shared_memory(path: str = "/dev/shm") -> Finding:
     """Ray's objects live there; a container gets 64 MiB unless told."""
     if not os.path.isdir(path):
-        return Finding(
-            "shared memory", "fail", f"no {path}", f"mount a tmpfs there: mount -t tmpfs tmpfs {path}"
-        )
+        return Finding("shared memory", "fail", f"no {path}", f"mount a tmpfs there: mount -t tmpfs tmpfs {path}")
     total = shutil.disk_usage(path).total
     return _at_least("shared memory", total, fail=0, warn=2 * GIB, remedy="in Docker: --shm-size=8g")
 
@@ -224,9 +208,7 @@ def check_open_files(limits: tuple[int, int] | None = None) -> Finding:
 
 
 def check_disk(storage: str) -> Finding:
-    spaces = {
-        tempfile.gettempdir(): shutil.disk_usage(tempfile.gettempdir()).free
-    }  # Ray's logs and spilled objects
+    spaces = {tempfile.gettempdir(): shutil.disk_usage(tempfile.gettempdir()).free}  # Ray's logs and spilled objects
     with contextlib.suppress(ClusterError):  # check_storage tells it
         place = storage_module.resolve(storage)
         if (free := storage_module.free_bytes(place)) is not None:
@@ -253,9 +235,7 @@ def check_clock(now: float | None = None) -> Finding:
     """A clock before this release makes certificates and signed storage requests fail."""
     now = time.time() if now is None else now
     detail = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
-    return Finding(
-        "clock", "ok" if now > 1_767_225_600 else "fail", detail, "set the clock (chrony or ntpd)"
-    )  # 2026
+    return Finding("clock", "ok" if now > 1_767_225_600 else "fail", detail, "set the clock (chrony or ntpd)")  # 2026
 
 
 def examine_cluster(storage: str) -> dict[str, list[Finding]]:
@@ -281,9 +261,7 @@ def examine_cluster(storage: str) -> dict[str, list[Finding]]:
         except ClusterError:
             mark = None  # every node's own storage check tells it
         examiner, clock = ray.remote(num_cpus=0)(_examine_node), ray.remote(num_cpus=0)(_now)
-        pins = {
-            where: NodeAffinitySchedulingStrategy(node.node_id, soft=False) for where, node in nodes.items()
-        }
+        pins = {where: NodeAffinitySchedulingStrategy(node.node_id, soft=False) for where, node in nodes.items()}
         asked = {
             where: examiner.options(scheduling_strategy=pin).remote(place.uri, mark, len(nodes))
             for where, pin in pins.items()
@@ -316,9 +294,7 @@ def check_name(address: str, environ: Mapping[str, str] = os.environ) -> Finding
         return Finding("host name", "ok", address)
     others = ", ".join(name for name in topology.interfaces() if name != "lo")
     remedy = f"set GLOO_SOCKET_IFNAME on every node, here one of: {others}"
-    return Finding(
-        "host name", "warn", f"{socket.gethostname()} is {address}: gloo fails across nodes", remedy
-    )
+    return Finding("host name", "warn", f"{socket.gethostname()} is {address}: gloo fails across nodes", remedy)
 
 
 def compare(reports: dict[str, list[Finding]]) -> dict[str, list[Finding]]:
@@ -329,23 +305,17 @@ def compare(reports: dict[str, list[Finding]]) -> dict[str, list[Finding]]:
         usual = max(details.values(), key=list(details.values()).count, default="")
         for where, detail in details.items():
             if detail != usual:
-                differs = Finding(
-                    name, "fail", f"{detail}; other nodes: {usual}", "install one version everywhere"
-                )
+                differs = Finding(name, "fail", f"{detail}; other nodes: {usual}", "install one version everywhere")
                 compared[where] = [differs if f.name == name else f for f in compared[where]]
     return compared
 
 
-def _examine_node(
-    storage: str, mark: storage_module.Mark | None, nodes: int
-) -> list[tuple[str, Verdict, str, str]]:
+def _examine_node(storage: str, mark: storage_module.Mark | None, nodes: int) -> list[tuple[str, Verdict, str, str]]:
     """What runs on a node; plain values, so that what comes back needs no import."""
     findings = examine(storage)
     if mark is not None and not mark.seen():
         findings.append(
-            Finding(
-                "shared storage", "fail", f"{storage} is not the same here", "keep runs on NFS or in a bucket"
-            )
+            Finding("shared storage", "fail", f"{storage} is not the same here", "keep runs on NFS or in a bucket")
         )
     if nodes > 1:
         findings.append(_guarded("host name", lambda: check_name(socket.gethostbyname(socket.gethostname()))))

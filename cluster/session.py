@@ -38,9 +38,7 @@ def token_env(environ: Mapping[str, str], token_path: Path) -> dict[str, str]:
     """Variables that switch token authentication on for a Ray of our own; what the user set wins."""
     mode = environ.get("RAY_AUTH_MODE")
     if mode not in (None, "", "token", "disabled"):
-        raise ClusterError(
-            f"The mode {mode!r} is not known", where="RAY_AUTH_MODE", allowed="token, disabled"
-        )
+        raise ClusterError(f"The mode {mode!r} is not known", where="RAY_AUTH_MODE", allowed="token, disabled")
     if mode == "disabled":
         return {}
     if environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_TOKEN_PATH"):

@@ -66,9 +66,7 @@ def resolve(path: str | PathLike[str]) -> Storage:
     """
     text = os.fspath(path)
     if not text.strip():
-        raise ClusterError(
-            "The storage path is empty", where="--storage", allowed="a folder, or s3://BUCKET/FOLDER"
-        )
+        raise ClusterError("The storage path is empty", where="--storage", allowed="a folder, or s3://BUCKET/FOLDER")
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)", text)
     scheme, slashes = found.groups() if found else ("", "")
     if not scheme or (slashes == "" and Path(text).exists()):
@@ -168,9 +166,7 @@ def _local(path: Path) -> Storage:
     path = path.expanduser().absolute()
     above = _existing(path)
     if not above.is_dir():
-        raise ClusterError(
-            f"{above} is a file, not a folder", where=path, allowed="a folder, existing or not"
-        )
+        raise ClusterError(f"{above} is a file, not a folder", where=path, allowed="a folder, existing or not")
     return Storage(str(path), path)
 
 

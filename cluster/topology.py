@@ -53,9 +53,7 @@ def this_machine() -> Topology:
     import torch
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Topology(
-        (Node(host=socket.gethostname(), address="127.0.0.1", cpus=cpus, gpus=torch.cuda.device_count()),)
-    )
+    return Topology((Node(host=socket.gethostname(), address="127.0.0.1", cpus=cpus, gpus=torch.cuda.device_count()),))
 
 
 def of_ray() -> Topology:
@@ -107,9 +105,7 @@ def share(
         ClusterError: it does not fit; names what was asked for, what there is, and what would fit.
     """
     if topology.cpus < 1:
-        raise ClusterError(
-            f"The cluster offers no CPU ({topology})", fix="start a node with --num-cpus above 0"
-        )
+        raise ClusterError(f"The cluster offers no CPU ({topology})", fix="start a node with --num-cpus above 0")
     if use_gpu is None:
         use_gpu = topology.gpus > 0
     if use_gpu and topology.gpus == 0:
@@ -118,18 +114,14 @@ def share(
         )
 
     def slots(cpus: int) -> int:  # how many workers of that size the nodes hold
-        return sum(
-            min(node.cpus // cpus, node.gpus) if use_gpu else node.cpus // cpus for node in topology.nodes
-        )
+        return sum(min(node.cpus // cpus, node.gpus) if use_gpu else node.cpus // cpus for node in topology.nodes)
 
     most = slots(cpus_per_worker or 1) // runs
     if workers is None:
         wanted = topology.gpus if use_gpu else sum(node.cpus > 0 for node in topology.nodes)
         workers = max(1, min(most, wanted // runs))
     if workers < 1 or workers > most:
-        each = [f"{_count(cpus_per_worker, 'CPU')}" if cpus_per_worker else "at least 1 CPU"] + [
-            "1 GPU"
-        ] * use_gpu
+        each = [f"{_count(cpus_per_worker, 'CPU')}" if cpus_per_worker else "at least 1 CPU"] + ["1 GPU"] * use_gpu
         asked = f"{workers} workers" + (f" for each of {runs} runs" if runs > 1 else "")
         raise ClusterError(
             f"{asked}, each with {' and '.join(each)}, on {topology}",

@@ -107,9 +107,7 @@ def validate(path: Path) -> list[str]:
         elif "provider" in parsed:
             check_launcher(parsed)
         else:
-            raise ClusterError(
-                "Has neither provider nor apiVersion", allowed="a file for `ray up`, or a RayJob"
-            )
+            raise ClusterError("Has neither provider nor apiVersion", allowed="a file for `ray up`, or a RayJob")
     except ClusterError as error:
         where = path if error.where is None else f"{path}: {error.where}"
         raise ClusterError(error.what, where=where, allowed=error.allowed, fix=error.fix) from error
@@ -122,9 +120,7 @@ def check_launcher(config: dict) -> None:
     kind = provider.get("type") if isinstance(provider, dict) else None
     checks = {"local": _check_local, "aws": _check_aws, "gcp": _check_gcp}
     if kind not in checks:
-        raise ClusterError(
-            f"The provider {kind!r} is not known", where="provider.type", allowed=", ".join(checks)
-        )
+        raise ClusterError(f"The provider {kind!r} is not known", where="provider.type", allowed=", ".join(checks))
     _check_with_ray(config)
     checks[kind](config)
     for place in ("head_start_ray_commands", "worker_start_ray_commands"):
@@ -167,12 +163,8 @@ def _check_local(config: dict) -> None:
 def _check_aws(config: dict) -> None:
     provider = config["provider"]
     _required(provider, {"region": str}, "provider")
-    if not PLACE.fullmatch(provider["region"]) and not re.fullmatch(
-        r"[a-z]{2}(-[a-z]+)+-\d", provider["region"]
-    ):
-        raise ClusterError(
-            f"{provider['region']!r} is no region", where="provider.region", allowed="such as us-west-2"
-        )
+    if not PLACE.fullmatch(provider["region"]) and not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", provider["region"]):
+        raise ClusterError(f"{provider['region']!r} is no region", where="provider.region", allowed="such as us-west-2")
     for where, node in _node_configs(config):
         _required(node, {"InstanceType": str}, where)
         if not PLACE.fullmatch(node["InstanceType"]) and "." not in node["InstanceType"]:
@@ -182,9 +174,7 @@ def _check_aws(config: dict) -> None:
                 allowed="such as g6.2xlarge",
             )
         for device in node.get("BlockDeviceMappings", []):
-            _at_least_gib(
-                device.get("Ebs", {}).get("VolumeSize"), f"{where}.BlockDeviceMappings.Ebs.VolumeSize"
-            )
+            _at_least_gib(device.get("Ebs", {}).get("VolumeSize"), f"{where}.BlockDeviceMappings.Ebs.VolumeSize")
 
 
 def _check_gcp(config: dict) -> None:
@@ -192,9 +182,7 @@ def _check_gcp(config: dict) -> None:
     _required(provider, {"region": str, "availability_zone": str, "project_id": str}, "provider")
     region, zone = provider["region"], provider["availability_zone"]
     if not PLACE.fullmatch(region) and not PLACE.fullmatch(zone) and not zone.startswith(f"{region}-"):
-        raise ClusterError(
-            f"{zone} is not in {region}", where="provider.availability_zone", allowed=f"{region}-a, ..."
-        )
+        raise ClusterError(f"{zone} is not in {region}", where="provider.availability_zone", allowed=f"{region}-a, ...")
     for where, node in _node_configs(config):
         _required(node, {"machineType": str, "disks": list}, where)
         if not any(isinstance(disk, dict) and disk.get("boot") for disk in node["disks"]):
@@ -264,9 +252,7 @@ def check_rayjob(manifest: dict) -> None:
     try:
         runtime_env = yaml.safe_load(spec["runtimeEnvYAML"])
     except yaml.YAMLError as error:
-        raise ClusterError(
-            f"Is not YAML ({' '.join(str(error).split())})", where="spec.runtimeEnvYAML"
-        ) from error
+        raise ClusterError(f"Is not YAML ({' '.join(str(error).split())})", where="spec.runtimeEnvYAML") from error
     if runtime_env is not None and not isinstance(runtime_env, dict):
         raise ClusterError("Holds no mapping", where="spec.runtimeEnvYAML")
     _check_raycluster(spec["rayClusterSpec"], "spec.rayClusterSpec")

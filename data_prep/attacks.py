@@ -148,9 +148,7 @@ class BadNets(Attack):
         if self.patch_px is not None and self.patch_px < 1:
             raise UserError(f"the patch has {self.patch_px} pixels", where="patch_px", allowed="1 or more")
         if self.margin_px is not None and self.margin_px < 0:
-            raise UserError(
-                f"margin {self.margin_px} lies outside the image", where="margin_px", allowed="0 or more"
-            )
+            raise UserError(f"margin {self.margin_px} lies outside the image", where="margin_px", allowed="0 or more")
         if (self.row is None) != (self.col is None):
             raise UserError("only one of row and col is given", where="row, col", allowed="both or neither")
 
@@ -206,15 +204,11 @@ class Blended(Attack):
 
     def __post_init__(self):
         if not 0 < self.alpha <= 1:
-            raise UserError(
-                f"alpha {self.alpha} is out of range", where="alpha", allowed="above 0 and at most 1"
-            )
+            raise UserError(f"alpha {self.alpha} is out of range", where="alpha", allowed="above 0 and at most 1")
         if Fraction(repr(float(self.alpha))).denominator > 10**6:
             raise UserError(f"alpha {self.alpha} is too fine", where="alpha", allowed="at most six decimals")
         if self.pattern_seed < 0:
-            raise UserError(
-                f"seed {self.pattern_seed} is negative", where="pattern_seed", allowed="0 or more"
-            )
+            raise UserError(f"seed {self.pattern_seed} is negative", where="pattern_seed", allowed="0 or more")
 
     def pattern_image(self, image_px: int) -> np.ndarray:
         """The pattern, uint8 (image_px, image_px, 3).

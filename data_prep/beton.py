@@ -94,9 +94,7 @@ def _check(path: Path, file: Any, size: int) -> BetonInfo:
         raise bad(f"the file is truncated: {size} bytes do not hold a .beton header")
     header = read(_HEADER, 1)[0]
     if header["version"] != _VERSION or header["num_fields"] != len(_FIELDS):
-        raise bad(
-            f"not a .beton file of this project (version {header['version']}, {header['num_fields']} fields)"
-        )
+        raise bad(f"not a .beton file of this project (version {header['version']}, {header['num_fields']} fields)")
     page, count, table_ptr = int(header["page_size"]), int(header["num_samples"]), int(header["table_ptr"])
     if table_ptr == 0:
         raise bad("the file was never finished: its writer was stopped")
@@ -130,15 +128,9 @@ def _check(path: Path, file: Any, size: int) -> BetonInfo:
     starts = np.sort(regions["ptr"])
     sample_bytes = np.uint64(width * height * 3)
     inside = starts[0] >= tables_end and starts[-1] <= table_ptr and starts[-1] + sample_bytes <= table_ptr
-    if (
-        (regions["size"] != sample_bytes).any()
-        or not inside
-        or (starts[1:] - starts[:-1] < sample_bytes).any()
-    ):
+    if (regions["size"] != sample_bytes).any() or not inside or (starts[1:] - starts[:-1] < sample_bytes).any():
         raise bad("a sample's pixels lie outside the data or over another's")
-    return BetonInfo(
-        path, count, height, width, samples["label"].astype(np.int64), samples["index"].astype(np.int64)
-    )
+    return BetonInfo(path, count, height, width, samples["label"].astype(np.int64), samples["index"].astype(np.int64))
 
 
 def _expect(info: BetonInfo, count: int | None, px: int | None) -> None:
@@ -204,9 +196,7 @@ class BetonWriter:
             self._writer.prepare()
             # The name goes at once, the memory with this process: not even a kill leaves a segment behind.
             self._writer.metadata_sm.unlink()
-            self._table = np.frombuffer(
-                self._writer.metadata_sm.buf, dtype=self._writer.metadata_type, count=count
-            )
+            self._table = np.frombuffer(self._writer.metadata_sm.buf, dtype=self._writer.metadata_type, count=count)
             self._allocator = ffcv.MemoryAllocator(str(self._partial), self._writer.data_region_start, page)
             self._allocator.__enter__()
         except OSError as error:
@@ -228,9 +218,7 @@ class BetonWriter:
                 f"images are {images.dtype} {images.shape}, not uint8 (b, {', '.join(map(str, self.shape))})"
             )
         if len(images) != len(labels) or self._written + len(images) > self.count:
-            raise ValueError(
-                f"{self._written} + {len(images)} images, {len(labels)} labels, announced {self.count}"
-            )
+            raise ValueError(f"{self._written} + {len(images)} images, {len(labels)} labels, announced {self.count}")
         names = self._table.dtype.names
         try:
             for image, label in zip(images, labels):
@@ -276,9 +264,7 @@ class BetonWriter:
         self._partial.unlink(missing_ok=True)
 
 
-def write_beton(
-    path: str | os.PathLike[str], images: np.ndarray | Iterable[np.ndarray], labels: np.ndarray
-) -> None:
+def write_beton(path: str | os.PathLike[str], images: np.ndarray | Iterable[np.ndarray], labels: np.ndarray) -> None:
     """Write a whole file at once; see `BetonWriter`.
 
     Args:
@@ -395,9 +381,7 @@ class BetonStream:
         if batch_size < 1 or len(order) < (batch_size if drop_last else 1):
             raise ValueError(f"{len(order)} samples make no batch of {batch_size} (drop_last={drop_last})")
         if order.min() < 0 or order.max() >= len(self):
-            raise IndexError(
-                f"order runs from {order.min()} to {order.max()}, the file holds 0 to {len(self) - 1}"
-            )
+            raise IndexError(f"order runs from {order.min()} to {order.max()}, the file holds 0 to {len(self) - 1}")
         if self._loader is None:
             raise ValueError(f"{self.path} is closed")
         if drop_last:
@@ -410,9 +394,7 @@ class BetonStream:
             raise UserError("the file was truncated, replaced or removed while in use", where=self.path)
         return self._iterate(order.astype(np.uint64), batch_size)
 
-    def _iterate(
-        self, order: np.ndarray, batch_size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _iterate(self, order: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         with _lock:  # FFCV's iterator takes the batch size from the loader it is made of
             self._loader.batch_size = batch_size
             epoch = _ffcv().Epoch(self._loader, order)
@@ -478,9 +460,9 @@ def _ffcv() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import ffcv.loader.epoch_iterator as epoch_iterator
+            import ffcv.loader.loader as loader_module
             from ffcv.fields import IntField, RGBImageField
             from ffcv.fields.decoders import SimpleRGBImageDecoder
-            from ffcv.loader import Loader, OrderOption
             from ffcv.memory_allocator import MemoryAllocator
             from ffcv.memory_managers import OSCacheManager
             from ffcv.memory_managers.os_cache import OSCacheContext
@@ -488,9 +470,7 @@ def _ffcv() -> Any:
             from ffcv.reader import Reader
             from ffcv.writer import DatasetWriter, handle_sample
     except (ImportError, OSError) as error:
-        raise UserError(
-            f"FFCV cannot be imported ({error})", fix="install the project again: make setup"
-        ) from error
+        raise UserError(f"FFCV cannot be imported ({error})", fix="install the project again: make setup") from error
     finally:
         typed.Dict = typed_dict
         torch.set_num_threads(threads)
@@ -498,14 +478,26 @@ def _ffcv() -> Any:
     epoch_iterator.IS_CUDA = False  # pyright: ignore[reportAttributeAccessIssue]
 
     class Regions(OSCacheManager):
-        """FFCV's memory-mapped access without its per-sample dicts of pages, which only its other cache
-        reads."""
+        """FFCV's memory-mapped access, for samples of one size.
+
+        FFCV looks each sample's size up in a sorted table, which takes longer to compile than all the rest,
+        and keeps dicts of pages that only its other cache reads. Here `check_beton` has made sure that all
+        sizes are equal.
+        """
 
         def __init__(self, reader: Any):
-            order = np.argsort(reader.alloc_table["ptr"])
             self.reader = reader
-            self.ptrs, self.sizes = reader.alloc_table["ptr"][order], reader.alloc_table["size"][order]
+            self.ptrs = np.zeros(1, dtype=np.uint64)
+            self.sizes = reader.alloc_table["size"][:1].copy()
             self.context = OSCacheContext(self)
+
+        def compile_reader(self) -> Any:
+            def read(address, state):
+                return state[0][address : address + state[2][0]]
+
+            return Compiler.compile(read)
+
+    loader_module.OSCacheManager = Regions  # pyright: ignore[reportAttributeAccessIssue]
 
     class Epoch(epoch_iterator.EpochIterator):
         """One pass; what goes wrong on its thread is raised in the consumer, and it can be stopped."""
@@ -546,9 +538,9 @@ def _ffcv() -> Any:
         DatasetWriter=DatasetWriter,
         Epoch=Epoch,
         IntField=IntField,
-        Loader=Loader,
+        Loader=loader_module.Loader,
         MemoryAllocator=MemoryAllocator,
-        OrderOption=OrderOption,
+        OrderOption=loader_module.OrderOption,
         RGBImageField=RGBImageField,
         Reader=Reader,
         Regions=Regions,

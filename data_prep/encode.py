@@ -83,9 +83,7 @@ class PrepareConfig:
         if self.has_attack:
             check_rate(self.rate)
         if self.untrusted and self.has_attack:
-            raise UserError(
-                "untrusted images are not poisoned on top", where="untrusted", allowed="no attack (clean)"
-            )
+            raise UserError("untrusted images are not poisoned on top", where="untrusted", allowed="no attack (clean)")
         for name, lowest in (("seed", 0), ("target", 0), ("workers", 1)):
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -125,13 +123,21 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Dataset:
     Raises:
         UserError: anything in the config, the images or the target folder that does not work out.
     """
-    made = _description(config)
-    existing = _existing(config, made)
-    if existing is not None:
-        if progress:
-            print(f"{existing.folder} is there already, made the same way", file=sys.stderr, flush=True)
-        return existing
+    try:
+        made = _description(config)
+        existing = _existing(config, made)
+        if existing is not None:
+            if progress:
+                print(f"{existing.folder} is there already, made the same way", file=sys.stderr, flush=True)
+            return existing
+        return _make(config, made, progress)
+    except OSError as error:
+        raise UserError(
+            f"cannot be read or written ({error.strerror or error})", where=error.filename or config.folder
+        ) from error
 
+
+def _make(config: PrepareConfig, made: dict[str, object], progress: bool) -> Dataset:
     source = config.source.open()
     skip_bad = config.source.on_bad_image == "skip"
     px = probe_px(source, skip_bad=skip_bad)
@@ -148,12 +154,6 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Dataset:
             source, skipped = _without_bad_images(config, source, px, progress)
         manifest = _write(config, source, px, partial, made, skipped, progress)
         _install(partial, config, made)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the data set ({error.strerror or error})",
-            where=config.folder,
-            fix="choose another folder with out",
-        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Dataset(config.folder, manifest)
@@ -180,14 +180,11 @@ def _existing(config: PrepareConfig, made: dict[str, object]) -> Dataset | None:
         raise UserError("is a file", where=folder, fix="choose another folder with out")
     try:
         manifest = read_manifest(folder)
-        differing = [
-            name for name, value in made.items() if sha256_json(getattr(manifest, name)) != sha256_json(value)
-        ]
+        differing = [name for name, value in made.items() if sha256_json(getattr(manifest, name)) != sha256_json(value)]
         if differing:
             name = differing[-1] if differing != ["name"] else "name"
             raise UserError(
-                f"another data set is there: its {name} is {_short(getattr(manifest, name))}, "
-                f"not {_short(made[name])}",
+                f"another data set is there: its {name} is {_short(getattr(manifest, name))}, not {_short(made[name])}",
                 where=folder,
             )
         if config.untrusted == (truth.FILE in manifest.files):
@@ -268,9 +265,7 @@ def _without_bad_images(
     splits: list[Split] = []
     for name, split in (("train", source.train), ("test", source.test)):
 
-        def check(
-            chunk: list[tuple[int, Encoded]], split: Split = split
-        ) -> tuple[int, list[tuple[int, str]]]:
+        def check(chunk: list[tuple[int, Encoded]], split: Split = split) -> tuple[int, list[tuple[int, str]]]:
             bad = []
             for i, encoded in chunk:
                 try:
@@ -397,15 +392,11 @@ def _write_test(config: PrepareConfig, split: Split, px: int, folder: Path, prog
     names = ["test"] if trigger is None else ["test", "test_triggered"]
     digests = [ContentHash(px) for _ in names]
     _, first_of_class = np.unique(split.labels, return_index=True)
-    shown = np.sort(np.delete(first_of_class, config.target) if config.has_attack else first_of_class)[
-        :_PREVIEW_IMAGES
-    ]
+    shown = np.sort(np.delete(first_of_class, config.target) if config.has_attack else first_of_class)[:_PREVIEW_IMAGES]
     pairs: list[list[np.ndarray]] = []
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(
-                BetonWriter(folder / f"{name}.beton", count=len(split), height_px=px, width_px=px)
-            )
+            stack.enter_context(BetonWriter(folder / f"{name}.beton", count=len(split), height_px=px, width_px=px))
             for name in names
         ]
         bar = stack.enter_context(Progress("test", len(split), show=progress))
@@ -413,9 +404,7 @@ def _write_test(config: PrepareConfig, split: Split, px: int, folder: Path, prog
             for writer, digest, images in zip(writers, digests, versions):
                 writer.write(images, labels)
                 digest.update(images, labels)
-            pairs += [
-                [images[i].copy() for images in versions] for i in np.flatnonzero(np.isin(index, shown))
-            ]
+            pairs += [[images[i].copy() for images in versions] for i in np.flatnonzero(np.isin(index, shown))]
             bar.add(len(index))
     if trigger is not None:
         before, after = (np.stack(images) for images in zip(*pairs))

@@ -111,15 +111,11 @@ def read_opaque_image(path: Path) -> Image.Image:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if "A" in image.getbands() or "transparency" in image.info:
-                raise UserError(
-                    "the trigger image has an alpha channel", where=where, allowed="an opaque image"
-                )
+                raise UserError("the trigger image has an alpha channel", where=where, allowed="an opaque image")
     except UserError:
         raise
     except OSError as error:
-        raise UserError(
-            f"cannot read the trigger image ({error})", where=where, allowed=_allowed()
-        ) from error
+        raise UserError(f"cannot read the trigger image ({error})", where=where, allowed=_allowed()) from error
     except Exception as error:
         raise UserError(f"damaged trigger image ({error})", where=where, allowed=_allowed()) from error
     return Image.fromarray(decode_image(data, where=where))

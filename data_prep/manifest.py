@@ -168,9 +168,7 @@ def open_dataset(folder: str | os.PathLike[str], verify: bool = True) -> Dataset
     dataset = Dataset(folder, read_manifest(folder))
     if verify:
         wrong = [
-            problem
-            for name, record in dataset.manifest.files.items()
-            if (problem := _mismatch(folder / name, record))
+            problem for name, record in dataset.manifest.files.items() if (problem := _mismatch(folder / name, record))
         ]
         if len(wrong) == len(dataset.manifest.files):
             raise UserError(
@@ -224,15 +222,12 @@ def _check_together(content: Mapping[str, Any], path: Path) -> None:
 
     if len(content["class_names"]) != content["num_classes"]:
         raise bad(
-            f"field class_names holds {len(content['class_names'])} names, "
-            f"num_classes says {content['num_classes']}"
+            f"field class_names holds {len(content['class_names'])} names, num_classes says {content['num_classes']}"
         )
     splits = {"train", "test"} | ({"test_triggered"} if content["attack"]["kind"] != "clean" else set())
     for field in ("counts", "content_hash"):
         if set(content[field]) != splits:
-            raise bad(
-                f"field {field} is about {', '.join(sorted(content[field]))}, not {', '.join(sorted(splits))}"
-            )
+            raise bad(f"field {field} is about {', '.join(sorted(content[field]))}, not {', '.join(sorted(splits))}")
     missing = {f"{split}.beton" for split in splits} - set(content["files"])
     if missing:
         raise bad(f"field files lacks {sorted(missing)[0]}")

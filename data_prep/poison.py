@@ -34,11 +34,7 @@ def check_target(target: int, class_names: Sequence[str]) -> int:
     Raises:
         UserError: not a class.
     """
-    if (
-        isinstance(target, bool)
-        or not isinstance(target, int | np.integer)
-        or not 0 <= target < len(class_names)
-    ):
+    if isinstance(target, bool) or not isinstance(target, int | np.integer) or not 0 <= target < len(class_names):
         shown = ", ".join(f"{i} {name}" for i, name in enumerate(class_names[:20]))
         more = ", ..." if len(class_names) > 20 else ""
         raise UserError(
@@ -90,8 +86,7 @@ def choose_poisoned(
         )
     if count > len(pool):
         raise UserError(
-            f"poisoning rate {rate:g} asks for {count} of {len(labels)} images, "
-            f"only {len(pool)} can be poisoned",
+            f"poisoning rate {rate:g} asks for {count} of {len(labels)} images, only {len(pool)} can be poisoned",
             where="rate",
             allowed=f"at most {np.floor(len(pool) / len(labels) * 1e4) / 1e4:g}",
         )

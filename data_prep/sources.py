@@ -17,8 +17,8 @@ from PIL import Image
 from data_prep.errors import UserError
 from data_prep.images import Geometry, decode_image
 
-Encoded = bytes | Path | np.ndarray
-"""One image as its source holds it: an image file's bytes, a path, or uint8 (H, W, 3)."""
+Encoded = bytes | Path | np.ndarray | None
+"""One image as its source holds it: an image file's bytes, a path, uint8 (H, W, 3), or nothing."""
 
 OnBadImage = Literal["fail", "skip"]
 
@@ -80,6 +80,8 @@ class Split:
             return encoded
         origin = self.origin(i)
         where = origin if self._folder is None else str(self._folder / origin)
+        if encoded is None:
+            raise UserError("there is no image, its bytes are null", where=where, allowed="the bytes of an image file")
         return decode_image(encoded, where=where, geometry=self._geometry)
 
     def take(self, positions: np.ndarray) -> Split:
@@ -155,21 +157,15 @@ class Source:
             described[field.name] = str(value.resolve()) if isinstance(value, Path) else value
         return described
 
-    def _finish(
-        self, class_names: Sequence[str], train: Split, test: Split, *, where: Path | None
-    ) -> OpenSource:
+    def _finish(self, class_names: Sequence[str], train: Split, test: Split, *, where: Path | None) -> OpenSource:
         names = tuple(class_names)
         check_classes(names, train.labels, test.labels, where=where)
         if self.train_per_class is not None:
             rng = np.random.default_rng([self.subset_seed, 0])
-            train = train.take(
-                balanced_subset(train.labels, self.train_per_class, names, rng, where="train_per_class")
-            )
+            train = train.take(balanced_subset(train.labels, self.train_per_class, names, rng, where="train_per_class"))
         if self.test_per_class is not None:
             rng = np.random.default_rng([self.subset_seed, 1])
-            test = test.take(
-                balanced_subset(test.labels, self.test_per_class, names, rng, where="test_per_class")
-            )
+            test = test.take(balanced_subset(test.labels, self.test_per_class, names, rng, where="test_per_class"))
         return OpenSource(names, train, test)
 
 
@@ -239,9 +235,7 @@ class Cifar10(Source):
         from torchvision.datasets import CIFAR10
 
         try:
-            train, test = (
-                CIFAR10(str(self.root), train=part, download=self.download) for part in (True, False)
-            )
+            train, test = (CIFAR10(str(self.root), train=part, download=self.download) for part in (True, False))
         except Exception as error:  # network, disk, checksum: torchvision raises whatever came up
             raise UserError(
                 f"CIFAR-10 is not there and could not be downloaded ({error})",
@@ -310,9 +304,7 @@ class ImageFolder(Source):
         for label, name in enumerate(names):
             found = sorted(p for p in (folder / name).iterdir() if not _is_clutter(p))
             if not found:
-                raise UserError(
-                    "the class folder is empty", where=folder / name, allowed="at least one image a class"
-                )
+                raise UserError("the class folder is empty", where=folder / name, allowed="at least one image a class")
             paths += found
             labels += [label] * len(found)
 
@@ -358,9 +350,7 @@ class Parquet(Source):
 
     def open(self) -> OpenSource:
         if not self.root.is_dir():
-            raise UserError(
-                "no such folder", where=self.root, allowed="a folder with train.parquet and test.parquet"
-            )
+            raise UserError("no such folder", where=self.root, allowed="a folder with train.parquet and test.parquet")
         train_files = self._files("train")
         test_files = self._files("test", "validation")
         geometry = Geometry(resize_px=self.image_px, crop_px=self.image_px)
@@ -395,9 +385,7 @@ class Parquet(Source):
             if present:
                 files = found[present[0]]
                 if len(files) > 1 and files[0].name == f"{present[0]}.parquet":
-                    raise UserError(
-                        f"{files[0].name} and shards of it are there", where=folder, fix="keep one of them"
-                    )
+                    raise UserError(f"{files[0].name} and shards of it are there", where=folder, fix="keep one of them")
                 return files
         wanted = " or ".join(f"{s}.parquet or {s}-*.parquet" for s in stems)
         raise UserError(f"no {stems[0]} images", where=self.root, allowed=wanted)
@@ -408,7 +396,7 @@ class Parquet(Source):
         def shard_of(i: int) -> int:
             return bisect.bisect_right(starts, i) - 1
 
-        def fetch(positions: np.ndarray) -> Iterator[bytes]:
+        def fetch(positions: np.ndarray) -> Iterator[bytes | None]:
             for start, shard in zip(starts, shards):
                 inside = positions[(positions >= start) & (positions < start + len(shard.labels))] - start
                 yield from shard.images(inside)
@@ -472,7 +460,7 @@ class _ParquetShard:
         self.class_names = _class_names(schema.metadata, label_column, path)
         self._row_groups = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
 
-    def images(self, rows: np.ndarray) -> Iterator[bytes]:
+    def images(self, rows: np.ndarray) -> Iterator[bytes | None]:
         """The images' bytes for sorted rows, reading only the row groups that hold any."""
         import pyarrow.parquet as pq
 
@@ -493,22 +481,10 @@ class _ParquetShard:
                     if batch is None:
                         break
                     for row in wanted[(wanted >= first) & (wanted < first + len(batch))]:
-                        yield self._bytes(batch.column(0)[int(row) - first].as_py(), int(row))
+                        value = batch.column(0)[int(row) - first].as_py()
+                        yield value.get("bytes") if isinstance(value, dict) else value
                     first += len(batch)
             start += length
-
-    def _bytes(self, value: Any, row: int) -> bytes:
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if data is None:
-            raise UserError(
-                f"row {row}: the image is null"
-                if value is None
-                else f"row {row}: the image's bytes are null",
-                where=self.path,
-                allowed="the bytes of an image file in every row",
-                fix="embed the images in the file, or use an image folder",
-            )
-        return data
 
 
 def in_memory(images: np.ndarray, labels: np.ndarray, *, locate: Callable[[int], str]) -> Split:
@@ -527,12 +503,8 @@ def check_classes(
     """
     count = len(class_names)
     if count < 2:
-        raise UserError(
-            f"{count} class{'es' if count == 0 else ''} only", where=where, allowed="two or more classes"
-        )
-    doubles = (
-        sorted({name for name in class_names if list(class_names).count(name) > 1}) if count < 5000 else []
-    )
+        raise UserError(f"{count} class{'es' if count == 0 else ''} only", where=where, allowed="two or more classes")
+    doubles = sorted({name for name in class_names if list(class_names).count(name) > 1}) if count < 5000 else []
     if doubles:
         raise UserError(f"class name {doubles[0]!r} occurs twice", where=where, allowed="a name a class")
     for split, labels in (("train", train_labels), ("test", test_labels)):
@@ -627,9 +599,7 @@ def _parquet_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"unreadable Parquet file ({error})", where=path, allowed="a whole Parquet file"
-        ) from error
+        raise UserError(f"unreadable Parquet file ({error})", where=path, allowed="a whole Parquet file") from error
 
 
 def probe_px(source: OpenSource, *, skip_bad: bool) -> int:

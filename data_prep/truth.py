@@ -43,8 +43,6 @@ def read_truth(folder: str | PathLike[str]) -> Truth:
     """
     path = Path(folder) / FILE
     if not path.exists():
-        raise UserError(
-            "the data set holds no truth: nobody knows which of its images are poisoned", where=folder
-        )
+        raise UserError("the data set holds no truth: nobody knows which of its images are poisoned", where=folder)
     table = read_table(path, {"true_label": "int64", "poisoned": "bool"})
     return {name: SplitTruth(columns["true_label"], columns["poisoned"]) for name, columns in table.items()}

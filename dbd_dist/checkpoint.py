@@ -1,6 +1,7 @@
 """States on disk: where a run can go on, and finished stages that other runs can start from.
 
-Written aside and renamed, so that a reader finds a whole file or none; loaded with ``weights_only``, so that a file from a
+Written aside and renamed, so that a reader finds a whole file or none; loaded with ``weights_only``, so that a file
+from a
 stranger cannot run code.
 """
 
@@ -44,7 +45,9 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged file
         raise UserError(
-            f"not readable as a state ({type(error).__name__})", where=path, fix="delete this file and run again"
+            f"not readable as a state ({type(error).__name__})",
+            where=path,
+            fix="delete this file and run again",
         ) from error
 
 

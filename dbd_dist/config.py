@@ -42,7 +42,8 @@ def _require(config: Any, prefix: str, **rules: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLRConfig:
-    """Stage 1: learn the backbone without labels (Chen et al. 2020). Defaults: CIFAR-10 as DBD's authors configure it."""
+    """Stage 1: learn the backbone without labels (Chen et al. 2020). Defaults: CIFAR-10 as DBD's authors configure
+    it."""
 
     epochs: int = 1000
     """Epochs to train."""
@@ -78,7 +79,8 @@ class SimCLRConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupConfig:
-    """Stage 2: a linear head on the frozen backbone, trained on all given labels with a loss that is robust to noise."""
+    """Stage 2: a linear head on the frozen backbone, trained on all given labels with a loss that is robust to
+    noise."""
 
     epochs: int = 10
     batch: int = 128
@@ -213,7 +215,8 @@ class TrainConfig:
     supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluate_every: int = 5
-    """Measure accuracy and attack success every so many epochs of fine-tuning or baseline, for the curves; 0: at the end only."""
+    """Measure accuracy and attack success every so many epochs of fine-tuning or baseline, for the curves; 0: at
+    the end only."""
     stop_after: Literal["simclr", "warmup"] | None = None
     """Stop after this stage and keep its result for later runs, e.g. one pretraining for a whole sweep."""
 
@@ -289,7 +292,9 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{value!r} is a {type(value).__name__}", where=where, allowed=f"a value of type {kind.__name__}")
+        raise UserError(
+            f"{value!r} is a {type(value).__name__}", where=where, allowed=f"a value of type {kind.__name__}"
+        )
     return value
 
 

@@ -1,9 +1,9 @@
-"""Measuring a model and a split against the truth. Training code cannot import this module; only results flow out of it."""
+"""Measuring a model and a split against the truth. Training code cannot import this module; only results flow out
+of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ FORWARD_BATCH = 500
 class Measured:
     """How a model does on the test images; shares in 0-1.
 
-    ``asr`` (attack success rate) and ``robust_acc`` are taken over the triggered test images of the classes other than the
+    ``asr`` (attack success rate) and ``robust_acc`` are taken over the triggered test images of the classes other
+    than the
     target: the share that is called the target, and the share that is still called what it is. None without an attack.
     """
 
@@ -105,7 +106,8 @@ class Examiner:
 
 @torch.no_grad()
 def pooled_features(backbone: nn.Module, images_BCHW: Tensor, normalise: AugmentConfig) -> Tensor:
-    """Penultimate features of un-augmented images: float32 (n, feature_dim) on the CPU; rank 0 alone may ask for them."""
+    """Penultimate features of un-augmented images: float32 (n, feature_dim) on the CPU; rank 0 alone may ask for
+    them."""
     was_training = backbone.training
     backbone.eval()
     chunks = images_BCHW.split(FORWARD_BATCH)

@@ -50,11 +50,10 @@ def run_ray(
     done = _finished(folder, config, dataset)
     if done is not None:
         return done
-    if config.compute.workers is not None:  # both checks before the seconds that Ray takes to start
+    if session.cluster_address(os.environ) is None:  # both checks before the seconds that Ray takes to start
+        _share(config, topology.this_machine())
+    if config.compute.workers is not None:
         pipeline.check(config, dataset, config.compute.workers)
-    machine = topology.this_machine()
-    if session.cluster_address(os.environ) is None:
-        _share(config, machine)
 
     os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
     with session.connect(runtime_env=None):
@@ -123,4 +122,3 @@ def _finished(folder: RunFolder, config: TrainConfig, dataset: Dataset) -> dict[
 def _share(config: TrainConfig, machine: topology.Topology) -> topology.Share:
     use_gpu = {"auto": None, "cpu": False, "cuda": True}[config.compute.device]
     return topology.share(machine, workers=config.compute.workers, use_gpu=use_gpu, where="compute.workers")
-

@@ -23,7 +23,8 @@ def prepare_folder(config: TrainConfig, storage: Path, name: str) -> tuple[RunFo
 
 
 def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = False) -> dict[str, Any] | None:
-    """Run in this process; under torchrun, as one rank of several, whatever `config.compute.workers` says. Needs no Ray."""
+    """Run in this process; under torchrun, as one rank of several, whatever `config.compute.workers` says. Needs no
+    Ray."""
     world = World.join(config.compute.device)
     try:
         folder, dataset, stages = prepare_folder(config, storage, name)

@@ -9,15 +9,14 @@ from torch import Tensor
 from dbd_dist.world import World
 
 
-def nt_xent(
-    first_BD: Tensor, second_BD: Tensor, temperature: float, world: World, *, symmetric: bool = True
-) -> Tensor:
+def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, world: World, *, symmetric: bool = True) -> Tensor:
     """NT-Xent, the contrastive loss of SimCLR (Chen et al. 2020, arXiv 2002.05709, eq. 1), over the global batch.
 
     Args:
         first_BD, second_BD: this rank's projections of the two views, (B, D) each; normalised here.
         temperature: divides the cosine similarities.
-        world: the ranks that the batch is spread over. Each scores its own anchors against everybody's projections; the mean
+        world: the ranks that the batch is spread over. Each scores its own anchors against everybody's projections;
+        the mean
             over ranks (which data parallelism takes of the gradients) is the loss of the whole batch.
         symmetric: anchors from both views, as the paper has it; False takes the first view only.
 
@@ -55,7 +54,8 @@ def symmetric_cross_entropy(logits_BK: Tensor, labels_B: Tensor, alpha: float, b
 
 
 def soft_cross_entropy(logits_BK: Tensor, target_BK: Tensor) -> Tensor:
-    """Cross-entropy against soft labels, mean over the batch (MixMatch, Berthelot et al. 2019, arXiv 1905.02249, eq. 3)."""
+    """Cross-entropy against soft labels, mean over the batch (MixMatch, Berthelot et al. 2019, arXiv 1905.02249,
+    eq. 3)."""
     return -(F.log_softmax(logits_BK.float(), dim=1) * target_BK).sum(dim=1).mean()
 
 

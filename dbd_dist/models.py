@@ -107,7 +107,10 @@ class ContrastiveModel(nn.Module):
         self.backbone = Backbone(config)
         dim = config.feature_dim
         self.projection = nn.Sequential(
-            nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.ReLU(inplace=True), nn.Linear(dim, config.projection_dim)
+            nn.Linear(dim, dim),
+            nn.BatchNorm1d(dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, config.projection_dim),
         )
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

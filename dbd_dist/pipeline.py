@@ -79,7 +79,12 @@ def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
 
 
 def run(
-    config: TrainConfig, dataset: Dataset, folder: RunFolder, stages_root: Path, world: World, checkpoints: Checkpoints
+    config: TrainConfig,
+    dataset: Dataset,
+    folder: RunFolder,
+    stages_root: Path,
+    world: World,
+    checkpoints: Checkpoints,
 ) -> dict[str, Any] | None:
     """Run `config` to its end, going on from the newest checkpoint.
 

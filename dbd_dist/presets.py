@@ -47,7 +47,8 @@ def _digits_weak() -> AugmentConfig:
 def demo() -> Preset:
     """The whole story in minutes on a laptop's CPU: 1,797 scanned digits, BadNets, two workers.
 
-    Seeds 0-4 on 2 cores: see the README's table. Settings were chosen on this data set, whose 16 px images need neither blur
+    Seeds 0-4 on 2 cores: see the README's table. Settings were chosen on this data set, whose 16 px images need
+    neither blur
     nor flips; the network is a ResNet of three blocks.
     """
     weak = _digits_weak()
@@ -58,7 +59,14 @@ def demo() -> Preset:
             simclr=SimCLRConfig(
                 epochs=100,
                 batch=256,
-                augment=replace(weak, crop="random_resized", scale=(0.4, 1.0), interpolation="bilinear", jitter_p=0.8, grayscale_p=0.2),
+                augment=replace(
+                    weak,
+                    crop="random_resized",
+                    scale=(0.4, 1.0),
+                    interpolation="bilinear",
+                    jitter_p=0.8,
+                    grayscale_p=0.2,
+                ),
             ),
             warmup=WarmupConfig(epochs=40, batch=128, lr=0.01, augment=weak),
             split=SplitConfig(augment=weak),
@@ -90,7 +98,8 @@ def smoke() -> Preset:
 def cifar10_badnets() -> Preset:
     """CIFAR-10 under BadNets, annealed recipe on ResNet-18: SimCLR with its whole cosine schedule, 200 epochs.
 
-    The paper's code reports 92.50 % clean accuracy and 0.88 % attack success for DBD, 95.13 / 100 without defence, with another schedule
+    The paper's code reports 92.50 % clean accuracy and 0.88 % attack success for DBD, 95.13 / 100 without defence,
+    with another schedule
     (see cifar10_badnets_released). Needs a GPU.
     """
     return Preset(
@@ -104,7 +113,8 @@ def cifar10_badnets() -> Preset:
 
 
 def cifar10_blended() -> Preset:
-    """As cifar10_badnets, under Blended with alpha 0.1. The paper's code reports 92.60 / 0.31 for DBD, 94.26 / 98.15 without."""
+    """As cifar10_badnets, under Blended with alpha 0.1. The paper's code reports 92.60 / 0.31 for DBD, 94.26 /
+    98.15 without."""
     preset = cifar10_badnets()
     return replace(
         preset,
@@ -127,7 +137,8 @@ def _released(preset: Preset) -> Preset:
 
 
 def cifar10_badnets_released() -> Preset:
-    """CIFAR-10 under BadNets, as the paper's code runs it: epoch 100 of a 1000-epoch schedule, one-sided loss, drifting batch norm."""
+    """CIFAR-10 under BadNets, as the paper's code runs it: epoch 100 of a 1000-epoch schedule, one-sided loss,
+    drifting batch norm."""
     return _released(cifar10_badnets())
 
 
@@ -137,7 +148,8 @@ def cifar10_blended_released() -> Preset:
 
 
 def cifar10_cpu() -> Preset:
-    """CIFAR-10 under BadNets for a machine without GPU: a narrow network on 10,000 images, in under 45 minutes on 2 cores.
+    """CIFAR-10 under BadNets for a machine without GPU: a narrow network on 10,000 images, in under 45 minutes on 2
+    cores.
 
     What it measures is in the README. The full recipe is cifar10_badnets.
     """
@@ -156,9 +168,11 @@ def cifar10_cpu() -> Preset:
 
 
 def imagenet_subset_badnets() -> Preset:
-    """A subset of ImageNet at 224 px under BadNets, annealed recipe; the paper has 30 classes. Needs GPUs and your own images.
+    """A subset of ImageNet at 224 px under BadNets, annealed recipe; the paper has 30 classes. Needs GPUs and your
+    own images.
 
-    Give them as a folder of class folders: ``dbd prepare imagefolder badnets --root FOLDER``, then ``--data``. The paper reports an attack success
+    Give them as a folder of class folders: ``dbd prepare imagefolder badnets --root FOLDER``, then ``--data``. The
+    paper reports an attack success
     below 2 % for DBD.
     """
     mean, std = augment.IMAGENET_MEAN, augment.IMAGENET_STD
@@ -188,7 +202,8 @@ def imagenet_subset_blended() -> Preset:
 
 
 def imagenet_subset_badnets_released() -> Preset:
-    """ImageNet subset under BadNets as in the paper's settings: epoch 100 of 1000, one-sided loss, drifting batch norm."""
+    """ImageNet subset under BadNets as in the paper's settings: epoch 100 of 1000, one-sided loss, drifting batch
+    norm."""
     return _released(imagenet_subset_badnets())
 
 

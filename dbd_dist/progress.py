@@ -34,7 +34,9 @@ class ProgressFile:
 
     def note(self, metrics: dict[str, Any]) -> None:
         """Keep the last epoch's figures beside the position."""
-        self._metrics = {k: metrics[k] for k in ("loss", "images_per_s", "clean_acc", "asr") if metrics.get(k) is not None}
+        self._metrics = {
+            k: metrics[k] for k in ("loss", "images_per_s", "clean_acc", "asr") if metrics.get(k) is not None
+        }
 
     def _write(self, state: dict[str, Any]) -> None:
         aside = self._path.with_name(f".{self._path.name}.{os.getpid()}")

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class RunFolder:
                 "commit": commit(),
                 "host": host(),
                 "command": sys.argv,
-                "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )
 
@@ -145,7 +145,9 @@ class RunFolder:
         np.savez(aside, index=positions.numpy(), features=features.to(torch.float16).numpy(), kind=np.array(kind))
         os.replace(aside, self.path / "features.npz")
 
-    def write_model(self, model: torch.nn.Module, config: TrainConfig, dataset: Dataset, normalise: AugmentConfig) -> None:
+    def write_model(
+        self, model: torch.nn.Module, config: TrainConfig, dataset: Dataset, normalise: AugmentConfig
+    ) -> None:
         """model.safetensors and model.json: the weights, and how to rebuild the network and normalise its input."""
         weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         aside = self.path / ".model.safetensors"

@@ -47,7 +47,8 @@ def train_loop(arguments: dict[str, Any]) -> None:
     """Run one configuration in this worker.
 
     Args:
-        arguments: plain values: "config" (see `config.to_dict`), "data", "folder" and "stages" (absolute paths on storage that
+        arguments: plain values: "config" (see `config.to_dict`), "data", "folder" and "stages" (absolute paths on
+        storage that
             all nodes share).
     """
     # Ray leaves OMP_NUM_THREADS at the worker's CPUs; the run sets torch's threads itself

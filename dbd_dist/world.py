@@ -6,7 +6,7 @@ A world of one runs the same code as a world of many; nothing else in the projec
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +25,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def current(cls, device: torch.device) -> World:
@@ -63,8 +63,10 @@ class World:
     def gather_with_grad(self, x: Tensor) -> Tensor:
         """(b, ...) on every rank -> (size * b, ...) in rank order; gradients flow back to the rank that they belong to.
 
-        The backward sums what all ranks send, so together with the averaging of data parallelism a loss that each rank takes
-        over its own anchors has the gradient of the single-process loss (lightning-style gathers, which hand back only the
+        The backward sums what all ranks send, so together with the averaging of data parallelism a loss that each
+        rank takes
+        over its own anchors has the gradient of the single-process loss (lightning-style gathers, which hand back
+        only the
         local slice, lose a factor of `size`).
         """
         if self.size == 1:
@@ -112,16 +114,17 @@ class World:
     def data_parallel(self, module: Module) -> Module:
         """`module` with gradients averaged over the ranks; itself in a world of one.
 
-        Batch-norm buffers are not broadcast: with `synchronise_batch_norm` they agree anyway, and a broadcast between the
-        several forwards of one MixMatch step would change tensors that its backward still needs.
+        Batch-norm buffers are not broadcast: with `synchronise_batch_norm` they agree anyway, and a broadcast
+        between
+        the several forwards of one MixMatch step would change tensors that its backward still needs.
         """
         if self.size == 1:
             return module
         ids = [self.device] if self.device.type == "cuda" else None
-        wrapped = nn.parallel.DistributedDataParallel(
+        # called like the module; the caller keeps the bare module for everything else
+        return nn.parallel.DistributedDataParallel(  # type: ignore[return-value]
             module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-        return wrapped  # type: ignore[return-value]  # called like the module, and `.module` is kept by the caller
 
     def synchronise_batch_norm(self, module: Module) -> Module:
         """Replace every batch norm by one whose statistics are those of the global batch."""
@@ -154,8 +157,10 @@ class _GlooSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
         output, mean, var, count = _SyncNorm.apply(input, self.weight, self.bias, self.eps)
         with torch.no_grad():
             self.num_batches_tracked += 1
@@ -176,7 +181,8 @@ class _SyncNorm(torch.autograd.Function):
         packed = torch.cat([local_mean, local_var, local_mean.new_tensor([float(rank_count)])])
         parts = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, packed)
-        # means and variances are combined as such (Chan et al. 1979): sums of squares about zero would cancel in float32
+        # means and variances are combined as such (Chan et al. 1979): sums of squares about zero would cancel in
+        # float32
         stacked = torch.stack(parts)
         means, variances, counts = stacked[:, :channels], stacked[:, channels:-1], stacked[:, -1:]
         count = counts.sum()
@@ -202,7 +208,8 @@ class _SyncNorm(torch.autograd.Function):
         dist.all_reduce(sums)
         sum_hat, sum_grad = sums.chunk(2)
         invstd = (var + ctx.eps).rsqrt()
-        # what the statistics' own dependence on x takes away: weight * invstd * (mean(grad) + x_hat * mean(grad * x_hat))
+        # what the statistics' own dependence on x takes away: weight * invstd * (mean(grad) + x_hat * mean(grad *
+        # x_hat))
         slope = -weight * invstd.square() * sum_hat / count
         offset = -weight * invstd * sum_grad / count - slope * mean
         shape = (1, -1) + (1,) * (x.dim() - 2)

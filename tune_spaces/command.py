@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from dbd_dist.commands.train import STORAGE, prepare_for
+from dbd_dist.commands.train import STORAGE, check_storage, prepare_for
 from dbd_dist.presets import preset as find_preset
 from tune_spaces.spaces import SPACES
 from tune_spaces.spaces import space as find_space
@@ -33,7 +33,8 @@ class Arguments:
     parallel: int | None = None
     """Trials at the same time; as many as fit unless given."""
     name: str | None = None
-    """Folder of the sweep under the storage: tune/SPACE-PRESET-sSEED unless given. The same name goes on with a sweep."""
+    """Folder of the sweep under the storage: tune/SPACE-PRESET-sSEED unless given. The same name goes on with a
+    sweep."""
     storage: Path = STORAGE
 
 
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
     spaces = ", ".join(f"{name} ({space.why})" for name, space in SPACES.items())
     arguments = tyro.cli(Arguments, args=argv, prog="dbd tune", description=f"Spaces: {spaces}.")
     space = find_space(arguments.space, smoke=arguments.smoke)
+    check_storage(arguments.storage)
     chosen = find_preset("smoke" if arguments.smoke else arguments.preset)
     config = dataclasses.replace(
         chosen.train,
@@ -60,6 +62,8 @@ def main(argv: list[str]) -> int:
     for row in rows:
         asr = "-" if row["asr"] is None else f"{row['asr']:.3f}"
         kept = "-" if row["kept_poisoned"] is None else f"{row['kept_poisoned']} of {row['poisoned']}"
-        print("  ".join([f"{row[f]:>18g}" for f in fields] + [f"{row['clean_acc']:>10.3f}", f"{asr:>14}", f"{kept:>13}"]))
+        print(
+            "  ".join([f"{row[f]:>18g}" for f in fields] + [f"{row['clean_acc']:>10.3f}", f"{asr:>14}", f"{kept:>13}"])
+        )
     print(f"\n{(arguments.storage / name).resolve()}")
     return 0

@@ -18,7 +18,9 @@ from tune_spaces.spaces import Space
 TRIAL_CPU = 0.01  # the function that starts a trial's workers only waits for them; Ray refuses 0
 
 
-def run_sweep(base: TrainConfig, space: Space, *, storage: Path, name: str, parallel: int | None) -> list[dict[str, Any]]:
+def run_sweep(
+    base: TrainConfig, space: Space, *, storage: Path, name: str, parallel: int | None
+) -> list[dict[str, Any]]:
     """Run every point of the grid.
 
     Args:
@@ -26,7 +28,8 @@ def run_sweep(base: TrainConfig, space: Space, *, storage: Path, name: str, para
         parallel: trials at the same time; as many as the cluster holds unless given.
 
     Returns:
-        A row a trial, best first: the varied fields, "clean_acc", "asr", "kept_poisoned", "poisoned", "score", "folder". The score is clean
+        A row a trial, best first: the varied fields, "clean_acc", "asr", "kept_poisoned", "poisoned", "score",
+        "folder". The score is clean
         accuracy minus attack success, and needs the truth: a defender can see the first part only.
     """
     storage = storage.resolve()
@@ -87,10 +90,22 @@ def _trial(values: dict[str, Any], *, fixed: dict[str, Any]) -> None:
     trial = "trial-" + tune.get_context().get_trial_id().rsplit("_", 1)[-1]
     storage, name = Path(fixed["storage"]), f"{fixed['name']}/{trial}"
     result = run_ray(
-        config, storage=storage, name=name, quiet=True, cpus_per_worker=fixed["cpus"], callbacks=[TuneReportCallback()]
+        config,
+        storage=storage,
+        name=name,
+        quiet=True,
+        cpus_per_worker=fixed["cpus"],
+        callbacks=[TuneReportCallback()],
     )
     assert result is not None
-    tune.report({"score": _score(result), "clean_acc": result["clean_acc"], "asr": result["asr"], "trial_folder": trial})
+    tune.report(
+        {
+            "score": _score(result),
+            "clean_acc": result["clean_acc"],
+            "asr": result["asr"],
+            "trial_folder": trial,
+        }
+    )
 
 
 def _score(result: dict[str, Any]) -> float:

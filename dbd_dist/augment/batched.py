@@ -21,9 +21,7 @@ from dbd_dist.augment.config import AugmentConfig, blur_kernel_px
 from dbd_dist.augment.params import CONTRAST, HUE, SATURATION, Params
 
 GRAY = (0.2989, 0.587, 0.114)  # luma weights of torchvision's rgb_to_grayscale (ITU-R BT.601)
-_CHUNK_VALUES = (
-    1 << 26
-)  # values worked on at once: bounds the memory of some ten intermediate results to 3 GB
+_CHUNK_VALUES = 1 << 26  # values worked on at once: bounds the memory of some ten intermediate results to 3 GB
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,9 +57,7 @@ def make_plan(params: Params, device: torch.device, non_blocking: bool = True) -
     order_B3 = params.order_B4[params.order_B4 != HUE].view(count, 3)
     factor_B3 = params.factor_B4.gather(1, order_B3)
     rest_B3 = 1 - factor_B3
-    blend_B33 = torch.stack(
-        [factor_B3, rest_B3 * (order_B3 == SATURATION), rest_B3 * (order_B3 == CONTRAST)], dim=2
-    )
+    blend_B33 = torch.stack([factor_B3, rest_B3 * (order_B3 == SATURATION), rest_B3 * (order_B3 == CONTRAST)], dim=2)
     columns = [
         params.box_B4,
         params.flip_B[:, None],
@@ -177,9 +173,7 @@ def _positions(flip_B: Tensor, size: int) -> Tensor:
     return torch.where(flip_B[:, None] > 0, size - 1 - up, up)
 
 
-def _reflected_rows(
-    config: AugmentConfig, start_B: Tensor, size_B: Tensor, flip_B: Tensor, size: int
-) -> Tensor:
+def _reflected_rows(config: AugmentConfig, start_B: Tensor, size_B: Tensor, flip_B: Tensor, size: int) -> Tensor:
     """Row i of the (size x size) matrices picks pixel start + i, reflected at the edges."""
     source_BN = (start_B[:, None] + _positions(flip_B, size)).abs()
     source_BN = (size - 1) - ((size - 1) - source_BN).abs()
@@ -187,9 +181,7 @@ def _reflected_rows(
     return (source_BN[:, :, None] == pixel).float()
 
 
-def _resizing_rows(
-    config: AugmentConfig, start_B: Tensor, size_B: Tensor, flip_B: Tensor, size: int
-) -> Tensor:
+def _resizing_rows(config: AugmentConfig, start_B: Tensor, size_B: Tensor, flip_B: Tensor, size: int) -> Tensor:
     """Row i of the (size x size) matrices holds the weights of pixel i of the box stretched to `size` pixels.
 
     A box is never larger than the image, so this only ever enlarges and antialiasing has nothing to do. As in
@@ -241,9 +233,9 @@ def _shift_hue(x_BCHW: Tensor, hue_B: Tensor) -> Tensor:
     sector = torch.where(red, 0.0, torch.where(green, 2.0, 4.0))
     turned = difference / chroma.clamp(min=1e-12) + sector + 6 * hue_B[:, None, None]  # in sixths of a turn
     turned = turned - 6 * torch.floor(turned / 6)
-    share_BCHW = torch.stack(
-        [(turned - 3).abs() - 1, 2 - (turned - 2).abs(), 2 - (turned - 4).abs()], dim=1
-    ).clamp_(0, 1)
+    share_BCHW = torch.stack([(turned - 3).abs() - 1, 2 - (turned - 2).abs(), 2 - (turned - 4).abs()], dim=1).clamp_(
+        0, 1
+    )
     return torch.addcmul(lowest[:, None], share_BCHW, chroma[:, None])
 
 

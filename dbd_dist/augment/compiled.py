@@ -219,12 +219,7 @@ def _resize(image, box, flip, source, row, red, green, blue):
         s0, s1, s2, s3 = flat[o0 : o0 + n], flat[o1 : o1 + n], flat[o2 : o2 + n], flat[o3 : o3 + n]
         a0, a1, a2, a3 = weight_y[y, 0], weight_y[y, 1], weight_y[y, 2], weight_y[y, 3]
         for j in range(n):
-            inner[j] = (
-                a0 * np.float32(s0[j])
-                + a1 * np.float32(s1[j])
-                + a2 * np.float32(s2[j])
-                + a3 * np.float32(s3[j])
-            )
+            inner[j] = a0 * np.float32(s0[j]) + a1 * np.float32(s1[j]) + a2 * np.float32(s2[j]) + a3 * np.float32(s3[j])
         for x in range(width):
             b0, b1, b2, b3 = weight_x[x, 0], weight_x[x, 1], weight_x[x, 2], weight_x[x, 3]
             i = at_x[x]

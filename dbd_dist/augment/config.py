@@ -74,9 +74,7 @@ class AugmentConfig:
         if len(self.mean) != 3 or not all(map(math.isfinite, self.mean)):
             raise UserError(f"mean is {self.mean}", where="augment", allowed="three numbers, one a channel")
         if len(self.std) != 3 or any(not 0 < s < math.inf for s in self.std):
-            raise UserError(
-                f"std is {self.std}", where="augment", allowed="three numbers above 0, one a channel"
-            )
+            raise UserError(f"std is {self.std}", where="augment", allowed="three numbers above 0, one a channel")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -87,9 +85,7 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _interval(name: str, value: tuple[float, float], highest: float = math.inf) -> None:
     if len(value) != 2 or not 0 < value[0] <= value[1] <= highest or not math.isfinite(value[1]):
         limit = "" if highest == math.inf else f" and at most {highest}"
-        raise UserError(
-            f"{name} is {value}", where="augment", allowed=f"two numbers above 0{limit}, smaller first"
-        )
+        raise UserError(f"{name} is {value}", where="augment", allowed=f"two numbers above 0{limit}, smaller first")
 
 
 def blur_kernel_px(height: int, width: int) -> int:

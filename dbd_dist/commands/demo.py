@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from dbd_dist.commands.train import STORAGE, launch, prepare_for
+from dbd_dist.commands.train import STORAGE, check_storage, launch, prepare_for
 from dbd_dist.presets import preset
 
 
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
     from dbd_dist.report import format_results, write_report
 
     start = time.monotonic()
+    check_storage(arguments.storage)
     chosen = preset("demo")
     workers = min(2, topology.this_machine().cpus)
     config = dataclasses.replace(

@@ -53,9 +53,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"not a model description ({error})", where=description) from error
     dataset = open_dataset(data)
     if dataset.manifest.num_classes != classes:
-        raise UserError(
-            f"the data set has {dataset.manifest.num_classes} classes, the model {classes}", where=data
-        )
+        raise UserError(f"the data set has {dataset.manifest.num_classes} classes, the model {classes}", where=data)
     model = Classifier(network, classes)
     try:
         model.load_state_dict(load_file(str(weights)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
         config=(tyro.conf.FlagConversionOff,),
     )
     config = arguments.config
+    check_storage(arguments.storage)
     if config.data is None:
         if prepared is None:
             raise UserError("no dataset folder is given", where="--data", fix="make one with `dbd prepare`")
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> int:
 def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
     """The configuration to start from, the flags that are left, and the preset with its data where it is one."""
     if argv and argv[0].startswith("--config"):
-        path, rest = (argv[0].split("=", 1)[1], argv[1:]) if "=" in argv[0] else ((argv + [""])[1], argv[2:])
+        path, rest = (argv[0].split("=", 1)[1], argv[1:]) if "=" in argv[0] else (([*argv, ""])[1], argv[2:])
         return _stored(Path(path)), rest, None
     if not argv or argv[0].startswith("-"):
         if argv and argv[0] in ("-h", "--help"):
@@ -105,7 +107,33 @@ def prepare_for(chosen: Preset, config: TrainConfig, storage: Path) -> Path:
             where="--data",
             fix="run `dbd prepare` first and name its folder",
         )
-    return prepare(dataclasses.replace(chosen.prepare, seed=config.seed, datasets=storage / "datasets")).folder.resolve()
+    return prepare(
+        dataclasses.replace(chosen.prepare, seed=config.seed, datasets=storage / "datasets")
+    ).folder.resolve()
+
+
+def check_storage(storage: Path) -> None:
+    """Refuse what is not a folder that can be written.
+
+    Raises:
+        UserError: a bucket's address, a file, or no permission.
+    """
+    if re.match(r"[a-z0-9]+:/", str(storage)):
+        raise UserError(
+            f"{storage} is not a folder",
+            where="--storage",
+            allowed="a folder that all nodes see",
+            fix="mount the bucket",
+        )
+    existing = storage.resolve()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(
+            f"{existing} cannot be written to",
+            where="--storage",
+            allowed="a folder, or where one can be made",
+        )
 
 
 def launch(config: TrainConfig, storage: Path, name: str, launcher: str, *, quiet: bool = False):

@@ -105,7 +105,7 @@ class Meter:
                 raise UserError(
                     f"{name} is {value}",
                     where=f"{stage}, epoch {epoch}",
-                    fix=f"lower {stage}.lr, or use --compute.precision fp32; the checkpoint of the epoch before is kept",
+                    fix=f"lower {stage}.lr, or use --compute.precision fp32; the last epoch's checkpoint is kept",
                 )
         time_s = time.perf_counter() - self._start
         return {

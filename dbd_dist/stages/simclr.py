@@ -1,4 +1,5 @@
-"""Stage 1: self-supervised learning of the backbone (SimCLR, Chen et al. 2020, arXiv 2002.05709). Labels are not touched."""
+"""Stage 1: self-supervised learning of the backbone (SimCLR, Chen et al. 2020, arXiv 2002.05709). Labels are not
+touched."""
 
 from __future__ import annotations
 

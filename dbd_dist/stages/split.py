@@ -17,7 +17,8 @@ from dbd_dist.stages.warmup import sample_losses
 def measure_losses(
     config: SplitConfig, warmup: WarmupConfig, model: Classifier, context: Context, epoch: int
 ) -> Tensor:
-    """The loss of every training sample, in eval mode on one augmented draw: float32 (N,) on the CPU, the same on all ranks."""
+    """The loss of every training sample, in eval mode on one augmented draw: float32 (N,) on the CPU, the same on
+    all ranks."""
     world, images = context.world, context.images
     total = len(images)
     positions = torch.arange(total)[rank_slice(total, world.rank, world.size)]

@@ -7,9 +7,7 @@ from cluster.topology import Node, Topology, from_ray_nodes, interface_env, shar
 
 
 def nodes(*sizes: tuple[int, int]) -> Topology:
-    return Topology(
-        tuple(Node(host=f"n{i}", address=f"10.0.0.{i}", cpus=c, gpus=g) for i, (c, g) in enumerate(sizes))
-    )
+    return Topology(tuple(Node(host=f"n{i}", address=f"10.0.0.{i}", cpus=c, gpus=g) for i, (c, g) in enumerate(sizes)))
 
 
 @pytest.mark.parametrize(

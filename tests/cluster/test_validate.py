@@ -167,9 +167,7 @@ def test_slurm_runs_the_command_on_every_node_with_a_private_token(tmp_path):
     done = subprocess.run(["bash", validate.MANIFESTS / "slurm.sh"], cwd=tmp_path, env=environ, check=False)
     assert done.returncode == 7  # the training's exit code is the job's
     called, token = (tmp_path / "log").read_text().splitlines()
-    assert called.startswith(
-        "srun --nodes=2 --ntasks=2 ray symmetric-run --address n1:21234 --min-nodes 2 -- "
-    )
+    assert called.startswith("srun --nodes=2 --ntasks=2 ray symmetric-run --address n1:21234 --min-nodes 2 -- ")
     assert "/.venv/bin/dbd train demo --storage " in called
     assert token == "600 64"
     assert not list(tmp_path.glob(".ray-token*"))

@@ -139,9 +139,7 @@ def test_byte_pipeline_of_torchvision_differs_by_rounding_only():
     params = draw(config, images_BCHW)
     ours = augment.apply(config, images_BCHW, params)
     for i, image in enumerate(images_BCHW):
-        theirs = F.resized_crop(
-            image, *params.box_B4[i].tolist(), [32, 32], interpolation=InterpolationMode.BICUBIC
-        )
+        theirs = F.resized_crop(image, *params.box_B4[i].tolist(), [32, 32], interpolation=InterpolationMode.BICUBIC)
         theirs = F.horizontal_flip(theirs) if params.flip_B[i] else theirs
         assert (ours[i] - theirs / 255).abs().max() < 1.5 * GREY_LEVEL
 
@@ -220,9 +218,7 @@ def test_normalise_is_the_augmentation_that_does_nothing():
     )
 
 
-@pytest.mark.parametrize(
-    "config", [augment.simclr(), augment.weak_pad(), augment.weak_resized(), augment.none()]
-)
+@pytest.mark.parametrize("config", [augment.simclr(), augment.weak_pad(), augment.weak_resized(), augment.none()])
 def test_other_devices_are_never_waited_for(config):
     """On the meta device, which has shapes and no values, every look at a value on the host is an error."""
     images_BCHW = random_images(12, 32, 32)

@@ -15,9 +15,7 @@ COUNT = 20_000
 SPREAD = 5 * (0.25 / COUNT) ** 0.5  # five standard deviations of the share of a fair coin: 0.018
 
 
-def draw(
-    config: AugmentConfig, count: int = COUNT, height: int = 32, width: int = 32, seed: int = 0
-) -> Params:
+def draw(config: AugmentConfig, count: int = COUNT, height: int = 32, width: int = 32, seed: int = 0) -> Params:
     generator = torch.Generator().manual_seed(seed)
     return augment.draw(config, count, height=height, width=width, generator=generator)
 
@@ -86,9 +84,7 @@ def test_resized_boxes_are_distributed_as_those_of_torchvision():
 
     torch.manual_seed(0)
     image = torch.empty(3, 48, 64)
-    theirs_B4 = torch.tensor(
-        [RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(6000)]
-    )
+    theirs_B4 = torch.tensor([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(6000)])
     ours_B4 = draw(AugmentConfig(), height=48, width=64).box_B4
     for ours, theirs in zip(ours_B4.double().T, theirs_B4.double().T):
         levels = torch.tensor([0.02, 0.25, 0.5, 0.75, 0.98], dtype=torch.float64)
@@ -102,11 +98,7 @@ def test_resized_boxes_are_distributed_as_those_of_torchvision():
 )
 def test_boxes_that_never_fit_fall_back_to_the_middle(height, width, box, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 0.5, dtype=torch.float64))
-    config = (
-        AugmentConfig(scale=(1.0, 1.0))
-        if height != width
-        else AugmentConfig(scale=(1.0, 1.0), ratio=(0.5, 1.0))
-    )
+    config = AugmentConfig(scale=(1.0, 1.0)) if height != width else AugmentConfig(scale=(1.0, 1.0), ratio=(0.5, 1.0))
     assert draw(config, 3, height, width).box_B4.tolist() == [box] * 3
 
 
@@ -178,8 +170,6 @@ def test_images_too_small_are_refused():
         draw(augment.simclr(), 1, height=1, width=32)
 
 
-@pytest.mark.parametrize(
-    ("size", "kernel_px"), [(8, 3), (16, 3), (28, 3), (32, 3), (64, 7), (96, 9), (224, 23)]
-)
+@pytest.mark.parametrize(("size", "kernel_px"), [(8, 3), (16, 3), (28, 3), (32, 3), (64, 7), (96, 9), (224, 23)])
 def test_blur_kernel_is_odd_and_a_tenth_of_the_image(size, kernel_px):
     assert augment.blur_kernel_px(size, size + 5) == kernel_px
