@@ -48,7 +48,7 @@ class Options:
     """Is this machine, or every node of the cluster, fit to run? Exits with 0 when it is, with 1 when not."""
 
     storage: str = "runs"
-    """Where runs will be kept: a folder, or s3://BUCKET/FOLDER."""
+    """The folder where runs will be kept."""
     cluster: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check every node of the Ray cluster that this machine belongs to."""
 
@@ -211,8 +211,7 @@ def check_disk(storage: str) -> Finding:
     spaces = {tempfile.gettempdir(): shutil.disk_usage(tempfile.gettempdir()).free}  # Ray's logs and spilled objects
     with contextlib.suppress(ClusterError):  # check_storage tells it
         place = storage_module.resolve(storage)
-        if (free := storage_module.free_bytes(place)) is not None:
-            spaces[place.uri] = free
+        spaces[str(place)] = storage_module.free_bytes(place)
     path, free = min(spaces.items(), key=lambda item: item[1])
     remedy = "free some, or choose another --storage"
     return _at_least("disk", free, fail=GIB, warn=10 * GIB, remedy=remedy, of=f" free in {path}")
@@ -221,18 +220,14 @@ def check_disk(storage: str) -> Finding:
 def check_storage(storage: str) -> Finding:
     place = storage_module.resolve(storage)
     storage_module.check_writable(place)
-    if place.local is None:
-        return Finding("storage", "ok", f"{place.uri} can be written")
-    kind = storage_module.file_system(place.local)
+    kind = storage_module.file_system(place)
     if kind == "tmpfs":
-        return Finding(
-            "storage", "warn", f"{place.uri} is in memory and gone after a restart", "choose a folder on disk"
-        )
-    return Finding("storage", "ok", f"{place.uri} can be written ({kind or 'unknown file system'})")
+        return Finding("storage", "warn", f"{place} is in memory and gone after a restart", "choose a folder on disk")
+    return Finding("storage", "ok", f"{place} can be written ({kind or 'unknown file system'})")
 
 
 def check_clock(now: float | None = None) -> Finding:
-    """A clock before this release makes certificates and signed storage requests fail."""
+    """A clock before this release makes certificates fail."""
     now = time.time() if now is None else now
     detail = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     return Finding("clock", "ok" if now > 1_767_225_600 else "fail", detail, "set the clock (chrony or ntpd)")  # 2026
@@ -263,7 +258,7 @@ def examine_cluster(storage: str) -> dict[str, list[Finding]]:
         examiner, clock = ray.remote(num_cpus=0)(_examine_node), ray.remote(num_cpus=0)(_now)
         pins = {where: NodeAffinitySchedulingStrategy(node.node_id, soft=False) for where, node in nodes.items()}
         asked = {
-            where: examiner.options(scheduling_strategy=pin).remote(place.uri, mark, len(nodes))
+            where: examiner.options(scheduling_strategy=pin).remote(str(place), mark, len(nodes))
             for where, pin in pins.items()
         }
         deadline = time.monotonic() + NODE_TIMEOUT_S
@@ -315,7 +310,12 @@ def _examine_node(storage: str, mark: storage_module.Mark | None, nodes: int) ->
     findings = examine(storage)
     if mark is not None and not mark.seen():
         findings.append(
-            Finding("shared storage", "fail", f"{storage} is not the same here", "keep runs on NFS or in a bucket")
+            Finding(
+                "shared storage",
+                "fail",
+                f"{storage} is not the same here",
+                "keep runs on a share that all machines mount",
+            )
         )
     if nodes > 1:
         findings.append(_guarded("host name", lambda: check_name(socket.gethostbyname(socket.gethostname()))))

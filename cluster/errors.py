@@ -24,7 +24,8 @@ class ClusterError(Exception):
         fix: str | None = None,
     ):
         self.what, self.where, self.allowed, self.fix = what, where, allowed, fix
-        parts = [what if where is None else f"{where}: {what}"]
+        stop = "" if what.endswith((".", "?", "!")) else "."
+        parts = [f"{what}{stop}" if where is None else f"{where}: {what}{stop}"]
         if allowed is not None:
             parts.append(f"Allowed: {allowed}.")
         if fix is not None:

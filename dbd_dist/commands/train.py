@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,8 @@ def main(argv: list[str]) -> int:
         config=(tyro.conf.FlagConversionOff,),
     )
     config = arguments.config
-    check_storage(arguments.storage)
+    if os.environ.get("RANK", "0") == "0":
+        check_storage(arguments.storage)
     if config.data is None:
         if prepared is None:
             raise UserError("no dataset folder is given", where="--data", fix="make one with `dbd prepare`")
@@ -116,24 +116,11 @@ def check_storage(storage: Path) -> None:
     """Refuse what is not a folder that can be written.
 
     Raises:
-        UserError: a bucket's address, a file, or no permission.
+        ClusterError: an object store's address, a file, or no permission.
     """
-    if re.match(r"[a-z0-9]+:/", str(storage)):
-        raise UserError(
-            f"{storage} is not a folder",
-            where="--storage",
-            allowed="a folder that all nodes see",
-            fix="mount the bucket",
-        )
-    existing = storage.resolve()
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(
-            f"{existing} cannot be written to",
-            where="--storage",
-            allowed="a folder, or where one can be made",
-        )
+    from cluster import storage as places
+
+    places.check_writable(places.resolve(storage))
 
 
 def launch(config: TrainConfig, storage: Path, name: str, launcher: str, *, quiet: bool = False):

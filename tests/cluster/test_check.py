@@ -23,10 +23,10 @@ def test_a_failed_check_exits_with_1_and_names_itself(capsys):
     assert printed.endswith("storage)\n")
 
 
-def test_an_unknown_store_is_a_finding():
-    failed = [f for f in check.examine("ftp://host/x") if f.verdict == "fail"]
+def test_an_object_store_is_a_finding():
+    failed = [f for f in check.examine("s3://bucket/x") if f.verdict == "fail"]
     assert [f.name for f in failed] == ["storage"]
-    assert "'ftp' is not known" in failed[0].detail
+    assert "not a folder" in failed[0].detail
 
 
 @pytest.mark.parametrize(
