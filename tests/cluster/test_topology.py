@@ -77,4 +77,4 @@ def test_interfaces_are_bound_by_exact_name():
 
 def test_error_survives_the_trip_from_a_worker():
     error = pickle.loads(pickle.dumps(ClusterError("bad", where="w", allowed="a", fix="f")))
-    assert str(error) == "w: bad Allowed: a. To do: f."
+    assert str(error) == "w: bad. Allowed: a. To do: f."
