@@ -115,7 +115,7 @@ def _row(key: tuple[Any, ...], results: list[Mapping[str, Any]], at: tuple[int, 
     devices = tuple(sorted({_device(r) for r in results if r.get("device")}))
     notes = []
     identities = [(r.get("seed"), r.get("data_hash") or r.get("dataset")) for r in results]
-    repeated = sorted({seed for seed, data in identities if identities.count((seed, data)) > 1}, key=str)
+    repeated = {seed for seed, data in identities if isinstance(seed, int) and identities.count((seed, data)) > 1}
     if repeated:
         notes.append(f"{wording.seeds(repeated)} counted more than once: the spread is too small")
     if len(devices) > 1:

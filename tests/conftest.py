@@ -1,0 +1,67 @@
+"""What tests of several packages share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before torch is imported, and inherited by every process that a test starts: tests measure nothing, and small
+# tensors are slower on many threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset folder: 240 training and 50 test images of digits, 16 px, 24 of them poisoned. Not to be changed."""
+    from data_prep.attacks import BadNets
+    from data_prep.encode import PrepareConfig, prepare
+    from data_prep.sources import Digits
+
+    config = PrepareConfig(
+        source=Digits(train_per_class=24, test_per_class=5),
+        attack=BadNets(),
+        rate=0.1,
+        datasets=tmp_path_factory.mktemp("datasets"),
+        workers=1,
+    )
+    return prepare(config, progress=False).folder
+
+
+@pytest.fixture
+def digits_copy(digits: Path, tmp_path: Path) -> Path:
+    """The same folder, free to be damaged."""
+    return Path(shutil.copytree(digits, tmp_path / "digits"))
+
+
+@pytest.fixture(scope="session")
+def smoke_config(digits: Path) -> Any:
+    """The smoke preset on `digits`, one worker and one thread, batches that fit the smaller data set."""
+    from dbd_dist.presets import preset
+
+    config = preset("smoke").train
+    return replace(
+        config,
+        data=digits,
+        simclr=replace(config.simclr, batch=60),
+        warmup=replace(config.warmup, batch=60),
+        supervised=replace(config.supervised, batch=60),
+        compute=replace(config.compute, workers=1, threads=1, precision="fp32"),
+    )
+
+
+@pytest.fixture
+def edit_json() -> Callable[..., None]:
+    """Change fields of a JSON file in place."""
+
+    def edit(path: Path, **fields: Any) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return edit

@@ -1,0 +1,191 @@
+"""A data set, networks and stages small enough for a test, and what the ranks of a test run on them.
+
+Every function that takes a `World` gives the same answer in a world of one (called here) and of two (`two_ranks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.manifest import open_dataset
+from dbd_dist import augment, seeds
+from dbd_dist.config import MixMatchConfig, SimCLRConfig, SplitConfig, SupervisedConfig, WarmupConfig
+from dbd_dist.evaluate import Examiner
+from dbd_dist.loaders import Images, ResidentImages
+from dbd_dist.models import Classifier, ContrastiveModel, ModelConfig, seeded
+from dbd_dist.stages import mixmatch, simclr, split, supervised, warmup
+from dbd_dist.stages.context import Context, EpochEnd
+from dbd_dist.world import World
+
+CLASSES = 4
+MODEL = ModelConfig(depths=(1, 1), widths=(8, 16), projection_dim=16)
+WEAK = replace(augment.weak_pad(), pad_px=2)
+
+SIMCLR = SimCLRConfig(epochs=1, batch=24, lr=0.1)
+WARMUP = WarmupConfig(epochs=1, batch=24, lr=0.01, augment=WEAK)
+SPLIT = SplitConfig(batch=10, augment=WEAK)
+MIXMATCH = MixMatchConfig(epochs=1, steps=3, batch=12, augment=WEAK)
+SUPERVISED = SupervisedConfig(epochs=1, batch=24, augment=WEAK)
+
+
+def make_images(count: int = 48, px: int = 16) -> ResidentImages:
+    """Noise whose brightness tells its class, so that there is something to learn."""
+    generator = torch.Generator().manual_seed(count)
+    labels = torch.randint(0, CLASSES, (count,), generator=generator)
+    pixels = torch.randint(0, 128, (count, px, px, 3), dtype=torch.uint8, generator=generator)
+    pixels += (labels * 40).to(torch.uint8)[:, None, None, None]
+    return ResidentImages(pixels, labels)
+
+
+def make_context(
+    world: World, images: Images, *, sync_bn: bool = True, report: Callable[[EpochEnd], None] = lambda end: None
+) -> Context:
+    return Context(
+        world=world, images=images, num_classes=CLASSES, seed=5, bf16=False, sync_bn=sync_bn, report=report
+    )  # fmt: skip
+
+
+def make_contrastive(context: Context, seed: int = 1) -> ContrastiveModel:
+    return context.prepare(seeded(lambda: ContrastiveModel(MODEL), seeds.generator(seed, "contrastive")))
+
+
+def make_classifier(context: Context, seed: int = 1) -> Classifier:
+    return context.prepare(seeded(lambda: Classifier(MODEL, CLASSES), seeds.generator(seed, "classifier")))
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+# -- a stage each: (config, context, model, resume) -> the model, trained in place
+
+
+def run_simclr(config: SimCLRConfig, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+    simclr.pretrain(config, model, context, resume)
+
+
+def run_warmup(config: WarmupConfig, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+    warmup.train_head(config, model, context, resume)
+
+
+def run_mixmatch(config: MixMatchConfig, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+    mixmatch.fine_tune(config, SPLIT, WARMUP, model, None, context, resume)
+
+
+def run_supervised(
+    config: SupervisedConfig, context: Context, model: Any, resume: dict[str, Any] | None = None
+) -> None:
+    supervised.train(config, model, context, resume)
+
+
+STAGES: dict[str, tuple[Any, Callable[..., None], Callable[..., nn.Module]]] = {
+    "simclr": (SIMCLR, run_simclr, make_contrastive),
+    "warmup": (WARMUP, run_warmup, make_classifier),
+    "mixmatch": (MIXMATCH, run_mixmatch, make_classifier),
+    "supervised": (SUPERVISED, run_supervised, make_classifier),
+}
+
+
+# -- what ranks run
+
+
+def simclr_gradient(world: World, *, sync_bn: bool) -> Tensor:
+    """The gradient of one whole global batch at the initial weights, as the stage leaves it after its only step."""
+    images = make_images(SIMCLR.batch)
+    found: list[Tensor] = []
+
+    def keep_gradient(end: EpochEnd) -> None:
+        found.append(torch.cat([p.grad.flatten() for p in end.model.parameters() if p.grad is not None]))
+
+    context = make_context(world, images, sync_bn=sync_bn, report=keep_gradient)
+    run_simclr(SIMCLR, context, make_contrastive(context))
+    assert len(found) == 1
+    return found[0].clone()
+
+
+def train_stage(world: World, stage: str) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Weights and metrics after an epoch of a stage."""
+    config, run, make = STAGES[stage]
+    rows: list[dict[str, float]] = []
+    context = make_context(world, make_images(), report=lambda end: rows.append(end.metrics))
+    model = make(context)
+    run(config, context, model)
+    return weights_of(model), rows[-1]
+
+
+def train_mixmatch_unmixed(world: World) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """An epoch of MixMatch with every mixing weight 1: the one thing that depends on the number of ranks, the partner,
+    has no weight then. Six labelled images a rank are a multiple of the three interleaved forwards, so that these hold
+    the same images in both worlds."""
+    drawn = mixmatch._mixing_weights
+    mixmatch._mixing_weights = lambda config, generator: [1.0] * config.steps  # type: ignore[assignment]
+    try:
+        return train_stage(world, "mixmatch")
+    finally:
+        mixmatch._mixing_weights = drawn
+
+
+def sync_norm(world: World, x: Tensor, upstream: Tensor, weight: Tensor, bias: Tensor, share: int) -> dict[str, Tensor]:
+    """Batch norm over a global batch of which rank 0 holds the first `share` samples, forward and backward."""
+    norm: nn.Module = nn.BatchNorm1d(x.shape[1]) if x.dim() == 2 else nn.BatchNorm2d(x.shape[1])
+    with torch.no_grad():
+        norm.weight.copy_(weight)  # type: ignore[operator]
+        norm.bias.copy_(bias)  # type: ignore[operator]
+    norm = world.synchronise_batch_norm(nn.Sequential(norm))[0]
+    mine = slice(None) if world.size == 1 else (slice(0, share), slice(share, None))[world.rank]
+    x_mine = x[mine].clone(memory_format=torch.preserve_format).requires_grad_()
+    for _ in range(2):  # running statistics of more than one step
+        output = norm(x_mine)
+    output.backward(upstream[mine])
+    assert norm.weight.grad is not None
+    assert norm.bias.grad is not None
+    after = norm.eval()(x_mine)
+    return {
+        "output": world.gather(output.detach()),
+        "grad_input": world.gather(x_mine.grad),
+        "grad_weight": world.sum(norm.weight.grad),
+        "grad_bias": world.sum(norm.bias.grad),
+        "running_mean": norm.running_mean,
+        "running_var": norm.running_var,
+        "num_batches_tracked": norm.num_batches_tracked,
+        "eval_output": world.gather(after.detach()),
+    }
+
+
+def split_losses(world: World, count: int) -> Tensor:
+    """The filter's losses of `count` samples, which the ranks need not share equally."""
+    context = make_context(world, make_images(count))
+    return split.measure_losses(SPLIT, WARMUP, make_classifier(context), context, epoch=1)
+
+
+def examine(world: World, folder: Path) -> list[Any]:
+    """A random classifier on a prepared data set."""
+    dataset = open_dataset(folder)
+    model = seeded(lambda: Classifier(MODEL, dataset.manifest.num_classes), seeds.generator(3, "examine"))
+    measured = Examiner(dataset, world, augment.none(), bf16=False).measure(model)
+    return [measured.clean_acc, measured.per_class_acc, measured.asr, measured.robust_acc]
+
+
+def collectives(world: World) -> dict[str, Any]:
+    """Every operation of `World` on values that differ by rank: rank r holds r + 1 rows."""
+    rows = torch.arange(world.rank + 1).float() + 10 * world.rank
+    equal = torch.full((2,), float(world.rank + 1), requires_grad=True)
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])[: 2 * world.size] * (world.rank + 1)
+    (world.gather_with_grad(equal) * weights).sum().backward()
+    before = equal.detach().clone()
+    summed = world.sum(before)
+    return {
+        "gather": world.gather(rows),
+        "grad": equal.grad,
+        "sum": summed,
+        "mean": world.mean(before),
+        "unchanged": before,
+        "broadcast": world.broadcast({"from": world.rank}),
+        "is_main": world.is_main,
+    }
