@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import errno
 import functools
 import os
 import queue
@@ -44,7 +45,7 @@ _SAMPLE = np.dtype([("image", _IMAGE), ("label", "<i8"), ("index", "<i8")], alig
 _REGION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 _FIELDS = (("image", 2), ("label", 1), ("index", 1))  # name and FFCV's type number
 _RAW = 1
-_MIN_PAGE, _MAX_PAGE = 1 << 21, 1 << 31
+_MIN_PAGE, _MAX_PAGE = 1 << 21, 1 << 30  # Linux writes at most 2 GiB less 4 KiB at once, FFCV expects a whole page
 _MAX_SIDE = (1 << 16) - 1  # width and height are 16-bit in the sample table
 
 
@@ -178,7 +179,7 @@ class BetonWriter:
             raise UserError(
                 f"images of {width_px} x {height_px} px do not fit the format",
                 where=self.path,
-                allowed="at most 26,754 px",
+                allowed="at most 18,918 px",
             )
         # A page holds whole samples: some 32 of them keep the unused rest of a page below a few per cent.
         page = max(_MIN_PAGE, min(_MAX_PAGE, 1 << (32 * sample_bytes - 1).bit_length()))
@@ -240,6 +241,7 @@ class BetonWriter:
             raise ValueError(f"{self._written} of {self.count} samples were written")
         try:
             self._allocator.__exit__(None, None, None)
+            self._check_pages()
             self._writer.finalize([self._allocator.allocations[i : i + 1] for i in range(self.count)])
             self._release()
             self._partial.replace(self.path)
@@ -250,9 +252,16 @@ class BetonWriter:
             self._discard()
             raise
 
+    def _check_pages(self) -> None:
+        """FFCV does not look at how much of a page the system took: a disk that was full for a moment would leave
+        a hole."""
+        written = self._allocator.offset + self._allocator.next_page_written.value * self._allocator.page_size
+        if self._partial.stat().st_size != written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _release(self) -> None:
         self._table = None  # a view keeps shared memory from being closed
-        memory = self._writer.metadata_sm
+        memory = getattr(self._writer, "metadata_sm", None)  # absent, or a number, where its constructor failed
         if hasattr(memory, "close"):
             memory.close()
 

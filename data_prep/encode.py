@@ -84,6 +84,8 @@ class PrepareConfig:
             check_rate(self.rate)
         if self.untrusted and self.has_attack:
             raise UserError("untrusted images are not poisoned on top", where="untrusted", allowed="no attack (clean)")
+        if self.out is not None and self.out.name in ("", ".."):  # "." cannot be replaced under its user's feet
+            raise UserError(f"{str(self.out)!r} names no folder to make", where="out", allowed="a new folder's path")
         for name, lowest in (("seed", 0), ("target", 0), ("workers", 1)):
             value = getattr(self, name)
             if value is not None and value < lowest:

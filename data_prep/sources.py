@@ -369,6 +369,12 @@ class Parquet(Source):
             splits.append(self._split(shards, geometry))
         if names is None:
             highest = max((int(split.labels.max()) for split in splits if len(split)), default=-1)
+            if highest >= len(splits[0]):  # a damaged label must not ask for a name each up to it
+                raise UserError(
+                    f"label {highest}, but there are {len(splits[0])} training images for classes 0 to {highest}",
+                    where=self.root,
+                    allowed="labels from 0 without gaps",
+                )
             names = [str(i) for i in range(highest + 1)]
         return self._finish(names, splits[0], splits[1], where=self.root)
 

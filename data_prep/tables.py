@@ -51,10 +51,12 @@ def read_table(path: Path, columns: Mapping[str, str]) -> dict[str, dict[str, An
     fix = "prepare the data set again"
     try:
         table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)  # damaged strings read well and fail when they are used
+        names = table.column_names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"unreadable table ({error})", where=path, fix=fix) from error
     for name, kind in {"split": "string", "index": "int64", **columns}.items():
-        if name not in table.column_names or str(table.schema.field(name).type) != kind:
+        if name not in names or str(table.schema.field(name).type) != kind:
             raise UserError(f"no column {name!r} of type {kind}", where=path, fix=fix)
         if table.column(name).null_count:
             raise UserError(f"column {name!r} holds nulls", where=path, fix=fix)

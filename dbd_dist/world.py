@@ -6,6 +6,7 @@ A world of one runs the same code as a world of many; nothing else in the projec
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -13,7 +14,6 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather as _all_gather_with_grad
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -71,7 +71,7 @@ class World:
         """
         if self.size == 1:
             return x
-        return torch.cat(_all_gather_with_grad(x.contiguous()))
+        return _Gather.apply(x)  # type: ignore[return-value]
 
     def gather(self, x: Tensor) -> Tensor:
         """(b_r, ...) on rank r -> (sum of b_r, ...) in rank order, without gradient; the b_r may differ."""
@@ -121,10 +121,13 @@ class World:
         if self.size == 1:
             return module
         ids = [self.device] if self.device.type == "cuda" else None
-        # called like the module; the caller keeps the bare module for everything else
-        return nn.parallel.DistributedDataParallel(  # type: ignore[return-value]
-            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():
+            # torch 2.14 renames the option; the oldest release that we support does not know the new name
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            # called like the module; the caller keeps the bare module for everything else
+            return nn.parallel.DistributedDataParallel(  # type: ignore[return-value]
+                module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def synchronise_batch_norm(self, module: Module) -> Module:
         """Replace every batch norm by one whose statistics are those of the global batch."""
@@ -138,6 +141,26 @@ class World:
             else:
                 self.synchronise_batch_norm(child)
         return module
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows, in rank order; the backward sums over the ranks what each row was used for.
+
+    torch's own differentiable gather is deprecated, and its backward misreads gradients that are not contiguous.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, *grads: Any):
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.narrow(0, dist.get_rank() * ctx.rows, ctx.rows)
 
 
 class _GlooSyncBatchNorm(nn.modules.batchnorm._BatchNorm):

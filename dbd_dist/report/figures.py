@@ -24,7 +24,7 @@ _PLACEHOLDERS = {
 }  # fmt: skip
 """CSS variable -> the colour that stands for it while matplotlib draws."""
 
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: the reader's font, selectable, small
     "svg.image_inline": True,
     "font.size": 9,

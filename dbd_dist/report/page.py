@@ -98,7 +98,9 @@ def render(folders: Sequence[Path]) -> str:
     names = list(dict.fromkeys(tables.family(r) for r in results)) or list(dict.fromkeys(r.dataset for r in runs))
     title = f"DBD-Dist: {', '.join(printable(name) for name in names[:3])}{' …' if len(names) > 3 else ''}"
     said = verdicts(rows, results) or [_unfinished(runs)]
-    lead = "".join(f'<p class="verdict">{escaped(text, 1000)}</p>' for text in said[:SHOWN_ROWS])
+    # a number and its "%" stay on one line
+    said = [escaped(text, 1000).replace(" %", "&nbsp;%") for text in said[:SHOWN_ROWS]]
+    lead = "".join(f'<p class="verdict">{text}</p>' for text in said)
     body = "".join(f"<section><h2>{escaped(heading)}</h2>{text}</section>\n" for heading, text in sections if text)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -57,7 +57,8 @@ def _share(row: Row, results: Sequence[Mapping[str, Any]], field: str) -> str:
     if len(values) == 1:
         return percent(mean)
     over = wording.seeds(row.seeds) if len(set(row.seeds)) == len(values) else f"{len(values)} runs"
-    return f"{percent(mean)} ({percent(min(values))} to {percent(max(values))} over {over})"
+    low, high = percent(min(values)), percent(max(values))
+    return f"{percent(mean)} ({over})" if low == high else f"{percent(mean)} ({low} to {high} over {over})"
 
 
 def _name(row: Row) -> str:

@@ -21,6 +21,9 @@ def test_collectives_of_two_ranks(two_ranks):
     # rank r weights the gathered rows with (r + 1) * (1, 2, 3, 4); a row's gradient is the sum over both ranks
     assert zero["grad"].tolist() == [1 + 2, 2 + 4]
     assert one["grad"].tolist() == [3 + 6, 4 + 8]
+    # both ranks weight the six gathered rows with the columns of ((0, ..., 5), (6, ..., 11))
+    assert zero["grad_transposed"].tolist() == [[0, 12], [2, 14], [4, 16]]
+    assert one["grad_transposed"].tolist() == [[6, 18], [8, 20], [10, 22]]
     assert (zero["unchanged"].tolist(), one["unchanged"].tolist()) == ([1.0, 1.0], [2.0, 2.0])
     assert (zero["is_main"], one["is_main"]) == (True, False)
 

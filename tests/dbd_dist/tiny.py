@@ -178,11 +178,16 @@ def collectives(world: World) -> dict[str, Any]:
     equal = torch.full((2,), float(world.rank + 1), requires_grad=True)
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0])[: 2 * world.size] * (world.rank + 1)
     (world.gather_with_grad(equal) * weights).sum().backward()
+    # used transposed, as the contrastive loss does: its gradient comes back in another memory layout
+    square = torch.ones(3, 2, requires_grad=True)
+    weights_T = torch.arange(6.0 * world.size).view(2, 3 * world.size)
+    (world.gather_with_grad(square).T * weights_T).sum().backward()
     before = equal.detach().clone()
     summed = world.sum(before)
     return {
         "gather": world.gather(rows),
         "grad": equal.grad,
+        "grad_transposed": square.grad,
         "sum": summed,
         "mean": world.mean(before),
         "unchanged": before,

@@ -64,6 +64,11 @@ def test_seeds_give_the_range():
     assert "DBD brings that to 0.5 % (0.0 % to 1.0 % over seeds 0, 1) for 1.0 points" in text
 
 
+def test_seeds_that_agree_give_no_range():
+    (text,) = said(*(result(m, 0.97, asr, seed) for m, asr in (("none", 1.0), ("dbd", 0.0)) for seed in (0, 1)))
+    assert "DBD brings that to 0.0 % (seeds 0, 1) at the same clean accuracy" in text
+
+
 def test_one_bad_seed_is_named():
     plain = [result("none", 0.98, 0.99, seed) for seed in range(20)]
     good = [result("dbd", 0.97, 0.0, seed) for seed in range(19)]
