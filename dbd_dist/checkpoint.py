@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from data_prep.errors import UserError
 
 STATE_FILE = "state.pt"
 CHECKPOINTS_KEPT = 2
+CHECKPOINT_KEYS = ("stage", "key", "state")
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
@@ -35,20 +37,31 @@ def save_state(state: dict[str, Any], path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, *, needs: Sequence[str]) -> dict[str, Any]:
     """Read what `save_state` wrote, onto the CPU.
+
+    Args:
+        needs: keys that the state must have.
 
     Raises:
         UserError: the file is damaged or not ours.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a damaged file
         raise UserError(
             f"not readable as a state ({type(error).__name__})",
             where=path,
             fix="delete this file and run again",
         ) from error
+    if not isinstance(state, dict) or not set(needs) <= set(state):
+        raise UserError(
+            "not a state of a run",
+            where=path,
+            allowed=f"{', '.join(needs)} in it",
+            fix="delete this file and run again",
+        )
+    return state
 
 
 class Checkpoints(Protocol):
@@ -70,7 +83,7 @@ class FolderCheckpoints:
 
     def latest(self) -> dict[str, Any] | None:
         found = self._all()
-        return load_state(found[-1]) if found else None
+        return load_state(found[-1], needs=CHECKPOINT_KEYS) if found else None
 
     def save(self, state: dict[str, Any], metrics: dict[str, Any]) -> None:
         if not self._is_main:
@@ -91,9 +104,11 @@ class StageStore:
     def path(self, stage: str, key: str) -> Path:
         return self._root / f"{stage}-{key}" / STATE_FILE
 
-    def load(self, stage: str, key: str) -> dict[str, Any] | None:
-        path = self.path(stage, key)
-        return load_state(path) if path.exists() else None
+    def has(self, stage: str, key: str) -> bool:
+        return self.path(stage, key).exists()
+
+    def load(self, stage: str, key: str) -> dict[str, Any]:
+        return load_state(self.path(stage, key), needs=("rows",))
 
     def save(self, stage: str, key: str, state: dict[str, Any]) -> None:
         save_state(state, self.path(stage, key))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import UserError
 from data_prep.manifest import Dataset, open_dataset
 from dbd_dist import pipeline
 from dbd_dist.checkpoint import CHECKPOINTS_KEPT, FolderCheckpoints
@@ -13,10 +14,29 @@ from dbd_dist.progress import Display, Follower
 from dbd_dist.runfolder import RunFolder
 from dbd_dist.world import World
 
+RESERVED = ("datasets", "stages")
+"""Folders of a storage that are not runs."""
+
+
+def check_name(name: str) -> None:
+    """Refuse names of runs that would write elsewhere than into a folder of their own under the storage.
+
+    Raises:
+        UserError: the name is empty, absolute, leads out of the storage, or is that of another folder there.
+    """
+    parts = Path(name).parts
+    if not parts or Path(name).is_absolute() or ".." in parts or parts[0] in RESERVED:
+        raise UserError(
+            f"{name!r} cannot name a run",
+            where="--name",
+            allowed=f"a folder name, or several with / between them, not below {' or '.join(RESERVED)}",
+        )
+
 
 def prepare_folder(config: TrainConfig, storage: Path, name: str) -> tuple[RunFolder, Dataset, Path]:
     """The run's folder, claimed for this configuration, its data set, and where finished stages are kept."""
     assert config.data is not None
+    check_name(name)
     dataset = open_dataset(config.data)
     folder = RunFolder((storage / name).resolve())
     return folder, dataset, (storage / "stages").resolve()

@@ -28,6 +28,8 @@ from dbd_dist.stages.context import Context, EpochEnd
 from dbd_dist.world import World
 
 FEATURE_SAMPLES = 2000
+REVISION = 2
+"""Counted up whenever a change of the code changes what a stage computes: stages stored before are not reused then."""
 ORDER = {"simclr": 0, "warmup": 1, "mixmatch": 2, "supervised": 0}
 
 
@@ -135,7 +137,6 @@ class _Run:
             tick=self.progress.tick if world.is_main else lambda *_: None,
         )
         self.measured: Measured | None = None
-        self.reused: list[str] = []
         self.keys = self._keys()
         saved = checkpoints.latest()
         self.saved = saved if saved and saved["key"] == self.keys.get(saved["stage"]) else None
@@ -148,6 +149,7 @@ class _Run:
         """For every stage a hash over exactly what it depends on."""
         values = to_dict(self.config)
         surroundings = {
+            "revision": REVISION,
             "data": self.dataset.manifest.data_hash,
             "seed": self.config.seed,
             "model": values["model"],
@@ -183,17 +185,22 @@ class _Run:
     # -- stages
 
     def _load(self, stage: str) -> dict[str, Any] | None:
-        """A stage that this or another run has finished."""
+        """A stage that this or another run has finished; None where it has to be trained."""
+        # one rank looks: another run may finish the stage between two ranks' looks
+        if not self.world.broadcast(self.store.has(stage, self.keys[stage])):
+            if self.world.is_main and self._resume(stage) is None:
+                self.folder.keep_rows(lambda row: row["stage"] != stage)
+            return None
         state = self.store.load(stage, self.keys[stage])
-        if state is not None and self.world.is_main and not self.folder.rows(stage):
+        if self.world.is_main and not self.folder.rows(stage):
             for row in state["rows"]:
-                self.folder.log(row)
-            self.reused.append(stage)
+                self.folder.log(row | {"reused": True})
         return state
 
     def _keep(self, stage: str, state: dict[str, Any]) -> None:
         if self.world.is_main:
-            self.store.save(stage, self.keys[stage], {**state, "rows": self.folder.rows(stage)})
+            rows = [{k: v for k, v in row.items() if k != "reused"} for row in self.folder.rows(stage)]
+            self.store.save(stage, self.keys[stage], {**state, "rows": rows})
         self.world.barrier()
 
     def _pretrained(self) -> dict[str, Any]:
@@ -288,7 +295,7 @@ class _Run:
                 **counts,
                 "train_size": len(self.images),
                 "seconds": {s: round(sum(r["time_s"] for r in self.folder.rows(s)), 2) for s in stages},
-                "reused_stages": self.reused,
+                "reused_stages": [s for s in stages if any(r.get("reused") for r in self.folder.rows(s))],
                 "config_hash": method_hash(config),
                 **describe(world, config, self.bf16),
             }

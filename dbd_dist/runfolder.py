@@ -125,7 +125,7 @@ class RunFolder:
 
             self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
         for name, value in row.items():
-            if isinstance(value, int | float) and name not in ("epoch", "epochs"):
+            if isinstance(value, int | float) and name not in ("epoch", "epochs", "reused"):
                 self._tensorboard.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])
         self._tensorboard.flush()
 

@@ -13,7 +13,7 @@ import ray.train.torch
 from data_prep.errors import UserError
 from data_prep.manifest import open_dataset
 from dbd_dist import pipeline
-from dbd_dist.checkpoint import STATE_FILE, load_state, save_state
+from dbd_dist.checkpoint import CHECKPOINT_KEYS, STATE_FILE, load_state, save_state
 from dbd_dist.config import TrainConfig, from_dict
 from dbd_dist.runfolder import RunFolder, write_json
 from dbd_dist.world import World
@@ -32,7 +32,7 @@ class RayCheckpoints:
         if checkpoint is None:
             return None
         with checkpoint.as_directory() as folder:
-            return load_state(Path(folder) / STATE_FILE)
+            return load_state(Path(folder) / STATE_FILE, needs=CHECKPOINT_KEYS)
 
     def save(self, state: dict[str, Any], metrics: dict[str, Any]) -> None:
         if not self._is_main:

@@ -15,7 +15,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_prep.errors import UserError
+
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def check_device(device: Literal["auto", "cpu", "cuda"]) -> None:
+    """Refuse CUDA where there is none.
+
+    Raises:
+        UserError
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device", where="compute.device", allowed="auto, cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +56,7 @@ class World:
         """The world that `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK in the environment) starts, or a world of one."""
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+        check_device(device)
         if cuda:
             torch.cuda.set_device(local_rank)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
@@ -170,6 +183,8 @@ class _GlooSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def copy_of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> _GlooSyncBatchNorm:
         new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         new.load_state_dict(norm.state_dict())
+        for theirs, ours in zip(norm.parameters(), new.parameters()):
+            ours.requires_grad_(theirs.requires_grad)
         new.train(norm.training)
         return new
 

@@ -42,19 +42,20 @@ def main(argv: list[str]) -> int:
         config=(tyro.conf.FlagConversionOff,),
     )
     config = arguments.config
+    name = arguments.name if arguments.name is not None else f"{config.preset}-{config.method}-s{config.seed}"
+    check_before_data(config, name, arguments.launcher)
     if os.environ.get("RANK", "0") == "0":
         check_storage(arguments.storage)
     if config.data is None:
         if prepared is None:
             raise UserError("no dataset folder is given", where="--data", fix="make one with `dbd prepare`")
         config = dataclasses.replace(config, data=prepare_for(prepared, config, arguments.storage))
-    name = arguments.name or f"{config.preset}-{config.method}-s{config.seed}"
     result = launch(config, arguments.storage, name, arguments.launcher)
     if int(os.environ.get("RANK", "0")) != 0:
         return 0
     folder = (arguments.storage / name).resolve()
     if result is None:
-        print(f"stopped after {config.stop_after}; kept in {folder.parent / 'stages'}")
+        print(f"stopped after {config.stop_after}; kept in {(arguments.storage / 'stages').resolve()}")
         return 0
     from dbd_dist.report import format_results
 
@@ -110,6 +111,21 @@ def prepare_for(chosen: Preset, config: TrainConfig, storage: Path) -> Path:
     return prepare(
         dataclasses.replace(chosen.prepare, seed=config.seed, datasets=storage / "datasets")
     ).folder.resolve()
+
+
+def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
+    """What can be refused before a data set is prepared.
+
+    Raises:
+        UserError: the name, or a device that is not there.
+    """
+    from dbd_dist.local import check_name
+
+    check_name(name)
+    if launcher == "local":
+        from dbd_dist.world import check_device
+
+        check_device(config.compute.device)
 
 
 def check_storage(storage: Path) -> None:
