@@ -24,7 +24,7 @@ class Arguments:
     preset: str = "demo"
     """What all trials have in common."""
     smoke: bool = False
-    """Four short trials on the embedded images: tests the machinery, not the method."""
+    """A few short trials on the embedded images: tests the machinery, not the method."""
     data: Path | None = None
     """Dataset folder; the preset's own unless given."""
     seed: int = 0

@@ -45,7 +45,7 @@ SPACES: dict[str, Space] = {
 }
 
 SMOKE: dict[str, dict[str, tuple[Any, ...]]] = {
-    "sce": {"split.keep": (0.4, 0.6), "warmup.sce_alpha": (0.1, 1.0), "warmup.sce_beta": (1.0,)},
+    "sce": {"split.keep": (0.4, 0.6), "warmup.sce_alpha": (0.1, 1.0), "warmup.sce_beta": (0.1, 1.0)},
     "filter": {"split.keep": (0.2, 0.4, 0.6, 0.8)},
 }
 """Smaller grids for a trial of the machinery."""
