@@ -25,8 +25,8 @@ class Measured:
     """How a model does on the test images; shares in 0-1.
 
     ``asr`` (attack success rate) and ``robust_acc`` are taken over the triggered test images of the classes other
-    than the
-    target: the share that is called the target, and the share that is still called what it is. None without an attack.
+    than the target: the share that is called the target, and the share that is still called what it is. None without
+    an attack.
     """
 
     clean_acc: float

@@ -16,8 +16,7 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, world: Worl
         first_BD, second_BD: this rank's projections of the two views, (B, D) each; normalised here.
         temperature: divides the cosine similarities.
         world: the ranks that the batch is spread over. Each scores its own anchors against everybody's projections;
-        the mean
-            over ranks (which data parallelism takes of the gradients) is the loss of the whole batch.
+            the mean over ranks (which data parallelism takes of the gradients) is the loss of the whole batch.
         symmetric: anchors from both views, as the paper has it; False takes the first view only.
 
     Returns:

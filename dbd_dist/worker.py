@@ -48,8 +48,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
 
     Args:
         arguments: plain values: "config" (see `config.to_dict`), "data", "folder" and "stages" (absolute paths on
-        storage that
-            all nodes share).
+            storage that all nodes share).
     """
     # Ray leaves OMP_NUM_THREADS at the worker's CPUs; the run sets torch's threads itself
     os.environ.pop("OMP_NUM_THREADS", None)

@@ -77,10 +77,8 @@ class World:
         """(b, ...) on every rank -> (size * b, ...) in rank order; gradients flow back to the rank that they belong to.
 
         The backward sums what all ranks send, so together with the averaging of data parallelism a loss that each
-        rank takes
-        over its own anchors has the gradient of the single-process loss (lightning-style gathers, which hand back
-        only the
-        local slice, lose a factor of `size`).
+        rank takes over its own anchors has the gradient of the single-process loss (lightning-style gathers, which
+        hand back only the local slice, lose a factor of `size`).
         """
         if self.size == 1:
             return x
@@ -127,8 +125,7 @@ class World:
     def data_parallel(self, module: Module) -> Module:
         """`module` with gradients averaged over the ranks; itself in a world of one.
 
-        Batch-norm buffers are not broadcast: with `synchronise_batch_norm` they agree anyway, and a broadcast
-        between
+        Batch-norm buffers are not broadcast: with `synchronise_batch_norm` they agree anyway, and a broadcast between
         the several forwards of one MixMatch step would change tensors that its backward still needs.
         """
         if self.size == 1:
