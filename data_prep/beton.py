@@ -10,6 +10,7 @@ FFCV is imported on first use: it pulls in numba, OpenCV and torch.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import errno
 import functools
@@ -192,12 +193,14 @@ class BetonWriter:
         self._handle_sample, self._names = ffcv.handle_sample, fields
         self._writer = ffcv.DatasetWriter(str(self._partial), fields, page_size=page, num_workers=1)
         self._writer.num_samples = count
-        self._table: Any = None
         try:
             self._writer.prepare()
-            # The name goes at once, the memory with this process: not even a kill leaves a segment behind.
+            # Ordinary memory in the place of the shared: it cannot be left behind, nor does it fill /dev/shm, nor is
+            # it kept open by the views in an error's traceback.
+            self._writer.metadata_sm.close()
             self._writer.metadata_sm.unlink()
-            self._table = np.frombuffer(self._writer.metadata_sm.buf, dtype=self._writer.metadata_type, count=count)
+            self._table = np.zeros(count, dtype=self._writer.metadata_type)
+            self._writer.metadata_sm = SimpleNamespace(buf=self._table.view(np.uint8))
             self._allocator = ffcv.MemoryAllocator(str(self._partial), self._writer.data_region_start, page)
             self._allocator.__enter__()
         except OSError as error:
@@ -243,7 +246,6 @@ class BetonWriter:
             self._allocator.__exit__(None, None, None)
             self._check_pages()
             self._writer.finalize([self._allocator.allocations[i : i + 1] for i in range(self.count)])
-            self._release()
             self._partial.replace(self.path)
         except OSError as problem:
             self._discard()
@@ -259,18 +261,12 @@ class BetonWriter:
         if self._partial.stat().st_size != written:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _release(self) -> None:
-        self._table = None  # a view keeps shared memory from being closed
-        memory = getattr(self._writer, "metadata_sm", None)  # absent, or a number, where its constructor failed
-        if hasattr(memory, "close"):
-            memory.close()
-
     def _discard(self) -> None:
         allocator = getattr(self, "_allocator", None)
         if allocator is not None and hasattr(allocator, "fp"):
             allocator.fp.close()
-        self._release()
-        self._partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error that led here is the one to tell
+            self._partial.unlink()
 
 
 def write_beton(path: str | os.PathLike[str], images: np.ndarray | Iterable[np.ndarray], labels: np.ndarray) -> None:

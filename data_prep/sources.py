@@ -6,6 +6,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -154,7 +155,7 @@ class Source:
         described: dict[str, Any] = {"kind": self.kind}
         for field in fields(self):
             value = getattr(self, field.name)
-            described[field.name] = str(value.resolve()) if isinstance(value, Path) else value
+            described[field.name] = _storable(value.resolve()) if isinstance(value, Path) else value
         return described
 
     def _finish(self, class_names: Sequence[str], train: Split, test: Split, *, where: Path | None) -> OpenSource:
@@ -314,13 +315,13 @@ class ImageFolder(Source):
         return Split(
             np.array(labels, dtype=np.int64),
             fetch=fetch,
-            locate=lambda i: paths[i].relative_to(self.root).as_posix(),
+            locate=lambda i: _storable(paths[i].relative_to(self.root)),
             folder=self.root,
             geometry=geometry,
         )
 
     def _stem(self) -> str:
-        return self.root.resolve().name
+        return _storable(self.root.resolve().name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,7 +410,7 @@ class Parquet(Source):
 
         def locate(i: int) -> str:
             shard = shard_of(i)
-            return f"{shards[shard].path.relative_to(self.root).as_posix()}#{i - starts[shard]}"
+            return f"{_storable(shards[shard].path.relative_to(self.root))}#{i - starts[shard]}"
 
         return Split(
             np.concatenate([shard.labels for shard in shards]),
@@ -420,7 +421,7 @@ class Parquet(Source):
         )
 
     def _stem(self) -> str:
-        name = self.root.resolve().name
+        name = _storable(self.root.resolve().name)
         return name if self.image_px is None else f"{name}-{self.image_px}px"
 
 
@@ -563,7 +564,16 @@ def balanced_subset(
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    for name in names:
+        if _storable(name) != name:
+            raise UserError("the class folder's name is not UTF-8", where=folder / name, fix="rename it")
+    return names
+
+
+def _storable(path: str | Path) -> str:
+    """A path as text for JSON and Parquet: bytes that are not UTF-8, as in old archives, are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _is_clutter(path: Path) -> bool:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+CHECKOUT = Path(__file__).resolve().parents[2]
+REAL_DATA = CHECKOUT.parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -79,3 +85,77 @@ def cifar10_root() -> Path:
     if not root.is_dir():
         pytest.skip("no real images beside the checkout")
     return root
+
+
+@pytest.fixture
+def within() -> Callable[..., Any]:
+    """Call a function and fail, rather than hang with it, after a while: bare FFCV hangs where it should raise."""
+
+    def call(work: Callable[[], Any], seconds: float = 30) -> Any:
+        outcome: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(work())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return outcome.result(timeout=seconds)
+
+    return call
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int | None], None]]:
+    """Make writes beyond so many bytes of a file fail, as on a full disk: first short, then with an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int | None) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
+
+    yield limit
+    limit(None)
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Run a program in a process of its own, for what ends or harms the process."""
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def make_image_folder(encode_image, rng) -> Callable[..., dict[str, np.ndarray]]:
+    """Write ROOT/SPLIT/CLASS/*.png; returns the pixels by path below ROOT, in sorted order."""
+
+    def make(
+        root: Path,
+        classes: Sequence[str] = ("bee", "ant"),
+        count: int = 6,
+        splits: Sequence[str] = ("train", "test"),
+        shape: tuple[int, int] = (12, 12),
+    ) -> dict[str, np.ndarray]:
+        pixels = {}
+        for split in splits:
+            for name in sorted(classes):
+                (root / split / name).mkdir(parents=True)
+                for i in range(count):
+                    image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+                    relative = f"{split}/{name}/{i:02d}.png"
+                    (root / relative).write_bytes(encode_image(image))
+                    pixels[relative] = image
+        return pixels
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def files_below() -> Callable[[Path], list[str]]:
+    """All files below a folder, hidden ones too."""
+    return lambda folder: sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

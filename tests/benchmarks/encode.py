@@ -1,0 +1,124 @@
+"""Time and memory of `dbd prepare` on a folder of Parquet files, measured from outside as a user would see them.
+
+    python -m tests.benchmarks.encode FOLDER [--train-per-class N] [--workers N] [--scratch FOLDER] [-- FLAGS]
+
+Prints one JSON line. `seconds` is the whole command, start of Python included; `images_per_s` counts each image of
+the source once, though a test image is written twice, without and with the trigger. The data set is made in a
+scratch folder and removed. Files that were read before come from the system's cache: run it twice for a warm figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from data_prep.manifest import read_manifest
+from data_prep.threads import available_cores
+
+SAMPLE_EVERY_S = 0.02
+
+
+class TreeMemory:
+    """The largest sum of resident memory over a process and its descendants, sampled; shared pages count for each.
+
+    None where there is no /proc.
+    """
+
+    def __init__(self, pid: int):
+        self.peak_kib: int | None = None
+        self._pid, self._stop = pid, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SAMPLE_EVERY_S):
+            total = sum(_resident_kib(pid) for pid in _tree(self._pid))
+            if total:
+                self.peak_kib = max(self.peak_kib or 0, total)
+
+
+def _tree(pid: int) -> list[int]:
+    found = [pid]
+    for parent in found:  # grows while it is walked
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += map(int, children.read_text().split())
+            except OSError:  # the thread ended
+                continue
+    return found
+
+
+def _resident_kib(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * resource.getpagesize() // 1024
+
+
+def measure(root: Path, flags: list[str], scratch: Path | None) -> dict:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        out = Path(folder) / "dataset"
+        command = [sys.executable, "-m", "dbd_dist.cli", "prepare", "parquet", "badnets"]
+        command += ["--root", str(root), "--out", str(out), *flags]
+        start_s = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        memory = TreeMemory(process.pid)
+        code = process.wait()
+        seconds = time.perf_counter() - start_s
+        memory.stop()
+        if code:
+            sys.exit(code)
+        manifest = read_manifest(out)
+        written = sum(record.bytes for record in manifest.files.values())
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    unit = 1024 if sys.platform == "darwin" else 1  # macOS tells bytes, Linux KiB
+    images = manifest.counts["train"] + manifest.counts["test"]
+    return {
+        "benchmark": "encode",
+        "root": root.resolve().name,
+        "flags": flags,
+        "image_px": manifest.image_px,
+        "counts": dict(manifest.counts),
+        "seconds": round(seconds, 2),
+        "cpu_s": round(used.ru_utime + used.ru_stime, 2),
+        "images_per_s": round(images / seconds, 1),
+        "written_mib": round(written / 2**20, 1),
+        "peak_rss_largest_mib": round(used.ru_maxrss / unit / 1024, 1),
+        "peak_rss_sum_mib": None if memory.peak_kib is None else round(memory.peak_kib / 1024, 1),
+        "cores": available_cores(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": dict(manifest.versions),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="folder of train.parquet and test.parquet")
+    parser.add_argument("--train-per-class", type=int, help="keep this many training images a class")
+    parser.add_argument("--workers", type=int, help="threads that decode; without it one for each core")
+    parser.add_argument("--scratch", type=Path, help="where the data set is written; without it the temporary folder")
+    arguments, flags = parser.parse_known_args()
+    flags = [flag for flag in flags if flag != "--"]
+    for name in ("train_per_class", "workers"):
+        value = getattr(arguments, name)
+        if value is not None:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    print(json.dumps(measure(arguments.root, flags, arguments.scratch)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,372 @@
+"""Whole runs of the smoke preset in this process: what they leave, how they go on, share stages, and are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_prep.errors import UserError
+from data_prep.manifest import open_dataset
+from data_prep.truth import read_truth
+from dbd_dist import pipeline
+from dbd_dist.checkpoint import FolderCheckpoints
+from dbd_dist.config import from_dict
+from dbd_dist.evaluate import Examiner, pooled_features
+from dbd_dist.loaders import ResidentImages
+from dbd_dist.local import run_local
+from dbd_dist.models import Classifier, ModelConfig
+from dbd_dist.world import World
+
+TIMES = {"time_s", "images_per_s"}
+RUN = "run"
+EPOCHS = [("simclr", 1), ("simclr", 2), ("warmup", 1), ("warmup", 2), ("mixmatch", 1), ("mixmatch", 2)]
+"""The checkpoints of a smoke run under the defence, in order."""
+
+
+def train(config, storage: Path, name: str = RUN) -> dict[str, Any] | None:
+    return run_local(config, storage=storage, name=name, quiet=True)
+
+
+def numbers(result: dict[str, Any]) -> dict[str, Any]:
+    """A result without what may differ between equal runs."""
+    return {k: v for k, v in result.items() if k not in ("seconds", "reused_stages")}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in TIMES | {"reused"}} for row in lines]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def defended(smoke_config, tmp_path_factory) -> Path:
+    """The storage of an uninterrupted run. Not to be changed."""
+    storage = tmp_path_factory.mktemp("defended")
+    train(smoke_config, storage)
+    return storage
+
+
+@pytest.fixture(scope="module")
+def undefended(smoke_config, tmp_path_factory) -> Path:
+    storage = tmp_path_factory.mktemp("undefended")
+    train(replace(smoke_config, method="none"), storage)
+    return storage
+
+
+def result_of(storage: Path) -> dict[str, Any]:
+    return json.loads((storage / RUN / "result.json").read_text())
+
+
+# -- what a run leaves
+
+DOCUMENTED = {
+    "method", "dataset", "attack", "seed", "clean_acc", "asr", "robust_acc", "per_class_acc", "kept_poisoned", "kept",
+    "poisoned", "train_size", "seconds", "world_size", "device", "commit", "versions", "preset",
+}  # fmt: skip
+"""Fields of result.json in docs/design.md."""
+
+
+def test_result_of_a_defended_run(defended, smoke_config):
+    result = result_of(defended)
+    assert result.keys() >= DOCUMENTED
+    assert (result["method"], result["preset"], result["attack"]) == ("dbd", "smoke", "badnets")
+    assert (result["seed"], result["world_size"], result["train_size"], result["poisoned"]) == (0, 1, 240, 24)
+    assert result["kept"] == 120
+    for share in ("clean_acc", "asr", "robust_acc"):
+        assert 0 <= result[share] <= 1
+    assert len(result["per_class_acc"]) == 10
+    # five test images of each class, so that the mean over classes is the accuracy
+    assert np.mean(result["per_class_acc"]) == pytest.approx(result["clean_acc"])
+    assert result["seconds"].keys() == {"simclr", "warmup", "mixmatch"}
+    assert all(s > 0 for s in result["seconds"].values())
+    assert result["reused_stages"] == []
+
+
+def test_result_of_an_undefended_run(undefended):
+    result = result_of(undefended)
+    assert result.keys() >= DOCUMENTED
+    assert result["method"] == "none"
+    assert (result["kept"], result["kept_poisoned"], result["poisoned"]) == (None, None, 24)
+    assert result["seconds"].keys() == {"supervised"}
+    assert not (undefended / RUN / "split.parquet").exists()
+    assert str(np.load(undefended / RUN / "features.npz")["kind"]) == "supervised"
+    assert [(row["stage"], row["epoch"]) for row in rows(undefended / RUN)] == [("supervised", 1), ("supervised", 2)]
+
+
+def test_files_of_a_run(defended, smoke_config):
+    folder = defended / RUN
+    assert {p.name for p in folder.iterdir()} == {
+        "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "split.parquet", "features.npz",
+        "model.safetensors", "model.json", "result.json",
+    }  # fmt: skip
+    assert list((folder / "tensorboard").iterdir())
+    assert sorted(p.name.split("-")[0] for p in (defended / "stages").iterdir()) == ["simclr", "warmup"]
+    run = json.loads((folder / "run.json").read_text())
+    assert run.keys() >= {
+        "config", "config_hash", "data_hash", "dataset", "versions", "commit", "host", "command", "started",
+    }  # fmt: skip
+    assert from_dict(type(smoke_config), run["config"]) == smoke_config
+
+
+def test_rows_of_metrics(defended, smoke_config):
+    found = [json.loads(line) for line in (defended / RUN / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["epoch"]) for row in found] == EPOCHS
+    for row in found:
+        assert row.keys() >= {"stage", "epoch", "epochs", "loss", "lr", "images_per_s", "time_s"}
+        assert row["epochs"] == 2
+    measured = [row for row in found if "clean_acc" in row]
+    assert [row["stage"] for row in measured] == ["mixmatch", "mixmatch"]
+    assert {"asr", "kept_poisoned", "kept"} <= measured[-1].keys()
+    result = result_of(defended)
+    assert (measured[-1]["clean_acc"], measured[-1]["asr"]) == (result["clean_acc"], result["asr"])
+
+
+def test_split_on_disk_is_the_one_that_was_counted(defended, digits):
+    table = pq.read_table(defended / RUN / "split.parquet").to_pydict()
+    assert table.keys() == {"index", "loss", "kept", "first_loss", "first_kept"}
+    assert table["index"] == list(range(240))
+    for loss, kept in (("loss", "kept"), ("first_loss", "first_kept")):
+        ranked = sorted(range(240), key=lambda i: (table[loss][i], i))
+        assert {i for i in range(240) if table[kept][i]} == set(ranked[:120])
+    poisoned = read_truth(digits)["train"].poisoned
+    assert result_of(defended)["kept_poisoned"] == int((np.array(table["kept"]) & poisoned).sum())
+    assert table["first_loss"] != table["loss"]  # two epochs, two splits
+
+
+def test_exported_model_gives_the_measured_accuracy(defended, digits, smoke_config):
+    description = json.loads((defended / RUN / "model.json").read_text())
+    model = Classifier(from_dict(ModelConfig, description["network"]), len(description["class_names"]))
+    model.load_state_dict(load_file(str(defended / RUN / "model.safetensors")))
+    measured = Examiner(open_dataset(digits), World(), smoke_config.normalise, bf16=False).measure(model)
+    result = result_of(defended)
+    assert (measured.clean_acc, measured.asr) == (result["clean_acc"], result["asr"])
+
+
+def test_features_are_those_of_the_pretrained_backbone(defended, smoke_config, digits):
+    found = np.load(defended / RUN / "features.npz")
+    assert str(found["kind"]) == "ssl"
+    assert found["index"].tolist() == list(range(240))  # fewer than 2,000: all of them
+    assert found["features"].shape == (240, smoke_config.model.feature_dim)
+    model = Classifier(smoke_config.model, 10)
+    state = torch.load(next((defended / "stages").glob("simclr-*")) / "state.pt", weights_only=True)
+    model.backbone.load_state_dict(state["backbone"])
+    images = ResidentImages.read(open_dataset(digits), torch.device("cpu"))
+    pixels = next(images.batches([torch.arange(240)]))
+    expected = pooled_features(model.backbone, pixels, smoke_config.normalise).numpy()
+    np.testing.assert_allclose(found["features"], expected, rtol=2e-3, atol=2e-3)
+
+
+# -- going on
+
+
+class Crash(Exception):
+    """Stands for a kill: nothing of ours may catch it."""
+
+
+class CrashAfter(FolderCheckpoints):
+    """Dies right after the k-th checkpoint is written."""
+
+    saves_left = 0
+
+    def save(self, state, metrics) -> None:
+        super().save(state, metrics)
+        CrashAfter.saves_left -= 1
+        if CrashAfter.saves_left == 0:
+            raise Crash
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 6], ids=lambda k: "{}-{}".format(*EPOCHS[k - 1]))
+def test_crash_and_resume_equal_an_uninterrupted_run(k, defended, smoke_config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("dbd_dist.local.FolderCheckpoints", CrashAfter)
+        patch.setattr(CrashAfter, "saves_left", k)
+        with pytest.raises(Crash):
+            train(smoke_config, tmp_path)
+    assert [(row["stage"], row["epoch"]) for row in rows(tmp_path / RUN)] == EPOCHS[:k]
+    assert not (tmp_path / RUN / "result.json").exists()
+    # where the next epoch was under way, its row may be there although its checkpoint is not
+    with open(tmp_path / RUN / "metrics.jsonl", "a") as file:
+        stage, epoch = EPOCHS[min(k, len(EPOCHS) - 1)]
+        if k < len(EPOCHS):
+            file.write(json.dumps({"stage": stage, "epoch": epoch, "epochs": 2, "loss": -1.0, "time_s": 1}) + "\n")
+        file.write('{"stage": "mixma')  # the torn line of a killed writer
+
+    trained = record_epochs(monkeypatch)
+    result = train(smoke_config, tmp_path)
+    assert trained == EPOCHS[k:]
+    assert numbers(result) == numbers(result_of(defended))
+    assert rows(tmp_path / RUN) == rows(defended / RUN)
+    for name in ("model.safetensors", "split.parquet"):
+        assert (tmp_path / RUN / name).read_bytes() == (defended / RUN / name).read_bytes()
+
+
+def test_crash_and_resume_without_defence(undefended, smoke_config, tmp_path, monkeypatch):
+    config = replace(smoke_config, method="none")
+    with monkeypatch.context() as patch:
+        patch.setattr("dbd_dist.local.FolderCheckpoints", CrashAfter)
+        patch.setattr(CrashAfter, "saves_left", 1)
+        with pytest.raises(Crash):
+            train(config, tmp_path)
+    assert numbers(train(config, tmp_path)) == numbers(result_of(undefended))
+    assert rows(tmp_path / RUN) == rows(undefended / RUN)
+    weights = [(s / RUN / "model.safetensors").read_bytes() for s in (tmp_path, undefended)]
+    assert weights[0] == weights[1]
+
+
+def test_another_seed_gives_other_numbers(defended, smoke_config, tmp_path):
+    """The control of the tests above: their comparison can fail."""
+    train(replace(smoke_config, seed=1), tmp_path)
+    assert rows(tmp_path / RUN) != rows(defended / RUN)
+
+
+def record_epochs(monkeypatch) -> list[tuple[str, int]]:
+    """The epochs that are trained from here on."""
+    trained: list[tuple[str, int]] = []
+    report = pipeline._Run._report
+
+    def note(self, end) -> None:
+        trained.append((end.stage, end.epoch))
+        report(self, end)
+
+    monkeypatch.setattr(pipeline._Run, "_report", note)
+    return trained
+
+
+def test_finished_run_is_left_alone(defended, smoke_config, monkeypatch):
+    trained = record_epochs(monkeypatch)
+    before = content(defended)
+    assert train(smoke_config, defended) == result_of(defended)
+    assert trained == []
+    assert content(defended) == before
+
+
+# -- stages shared between runs
+
+
+def test_another_filter_reuses_pretraining_and_warmup(defended, smoke_config, tmp_path, monkeypatch):
+    storage = Path(shutil.copytree(defended, tmp_path / "storage"))
+    trained = record_epochs(monkeypatch)
+    config = replace(smoke_config, split=replace(smoke_config.split, keep=0.25))
+    result = train(config, storage, "other")
+    assert trained == [("mixmatch", 1), ("mixmatch", 2)]
+    assert result is not None
+    assert result["reused_stages"] == ["simclr", "warmup"]
+    assert result["kept"] == 60
+    assert result["config_hash"] != result_of(defended)["config_hash"]
+    assert rows(storage / "other")[:4] == rows(defended / RUN)[:4]  # the rows come with the stages
+    assert len(list((storage / "stages").iterdir())) == 2
+
+    monkeypatch.undo()
+    alone = train(config, tmp_path / "fresh")  # sharing changes nothing in the numbers
+    assert alone is not None
+    assert alone["reused_stages"] == []
+    assert numbers(alone) == numbers(result)
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "again"),
+    [
+        ("warmup", {"sce_alpha": 0.2}, [("warmup", 1), ("warmup", 2)]),
+        ("simclr", {"temperature": 0.4}, EPOCHS[:4]),
+    ],
+)
+def test_a_stage_is_not_reused_where_it_depends_on_the_change(
+    stage, change, again, defended, smoke_config, tmp_path, monkeypatch
+):
+    storage = Path(shutil.copytree(defended, tmp_path / "storage"))
+    trained = record_epochs(monkeypatch)
+    config = replace(smoke_config, stop_after="warmup", **{stage: replace(getattr(smoke_config, stage), **change)})
+    assert train(config, storage, "other") is None
+    assert trained == again
+
+
+@pytest.mark.parametrize("stage", ["simclr", "warmup"])
+def test_stop_after_keeps_the_stage_and_gives_no_result(stage, defended, smoke_config, tmp_path, monkeypatch):
+    trained = record_epochs(monkeypatch)
+    config = replace(smoke_config, stop_after=stage)
+    assert train(config, tmp_path, "short") is None
+    last = {"simclr": 2, "warmup": 4}[stage]
+    assert trained == EPOCHS[:last]
+    assert not (tmp_path / "short" / "result.json").exists()
+    assert not (tmp_path / "short" / "progress.json").exists()
+    assert train(config, tmp_path, "short") is None  # again, and nothing is left to do
+    assert trained == EPOCHS[:last]
+    result = train(smoke_config, tmp_path)
+    assert trained == EPOCHS
+    assert numbers(result) == numbers(result_of(defended))
+
+
+# -- what is refused
+
+
+def test_another_configuration_in_the_same_folder_is_refused(defended, smoke_config, tmp_path):
+    storage = Path(shutil.copytree(defended, tmp_path / "storage"))
+    before = content(storage)
+    with pytest.raises(UserError, match="another configuration"):
+        train(replace(smoke_config, seed=7), storage)
+    assert content(storage) == before
+
+
+def test_other_data_in_the_same_folder_is_refused(defended, smoke_config, digits, tmp_path, edit_json):
+    storage = Path(shutil.copytree(defended, tmp_path / "storage"))
+    edit_json(storage / RUN / "run.json", data_hash="0" * 64)
+    with pytest.raises(UserError, match="made on data 000000000000, not"):
+        train(smoke_config, storage)
+
+
+def test_moved_data_and_more_threads_are_the_same_run(defended, smoke_config, digits_copy, tmp_path):
+    storage = Path(shutil.copytree(defended, tmp_path / "storage"))
+    moved = replace(smoke_config, data=digits_copy, compute=replace(smoke_config.compute, resident_gib=1.0))
+    assert train(moved, storage) == result_of(defended)
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "workers", "allowed"),
+    [
+        ("simclr.batch", {"simclr": {"batch": 241}}, 1, "at most 240"),
+        ("warmup.batch", {"warmup": {"batch": 512}}, 1, "at most 240"),
+        ("mixmatch.batch", {"mixmatch": {"batch": 122}}, 2, "at most 120"),
+        ("mixmatch.batch", {"split": {"keep": 0.95}}, 1, "at most 12"),
+        ("simclr.batch", {"simclr": {"batch": 61}}, 2, "a multiple of 2, at least 4"),
+        ("mixmatch.batch", {"mixmatch": {"batch": 8}}, 8, "a multiple of 8, at least 16"),
+    ],
+)
+def test_batches_that_do_not_fit(field, change, workers, allowed, smoke_config, digits):
+    stages = {stage: replace(getattr(smoke_config, stage), **values) for stage, values in change.items()}
+    # batches that every number of workers here shares, so that the one in question is the only fault
+    config = replace(smoke_config, simclr=replace(smoke_config.simclr, batch=80), warmup=replace(
+        smoke_config.warmup, batch=80))  # fmt: skip
+    config = replace(config, **stages)
+    with pytest.raises(UserError) as caught:
+        pipeline.check(config, open_dataset(digits), workers)
+    assert str(caught.value.where) == field
+    assert caught.value.allowed == allowed
+
+
+def test_batches_of_stages_that_do_not_run_are_no_fault(smoke_config, digits):
+    huge = replace(smoke_config, supervised=replace(smoke_config.supervised, batch=10_000))
+    pipeline.check(huge, open_dataset(digits), 1)
+    with pytest.raises(UserError, match=r"supervised\.batch"):
+        pipeline.check(replace(huge, method="none"), open_dataset(digits), 1)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint_before(smoke_config, tmp_path):
+    config = replace(smoke_config, mixmatch=replace(smoke_config.mixmatch, lr=1e30))
+    with pytest.raises(UserError, match=r"mixmatch, epoch \d: .*(nan|inf)"):
+        train(config, tmp_path)
+    latest = FolderCheckpoints(tmp_path / RUN / "checkpoints", is_main=True).latest()
+    assert latest is not None
+    assert not (tmp_path / RUN / "result.json").exists()

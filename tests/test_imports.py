@@ -1,0 +1,245 @@
+"""The rules of docs/design.md about who may import what, read from the source: nothing is executed to find out.
+
+Imports inside functions count like any other, and so does a module that is reached through others.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.manifest import open_dataset
+from data_prep.truth import read_truth
+from dbd_dist.loaders import ResidentImages, StreamedImages
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("data_prep", "cluster", "dbd_dist", "tune_spaces")
+
+BELOW = {
+    "data_prep": set(),
+    "cluster": set(),
+    "dbd_dist": {"data_prep", "cluster"},
+    "tune_spaces": {"data_prep", "cluster", "dbd_dist"},
+}
+"""Which packages a package may import, besides itself."""
+
+ONLY_IN = {
+    "ray": ("dbd_dist.launch", "dbd_dist.worker", "tune_spaces", "cluster"),
+    "torch.distributed": ("dbd_dist.world",),
+    "ffcv": ("data_prep.beton",),
+    "data_prep.truth": ("dbd_dist.evaluate", "dbd_dist.report", "data_prep.encode"),
+}
+"""What may be imported in a few modules (or packages) only."""
+
+TRUTH = "data_prep.truth"
+TRAINING = (
+    "dbd_dist.stages",
+    "dbd_dist.augment",
+    "dbd_dist.checkpoint",
+    "dbd_dist.config",
+    "dbd_dist.loaders",
+    "dbd_dist.losses",
+    "dbd_dist.models",
+    "dbd_dist.optim",
+    "dbd_dist.progress",
+    "dbd_dist.sampling",
+    "dbd_dist.seeds",
+    "dbd_dist.world",
+)
+"""What learns, or what learning is made of: it must not reach the truth on any path."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A file of the project."""
+
+    source: str
+    is_package: bool = False
+
+
+def within(name: str, parents: Iterable[str]) -> bool:
+    """Is a module one of `parents`, or inside one?"""
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def read_project() -> dict[str, Module]:
+    """Every module of the project by its dotted name."""
+    modules = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            is_package = parts[-1] == "__init__"
+            modules[".".join(parts[:-1] if is_package else parts)] = Module(path.read_text(), is_package)
+    return modules
+
+
+@functools.cache
+def imported(name: str, module: Module) -> frozenset[str]:
+    """All dotted names that a module may be importing: ``from a import b`` names both a and a.b."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = name.split(".")
+                up = parents[: len(parents) - node.level + (1 if module.is_package else 0)]
+                base = ".".join([*up, *([base] if base else [])])
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                found.add(node.args[0].value)
+        elif isinstance(node, ast.Attribute):  # torch.distributed.barrier() after a plain `import torch`
+            chain: list[str] = []
+            inner: ast.expr = node
+            while isinstance(inner, ast.Attribute):
+                chain.append(inner.attr)
+                inner = inner.value
+            if isinstance(inner, ast.Name) and inner.id in ("torch", *PACKAGES):
+                found.add(".".join([inner.id, *reversed(chain)]))
+    return frozenset(found)
+
+
+def loaded(name: str, modules: Mapping[str, Module]) -> set[str]:
+    """The project's modules that importing `name` runs itself: those it names, and the packages that hold them."""
+    found = set()
+    for dotted in {*imported(name, modules[name]), name}:
+        parts = dotted.split(".")
+        found |= {".".join(parts[:i]) for i in range(1, len(parts) + 1)} & modules.keys()
+    return found - {name}
+
+
+def path_to(start: str, goal: str, modules: Mapping[str, Module]) -> list[str] | None:
+    """A chain of imports from one module to another, or None."""
+    paths, seen = [[start]], {start}
+    for path in paths:  # grows while it is walked: breadth first
+        if path[-1] == goal:
+            return path
+        for following in sorted(loaded(path[-1], modules) - seen):
+            seen.add(following)
+            paths.append([*path, following])
+    return None
+
+
+def violations(modules: Mapping[str, Module]) -> list[str]:
+    """What breaks the rules, a line each."""
+    found = []
+    for name, module in modules.items():
+        mine, names = name.split(".")[0], imported(name, module)
+        for other in sorted({n.split(".")[0] for n in names} & set(PACKAGES) - {mine} - BELOW[mine]):
+            found.append(f"{name} imports {other}, which is not below it")
+        for restricted, where in ONLY_IN.items():
+            if any(within(n, [restricted]) for n in names) and not within(name, where) and name != restricted:
+                found.append(f"{name} imports {restricted}")
+        if within(name, TRAINING):
+            path = path_to(name, TRUTH, modules)
+            if path is not None:
+                found.append(f"{name} reaches the truth: {' -> '.join(path)}")
+            if '"truth.parquet"' in module.source:
+                found.append(f"{name} names the file of the truth")
+    return found
+
+
+def test_project_keeps_the_rules():
+    modules = read_project()
+    assert len(modules) > 50  # the files were found
+    assert all(any(within(name, [root]) for name in modules) for root in TRAINING)
+    assert violations(modules) == []
+
+
+def test_paths_are_followed_through_the_real_project():
+    """The search finds the way that is allowed, so that its finding none elsewhere says something."""
+    modules = read_project()
+    assert path_to("dbd_dist.pipeline", TRUTH, modules) == ["dbd_dist.pipeline", "dbd_dist.evaluate", TRUTH]
+    assert path_to("tune_spaces.command", TRUTH, modules) is not None
+    assert path_to("dbd_dist.stages.mixmatch", "dbd_dist.stages.warmup", modules) is not None
+    assert path_to("data_prep.manifest", "dbd_dist.config", modules) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "line", "expected"),
+    [
+        (
+            "dbd_dist.stages.simclr",
+            "from data_prep.truth import read_truth",
+            "dbd_dist.stages.simclr imports data_prep",
+        ),
+        ("dbd_dist.stages.split", "import data_prep.truth as t", "dbd_dist.stages.split reaches the truth"),
+        ("dbd_dist.losses", "from data_prep import truth", "dbd_dist.losses imports data_prep.truth"),
+        ("dbd_dist.losses", "def f():\n    from data_prep import truth", "dbd_dist.stages.simclr reaches the truth"),
+        ("dbd_dist.loaders", "from dbd_dist import evaluate", "dbd_dist.stages.context reaches the truth"),
+        ("dbd_dist.seeds", "from . import presets", "dbd_dist.sampling reaches the truth"),
+        ("dbd_dist.stages", "import dbd_dist.evaluate", "dbd_dist.stages.warmup reaches the truth"),  # the __init__
+        ("dbd_dist.models", 'importlib.import_module("data_prep.truth")', "dbd_dist.models reaches the truth"),
+        ("dbd_dist.loaders", 'x = "truth.parquet"', "dbd_dist.loaders names the file of the truth"),
+        ("dbd_dist.pipeline", "def f():\n    import ray.train", "dbd_dist.pipeline imports ray"),
+        ("dbd_dist.losses", "import torch.distributed as dist", "dbd_dist.losses imports torch.distributed"),
+        ("dbd_dist.losses", "from torch import distributed", "dbd_dist.losses imports torch.distributed"),
+        ("dbd_dist.losses", "torch.distributed.barrier()", "dbd_dist.losses imports torch.distributed"),
+        ("dbd_dist.loaders", "from ffcv.loader import Loader", "dbd_dist.loaders imports ffcv"),
+        ("data_prep.images", "from dbd_dist.config import digest", "data_prep.images imports dbd_dist"),
+        ("cluster.check", "from data_prep.errors import UserError", "cluster.check imports data_prep"),
+        ("dbd_dist.launch", "import tune_spaces.sweep", "dbd_dist.launch imports tune_spaces"),
+    ],
+)
+def test_planted_violations_are_caught(where, line, expected):
+    modules = read_project()
+    if where == "dbd_dist.seeds":  # seeds is a root itself: only those that import it show that paths are followed
+        modules["dbd_dist.sampling"] = Module(modules["dbd_dist.sampling"].source + "\nfrom dbd_dist import seeds\n")
+    modules[where] = Module(f"{modules[where].source}\n{line}\n", modules[where].is_package)
+    assert any(found.startswith(expected) for found in violations(modules)), violations(modules)
+
+
+def test_names_that_only_look_alike_are_no_violation():
+    modules = read_project()
+    modules["dbd_dist.losses"] = Module(modules["dbd_dist.losses"].source + "\nimport rayleigh, data_preparation\n")
+    assert violations(modules) == []
+
+
+# -- the objects that training holds
+
+
+def held(thing: object, seen: set[int]) -> Iterable[np.ndarray]:
+    """Every tensor and array that an object of ours holds, at any depth."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, torch.Tensor):
+        yield thing.numpy()
+    elif isinstance(thing, np.ndarray):
+        yield thing
+    elif isinstance(thing, dict):
+        for value in thing.values():
+            yield from held(value, seen)
+    elif type(thing).__module__.split(".")[0] in PACKAGES:
+        yield from held(vars(thing), seen)
+
+
+@pytest.mark.parametrize("kind", [ResidentImages, StreamedImages])
+def test_training_images_know_given_labels_only(kind, digits):
+    dataset = open_dataset(digits)
+    truth = read_truth(digits)["train"]
+    images = (kind.read if kind is ResidentImages else kind.open)(dataset, torch.device("cpu"))
+    assert {name for name in dir(images) if not name.startswith("_")} - {"read", "open"} == {"labels", "batches"}
+
+    given = images.labels.numpy()
+    assert truth.poisoned.sum() == 24
+    assert (given[truth.poisoned] == dataset.manifest.target).all()
+    assert not np.array_equal(given, truth.true_label)
+    np.testing.assert_array_equal(given[~truth.poisoned], truth.true_label[~truth.poisoned])
+
+    arrays = list(held(images, set()))
+    assert any(np.array_equal(array, given) for array in arrays)
+    for array in arrays:
+        if array.shape == given.shape:
+            assert not np.array_equal(array, truth.true_label)
+            assert not np.array_equal(array.astype(bool), truth.poisoned)
