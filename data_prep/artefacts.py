@@ -1,0 +1,207 @@
+"""What an attack that needs a trained model leaves for `dbd prepare`: arrays and their description, checked when read.
+
+An artefact is a folder of two files: `artefact.npz` (arrays, never pickled) and `artefact.json` (what they are, the data
+set that they were made for, and the settings and figures of their making).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.errors import UserError
+from data_prep.hashes import sha256_file, sha256_json
+
+ARRAYS_FILE = "artefact.npz"
+DESCRIPTION_FILE = "artefact.json"
+FORMAT_VERSION = 1
+FINGERPRINT_IMAGES = 64
+
+ARRAYS: dict[str, dict[str, tuple[str, int]]] = {
+    "label-consistent": {"index": ("int64", 1), "images": ("uint8", 4)},
+    "adaptive": {"pattern": ("uint8", 3), "mask": ("uint8", 2)},
+}
+"""By kind, by array: dtype and number of dimensions. label-consistent: training positions (m,) and their perturbed images
+(m, H, W, 3), without the trigger. adaptive: the pattern (H, W, 3) and its share at each pixel (H, W), in 1/255."""
+
+_FIELDS = {"format_version", "kind", "image_px", "target", "fingerprint", "settings", "evidence", "versions", "sha256"}
+_AGAIN = "make it again with dbd craft"
+
+
+def fingerprint(labels: np.ndarray, first_images: np.ndarray) -> str:
+    """Hex sha256 that tells clean training sets apart without decoding all of them.
+
+    Args:
+        labels: int (n,), the true labels of all training images.
+        first_images: uint8 (min(n, 64), H, W, 3), the first of them.
+    """
+    assert len(first_images) == min(len(labels), FINGERPRINT_IMAGES)
+    digest = hashlib.sha256(f"{len(labels)} labels, {first_images.shape} pixels\n".encode())
+    digest.update(labels.astype("<i8").tobytes())
+    digest.update(np.ascontiguousarray(first_images).data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """An artefact that was read and checked."""
+
+    folder: Path
+    kind: str
+    image_px: int
+    target: int
+    """The label that the attack aims at."""
+    fingerprint: str
+    """Of the clean training set that it was made for."""
+    settings: Mapping[str, Any]
+    """How it was made."""
+    evidence: Mapping[str, Any]
+    """What it was measured to do when it was made."""
+    sha256: str
+    """Of the arrays' file."""
+    arrays: Mapping[str, np.ndarray]
+    """Large ones stay on disk until they are indexed."""
+
+
+def write_artefact(
+    folder: str | os.PathLike[str],
+    kind: str,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    target: int,
+    fingerprint: str,
+    settings: Mapping[str, Any],
+    evidence: Mapping[str, Any],
+    versions: Mapping[str, str],
+) -> Artefact:
+    """Write an artefact whole or not at all, replacing one that is there; see `Artefact` for the arguments.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    wanted = ARRAYS[kind]
+    assert set(arrays) == set(wanted)
+    assert all(str(arrays[n].dtype) == dtype and arrays[n].ndim == dims for n, (dtype, dims) in wanted.items())
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        np.savez(partial / ARRAYS_FILE, **arrays)  # type: ignore[arg-type]
+        content = {
+            "format_version": FORMAT_VERSION,
+            "kind": kind,
+            "image_px": int(arrays["images" if kind == "label-consistent" else "pattern"].shape[-2]),
+            "target": target,
+            "fingerprint": fingerprint,
+            "settings": dict(settings),
+            "evidence": dict(evidence),
+            "versions": dict(versions),
+            "sha256": sha256_file(partial / ARRAYS_FILE),
+        }
+        content["checksum"] = sha256_json(content)
+        (partial / DESCRIPTION_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        old = partial.with_suffix(".old")
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"the artefact cannot be written ({error.strerror})", where=folder) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return read_artefact(folder, kind)
+
+
+def read_artefact(folder: str | os.PathLike[str], kind: str) -> Artefact:
+    """Read and check an artefact.
+
+    Raises:
+        UserError: not an artefact, one of another kind, damaged, or edited since it was written.
+    """
+    folder = Path(folder)
+    path = folder / DESCRIPTION_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"not an artefact: {DESCRIPTION_FILE} cannot be read ({error.strerror})",
+            where=folder,
+            fix="make one with dbd craft",
+        ) from error
+    except ValueError as error:
+        raise UserError("not JSON", where=path, fix=_AGAIN) from error
+    if not isinstance(content, dict) or set(content) != _FIELDS | {"checksum"}:
+        raise UserError("not the description of an artefact", where=path, fix=_AGAIN)
+    checksum = content.pop("checksum")
+    try:
+        intact = checksum == sha256_json(content)
+    except ValueError:  # infinity and NaN are JSON to Python alone
+        intact = False
+    if not intact:
+        raise UserError("edited since it was written: the checksum differs", where=path, fix=_AGAIN)
+    if content["format_version"] != FORMAT_VERSION:
+        raise UserError(f"format version {content['format_version']}", where=path, allowed=str(FORMAT_VERSION))
+    if content["kind"] != kind:
+        raise UserError(f"an artefact for {content['kind']}", where=folder, allowed=f"one for {kind}")
+    arrays_path = folder / ARRAYS_FILE
+    try:
+        damaged = sha256_file(arrays_path) != content["sha256"]
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=arrays_path, fix=_AGAIN) from error
+    if damaged:
+        raise UserError("damaged: its sha256 differs from the description's", where=arrays_path, fix=_AGAIN)
+    try:
+        arrays = {name: _map_member(arrays_path, name) for name in ARRAYS[kind]}
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"not the arrays of an artefact ({error})", where=arrays_path, fix=_AGAIN) from error
+    _check_arrays(kind, arrays, content["image_px"], arrays_path)
+    return Artefact(
+        folder,
+        kind,
+        *(content[n] for n in ("image_px", "target", "fingerprint", "settings", "evidence", "sha256")),
+        arrays,
+    )
+
+
+def _check_arrays(kind: str, arrays: Mapping[str, np.ndarray], px: int, where: Path) -> None:
+    for name, (dtype, dims) in ARRAYS[kind].items():
+        array = arrays[name]
+        side_at = {"images": (1, 2), "pattern": (0, 1), "mask": (0, 1)}.get(name, ())
+        if str(array.dtype) != dtype or array.ndim != dims or any(array.shape[axis] != px for axis in side_at):
+            raise UserError(
+                f"array {name!r} is {array.dtype} {array.shape}",
+                where=where,
+                allowed=f"{dtype} of {dims} dimensions, {px} px",
+                fix=_AGAIN,
+            )
+    if kind == "label-consistent":
+        index = arrays["index"]
+        if len(index) != len(arrays["images"]) or not len(index) or (np.diff(index) <= 0).any() or index[0] < 0:
+            raise UserError("the positions of the perturbed images are not in order", where=where, fix=_AGAIN)
+
+
+def _map_member(path: Path, name: str) -> np.ndarray:
+    """One array of an uncompressed .npz, mapped rather than read: an artefact may be larger than the memory."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{name} is compressed")
+        file.seek(info.header_offset + 26)
+        name_length, extra_length = np.frombuffer(file.read(4), dtype="<u2")
+        file.seek(info.header_offset + 30 + int(name_length) + int(extra_length))
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"{name} has format {version}")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if fortran or dtype.hasobject:
+            raise ValueError(f"{name} has dtype {dtype}")
+        return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
