@@ -1,7 +1,7 @@
 """What an attack that needs a trained model leaves for `dbd prepare`: arrays and their description, checked when read.
 
-An artefact is a folder of two files: `artefact.npz` (arrays, never pickled) and `artefact.json` (what they are, the data
-set that they were made for, and the settings and figures of their making).
+An artefact is a folder of two files: `artefact.npz` (arrays, never pickled) and `artefact.json` (what they are, the
+data set that they were made for, and the settings and figures of their making).
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ ARRAYS: dict[str, dict[str, tuple[str, int]]] = {
     "label-consistent": {"index": ("int64", 1), "images": ("uint8", 4)},
     "adaptive": {"pattern": ("uint8", 3), "mask": ("uint8", 2)},
 }
-"""By kind, by array: dtype and number of dimensions. label-consistent: training positions (m,) and their perturbed images
-(m, H, W, 3), without the trigger. adaptive: the pattern (H, W, 3) and its share at each pixel (H, W), in 1/255."""
+"""By kind, by array: dtype and number of dimensions. label-consistent: training positions (m,) and their perturbed
+images (m, H, W, 3), without the trigger. adaptive: the pattern (H, W, 3) and its share at each pixel (H, W), in
+1/255."""
 
 _FIELDS = {"format_version", "kind", "image_px", "target", "fingerprint", "settings", "evidence", "versions", "sha256"}
 _AGAIN = "make it again with dbd craft"
@@ -164,12 +165,8 @@ def read_artefact(folder: str | os.PathLike[str], kind: str) -> Artefact:
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"not the arrays of an artefact ({error})", where=arrays_path, fix=_AGAIN) from error
     _check_arrays(kind, arrays, content["image_px"], arrays_path)
-    return Artefact(
-        folder,
-        kind,
-        *(content[n] for n in ("image_px", "target", "fingerprint", "settings", "evidence", "sha256")),
-        arrays,
-    )
+    described = {n: content[n] for n in ("image_px", "target", "fingerprint", "settings", "evidence", "sha256")}
+    return Artefact(folder=folder, kind=kind, arrays=arrays, **described)
 
 
 def _check_arrays(kind: str, arrays: Mapping[str, np.ndarray], px: int, where: Path) -> None:

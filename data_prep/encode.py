@@ -8,21 +8,36 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
 from data_prep import preview, samples, truth
-from data_prep.attacks import BadNets, Blended, NoAttack
+from data_prep.artefacts import FINGERPRINT_IMAGES, fingerprint
+from data_prep.attacks import (
+    SETTINGS,
+    AdapBlend,
+    AdapPatch,
+    Adaptive,
+    Attack,
+    BadNets,
+    Blended,
+    LabelConsistent,
+    NoAttack,
+    SettingName,
+    Sig,
+    Trigger,
+    WaNet,
+)
 from data_prep.beton import BetonWriter
 from data_prep.errors import UserError
 from data_prep.hashes import ContentHash, data_hash, sha256_json
 from data_prep.manifest import Dataset, Manifest, open_dataset, read_manifest, record_files, write_manifest
-from data_prep.poison import check_rate, check_target, choose_poisoned
+from data_prep.poison import check_rate, check_target, choose_covers, choose_poisoned
 from data_prep.progress import Progress
 from data_prep.samples import SplitSamples
 from data_prep.sources import (
@@ -36,6 +51,7 @@ from data_prep.sources import (
     check_classes,
     probe_px,
 )
+from data_prep.stealth import compare, sample_size, summarise
 from data_prep.threads import available_cores, ordered_map
 from data_prep.truth import SplitTruth
 
@@ -53,6 +69,12 @@ AnyAttack = (
     Annotated[NoAttack, tyro.conf.subcommand("clean")]
     | Annotated[BadNets, tyro.conf.subcommand("badnets")]
     | Annotated[Blended, tyro.conf.subcommand("blended")]
+    | Annotated[WaNet, tyro.conf.subcommand("wanet")]
+    | Annotated[Sig, tyro.conf.subcommand("sig")]
+    | Annotated[AdapBlend, tyro.conf.subcommand("adap-blend")]
+    | Annotated[AdapPatch, tyro.conf.subcommand("adap-patch")]
+    | Annotated[LabelConsistent, tyro.conf.subcommand("label-consistent")]
+    | Annotated[Adaptive, tyro.conf.subcommand("adaptive")]
 )
 
 
@@ -62,10 +84,14 @@ class PrepareConfig:
 
     source: AnySource
     attack: AnyAttack = field(default_factory=NoAttack)
-    rate: float = 0.05
-    """Share of all training images to poison: a fraction above 0 and below 1."""
-    target: int = 3
-    """The label that poisoned images are given, from 0."""
+    setting: SettingName = "paper"
+    """Decides rate, target, Blended's alpha and how samples are chosen, where they are not given. paper: target 3,
+    exactly 5 % (clean-label attacks 2.5 %), alpha 0.1. released: the same, but a coin is tossed for every image, as in
+    the paper's published code. bench: target 0, 10 % (clean-label 5 %), alpha 0.2, as public benchmarks have it."""
+    rate: float | None = None
+    """Share of all training images to poison: a fraction above 0 and below 1. Without it the setting's."""
+    target: int | None = None
+    """The label that the attack aims at, from 0. Without it the setting's."""
     seed: int = 0
     """Seed of the choice of poisoned images."""
     untrusted: bool = False
@@ -80,7 +106,7 @@ class PrepareConfig:
     """Replace a data set of that name that was made otherwise."""
 
     def __post_init__(self):
-        if self.has_attack:
+        if self.rate is not None:
             check_rate(self.rate)
         if self.untrusted and self.has_attack:
             raise UserError("untrusted images are not poisoned on top", where="untrusted", allowed="no attack (clean)")
@@ -97,17 +123,52 @@ class PrepareConfig:
         return not isinstance(self.attack, NoAttack)
 
     @property
+    def poison(self) -> Attack:
+        """The attack, with what the setting decides."""
+        return self.attack.under(self.setting)
+
+    @property
+    def poison_rate(self) -> float:
+        """Given, or of the setting."""
+        if self.rate is not None:
+            return self.rate
+        setting = SETTINGS[self.setting]
+        return setting.clean_label_rate if self.attack.clean_label else setting.rate
+
+    @property
+    def poison_target(self) -> int:
+        """Given, or of the setting."""
+        return self.target if self.target is not None else SETTINGS[self.setting].target
+
+    @property
+    def setting_name(self) -> str:
+        """Of the setting, where all of its numbers stand; else "custom"."""
+        setting = SETTINGS[self.setting]
+        rate = setting.clean_label_rate if self.attack.clean_label else setting.rate
+        stands = self.poison_rate == rate and self.poison_target == setting.target
+        stands = stands and self.poison == type(self.attack)(**_required(self.attack)).under(self.setting)
+        return self.setting if stands else "custom"
+
+    @property
     def name(self) -> str:
         """What the data set is, e.g. digits-badnets-r0.05-t3-s0."""
-        parts = [self.source.slug, self.attack.name]
+        parts = [self.source.slug, self.attack.slug]
         if self.has_attack:
-            parts += [f"r{self.rate:g}", f"t{self.target}", f"s{self.seed}"]
+            parts += [] if self.setting == "paper" else [self.setting]
+            parts += [f"r{self.poison_rate:g}"]
+            parts += [f"t{self.poison_target}"] if self.attack.has_target else []
+            parts += [f"s{self.seed}"]
         return "-".join(parts)
 
     @property
     def folder(self) -> Path:
         """The dataset folder to make."""
         return self.out if self.out is not None else self.datasets / self.name
+
+
+def _required(attack: Attack) -> dict[str, Any]:
+    """The fields that an attack has no default for."""
+    return {f.name: getattr(attack, f.name) for f in fields(attack) if f.default is MISSING}
 
 
 def prepare(config: PrepareConfig, progress: bool = True) -> Dataset:
@@ -144,9 +205,12 @@ def _make(config: PrepareConfig, made: dict[str, object], progress: bool) -> Dat
     skip_bad = config.source.on_bad_image == "skip"
     px = probe_px(source, skip_bad=skip_bad)
     if config.has_attack:
-        check_target(config.target, source.class_names)
-        for trigger in (config.attack.train_trigger, config.attack.test_trigger):
+        check_target(config.poison_target, source.class_names)
+        attack = config.poison
+        for trigger in (attack.train_trigger, attack.cover_trigger, attack.test_trigger):
             trigger(px)  # one that does not fit the images fails here, before any work
+        if not skip_bad:
+            _choose(config, source, px)
     partial = config.folder.with_name(f".{config.folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -166,9 +230,11 @@ def _description(config: PrepareConfig) -> dict[str, object]:
     return {
         "name": config.name,
         "source": config.source.describe(),
-        "attack": config.attack.describe(),
-        "rate": float(config.rate) if config.has_attack else None,
-        "target": config.target if config.has_attack else None,
+        "attack": config.poison.describe(),
+        "rate": float(config.poison_rate) if config.has_attack else None,
+        "target": config.poison_target if config.has_attack and config.attack.has_target else None,
+        "setting": config.setting_name if config.has_attack else None,
+        "selection": SETTINGS[config.setting].selection if config.has_attack else None,
         "seed": config.seed if config.has_attack else 0,
     }
 
@@ -236,6 +302,39 @@ def _install(partial: Path, config: PrepareConfig, made: dict[str, object]) -> N
     shutil.rmtree(old, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class _Roles:
+    """What happens to each training image: bool (n,) each, no image both."""
+
+    poisoned: np.ndarray
+    cover: np.ndarray
+
+    @classmethod
+    def none(cls, count: int) -> _Roles:
+        return cls(np.zeros(count, dtype=bool), np.zeros(count, dtype=bool))
+
+
+def _choose(config: PrepareConfig, source: OpenSource, px: int) -> _Roles:
+    """Draw the poisoned images and the covers, and check a crafted attack against the images it is for."""
+    train, attack, target = source.train, config.poison, config.poison_target
+    poisoned = choose_poisoned(
+        train.labels,
+        rate=config.poison_rate,
+        target=target,
+        num_classes=len(source.class_names),
+        seed=config.seed,
+        eligible=attack.eligible(train.labels, target),
+        selection=SETTINGS[config.setting].selection,
+    )
+    if isinstance(attack, LabelConsistent | Adaptive):
+        first = np.stack([train.read(i) for i in range(min(len(train), FINGERPRINT_IMAGES))])
+        seen = fingerprint(train.labels, first)
+        attack.check(image_px=px, fingerprint=seen, target=target, poisoned=poisoned)
+    if not attack.covers_per_poisoned:
+        return _Roles(poisoned, np.zeros_like(poisoned))
+    return _Roles(poisoned, choose_covers(poisoned, ratio=attack.covers_per_poisoned, seed=config.seed))
+
+
 def _workers(config: PrepareConfig) -> int:
     return config.workers if config.workers is not None else available_cores()
 
@@ -299,19 +398,14 @@ def _write(
     progress: bool,
 ) -> Manifest:
     train, test, names = source.train, source.test, source.class_names
-    poisoned, given = np.zeros(len(train), dtype=bool), train.labels.copy()
+    given = train.labels.copy()
+    roles = _choose(config, source, px) if config.has_attack else _Roles.none(len(train))
     if config.has_attack:
-        poisoned = choose_poisoned(
-            train.labels,
-            rate=config.rate,
-            target=config.target,
-            num_classes=len(names),
-            seed=config.seed,
-            eligible=config.attack.eligible(train.labels, config.target),
-        )
-        given[poisoned] = config.attack.relabel(train.labels[poisoned], config.target, len(names))
+        poisoned = roles.poisoned
+        given[poisoned] = config.attack.relabel(train.labels[poisoned], config.poison_target, len(names))
 
-    hashes = {"train": _write_train(config, train, px, folder / "train.beton", poisoned, given, progress)}
+    train_hash, visible = _write_train(config, train, px, folder / "train.beton", roles, given, progress)
+    hashes = {"train": train_hash}
     hashes |= _write_test(config, test, px, folder, progress)
 
     def origins(split: Split) -> list[str]:
@@ -322,12 +416,13 @@ def _write(
         {"train": SplitSamples(given, origins(train)), "test": SplitSamples(test.labels, origins(test))},
     )
     if not config.untrusted:
+        none = np.zeros(len(test), dtype=bool)
         known = {
-            "train": SplitTruth(train.labels, poisoned),
-            "test": SplitTruth(test.labels, np.zeros(len(test), dtype=bool)),
+            "train": SplitTruth(train.labels, roles.poisoned, roles.cover),
+            "test": SplitTruth(test.labels, none, none),
         }
         if config.has_attack:
-            known["test_triggered"] = SplitTruth(test.labels, np.ones(len(test), dtype=bool))
+            known["test_triggered"] = SplitTruth(test.labels, ~none, none)
         truth.write_truth(folder, known)
 
     counts = {split: len(train) if split == "train" else len(test) for split in hashes}
@@ -337,7 +432,9 @@ def _write(
         class_names=names,
         image_px=px,
         counts=counts,
-        poisoned=int(poisoned.sum()),
+        poisoned=int(roles.poisoned.sum()),
+        covers=int(roles.cover.sum()),
+        stealth=summarise(visible) if config.has_attack else None,
         content_hash=hashes,
         data_hash=data_hash(hashes),
         files=record_files(folder),
@@ -353,37 +450,44 @@ def _write_train(
     split: Split,
     px: int,
     path: Path,
-    poisoned: np.ndarray,
+    roles: _Roles,
     given: np.ndarray,
     progress: bool,
-) -> str:
-    """Write train.beton; returns its content hash."""
-    trigger = config.attack.train_trigger(px) if config.has_attack else None
+) -> tuple[str, list[tuple[float, float, int]]]:
+    """Write train.beton; returns its content hash, and `stealth.compare` of the first poisoned images."""
+    triggers: list[tuple[np.ndarray, Trigger]] = []
+    if config.has_attack:
+        triggers = [(roles.poisoned, config.poison.train_trigger(px)), (roles.cover, config.poison.cover_trigger(px))]
+    measured = np.flatnonzero(roles.poisoned)[: sample_size(px)]
 
-    def make(chunk: list[tuple[int, Encoded]]) -> tuple[np.ndarray, np.ndarray]:
+    def make(chunk: list[tuple[int, Encoded]]) -> tuple[np.ndarray, np.ndarray, list[tuple[float, float, int]]]:
         index = np.array([i for i, _ in chunk])
         images = np.stack([_decode(split, i, encoded, px) for i, encoded in chunk])
-        hit = poisoned[index]
-        if trigger is not None and hit.any():
-            images[hit] = trigger(images[hit], index[hit])
-        return images, given[index]
+        shown = np.isin(index, measured)
+        clean = images[shown]
+        for role, trigger in triggers:
+            hit = role[index]
+            if hit.any():
+                images[hit] = trigger(images[hit], index[hit])
+        return images, given[index], compare(clean, images[shown])
 
-    digest = ContentHash(px)
+    digest, compared = ContentHash(px), []
     with (
         BetonWriter(path, count=len(split), height_px=px, width_px=px) as writer,
         Progress("train", len(split), show=progress) as bar,
     ):
-        for images, labels in ordered_map(make, _chunks(split, px), workers=_workers(config)):
+        for images, labels, rows in ordered_map(make, _chunks(split, px), workers=_workers(config)):
             writer.write(images, labels)
             digest.update(images, labels)
+            compared += rows
             bar.add(len(images))
-    return digest.hexdigest()
+    return digest.hexdigest(), compared
 
 
 def _write_test(config: PrepareConfig, split: Split, px: int, folder: Path, progress: bool) -> dict[str, str]:
     """Write test.beton, and with an attack test_triggered.beton and preview.png, decoding once; returns the
     content hashes."""
-    trigger = config.attack.test_trigger(px) if config.has_attack else None
+    trigger = config.poison.test_trigger(px) if config.has_attack else None
 
     def make(chunk: list[tuple[int, Encoded]]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         index = np.array([i for i, _ in chunk])
@@ -394,7 +498,9 @@ def _write_test(config: PrepareConfig, split: Split, px: int, folder: Path, prog
     names = ["test"] if trigger is None else ["test", "test_triggered"]
     digests = [ContentHash(px) for _ in names]
     _, first_of_class = np.unique(split.labels, return_index=True)
-    shown = np.sort(np.delete(first_of_class, config.target) if config.has_attack else first_of_class)[:_PREVIEW_IMAGES]
+    if config.has_attack and config.attack.has_target:
+        first_of_class = np.delete(first_of_class, config.poison_target)
+    shown = np.sort(first_of_class)[:_PREVIEW_IMAGES]
     pairs: list[list[np.ndarray]] = []
     with ExitStack() as stack:
         writers = [

@@ -40,7 +40,12 @@ class Manifest:
     rate: float | None
     """Poisoned share of the training images; None without an attack."""
     target: int | None
-    """The label that the attack aims at; None without an attack."""
+    """The label that the attack aims at; None without an attack, and where every class aims at the next."""
+    setting: str | None
+    """Which named setting the attack is under (paper, released, bench), "custom" where a number of it was given
+    by hand; None without an attack."""
+    selection: str | None
+    """How poisoned samples were chosen: exact, coin; None without an attack."""
     seed: int
     """Of the choice of poisoned samples."""
     num_classes: int
@@ -51,6 +56,10 @@ class Manifest:
     """Images a split: train, test, and with an attack test_triggered."""
     poisoned: int
     """Poisoned training images."""
+    covers: int
+    """Training images that carry a trigger and kept their label."""
+    stealth: Mapping[str, Any] | None
+    """How visible the poison is, see `data_prep.stealth.summarise`; None without an attack."""
     content_hash: Mapping[str, str]
     """A split's hash over decoded samples in index order: equal data sets have equal hashes, however they
     were written."""
@@ -67,6 +76,12 @@ class Manifest:
     def has_attack(self) -> bool:
         """Is there a test_triggered split?"""
         return "test_triggered" in self.counts
+
+    def aims(self, labels: Any) -> Any:
+        """The label that a triggered image of each true label is to be given: like `labels` (an array or tensor of
+        whole numbers), the target, or the next class where the attack is all-to-all."""
+        assert self.has_attack
+        return (labels + 1) % self.num_classes if self.target is None else labels * 0 + self.target
 
 
 @dataclass(frozen=True)
@@ -233,8 +248,13 @@ def _check_together(content: Mapping[str, Any], path: Path) -> None:
         raise bad(f"field files lacks {sorted(missing)[0]}")
     if content["target"] is not None and content["target"] >= content["num_classes"]:
         raise bad(f"field target is {content['target']}, no class")
-    if content["poisoned"] > content["counts"]["train"]:
-        raise bad(f"field poisoned is {content['poisoned']}, more than the training images")
+    poisoned, covers = content["poisoned"], content["covers"]
+    if poisoned + covers > content["counts"]["train"]:
+        raise bad(f"fields poisoned and covers are {poisoned} and {covers}, more than the training images")
+    attacked = content["attack"]["kind"] != "clean"
+    for field in ("rate", "setting", "selection", "stealth"):
+        if (content[field] is not None) != attacked:
+            raise bad(f"field {field} is {content[field]!r}, and the attack is {content['attack']['kind']}")
     if data_hash(content["content_hash"]) != content["data_hash"]:
         raise bad("field data_hash is not that of content_hash")
 
@@ -277,6 +297,10 @@ def _is_config(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("kind"), str)
 
 
+def _is_figure(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
 def _is_rate(value: Any) -> bool:
     return value is None or (isinstance(value, float) and 0 < value < 1)
 
@@ -297,7 +321,14 @@ _FIELDS: dict[str, Check] = {
     "class_names": (_is_strings, "a list of strings"),
     "image_px": _POSITIVE,
     "counts": (lambda v: _is_map(v, _POSITIVE[0]), "whole numbers above 0, by split"),
+    "setting": (
+        lambda v: v in (None, "paper", "released", "bench", "custom"),
+        "paper, released, bench, custom, or null",
+    ),
+    "selection": (lambda v: v in (None, "exact", "coin"), "exact, coin, or null"),
     "poisoned": _NATURAL,
+    "covers": _NATURAL,
+    "stealth": (lambda v: v is None or _is_map(v, _is_figure), "numbers, by name, or null"),
     "content_hash": (lambda v: _is_map(v, _is_sha256), "64 hexadecimal digits, by split"),
     "data_hash": _SHA256,
     "files": (_is_files, "{bytes, sha256}, by file name"),

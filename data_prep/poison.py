@@ -7,6 +7,7 @@ from numbers import Real
 
 import numpy as np
 
+from data_prep.attacks.settings import Selection
 from data_prep.errors import UserError
 
 
@@ -53,11 +54,13 @@ def choose_poisoned(
     num_classes: int,
     seed: int,
     eligible: np.ndarray | None = None,
+    selection: Selection = "exact",
 ) -> np.ndarray:
     """Draw the samples to poison, uniformly and without replacement from the eligible ones.
 
     The count is `rate` of *all* samples, rounded to the nearest integer, halves up, as in Huang et al., ICLR
-    2022 (arXiv 2202.03423), where 5 % of CIFAR-10 are 2,500 images; it is met exactly.
+    2022 (arXiv 2202.03423), where 5 % of CIFAR-10 are 2,500 images; it is met exactly. Their published code tosses
+    a coin for every image instead and leaves the target class out afterwards: selection "coin".
 
     Args:
         labels: int (n,), the true labels.
@@ -66,6 +69,7 @@ def choose_poisoned(
         num_classes: K; labels lie in 0 to K - 1.
         seed: of this draw alone.
         eligible: bool (n,); without it every sample that is not of the target class.
+        selection: "exact" or "coin".
 
     Returns:
         bool (n,), True where poisoned.
@@ -77,6 +81,12 @@ def choose_poisoned(
     rate = check_rate(rate)
     check_target(target, [str(i) for i in range(num_classes)])
     pool = np.flatnonzero(labels != target if eligible is None else eligible)
+    if selection == "coin":
+        poisoned = np.zeros(len(labels), dtype=bool)
+        poisoned[pool] = np.random.default_rng(seed).random(len(labels))[pool] < rate
+        if not poisoned.any():
+            raise UserError(f"poisoning rate {rate:g} poisons no image", where="rate", fix="raise it")
+        return poisoned
     count = int(np.floor(rate * len(labels) + 0.5))
     if count == 0:
         raise UserError(
@@ -93,3 +103,29 @@ def choose_poisoned(
     poisoned = np.zeros(len(labels), dtype=bool)
     poisoned[np.random.default_rng(seed).choice(pool, size=count, replace=False)] = True
     return poisoned
+
+
+def choose_covers(poisoned: np.ndarray, *, ratio: float, seed: int) -> np.ndarray:
+    """Draw the samples that carry a trigger and keep their label, from those that are not poisoned, of any class.
+
+    Args:
+        poisoned: bool (n,).
+        ratio: covers for each poisoned sample; the count is rounded to the nearest integer, halves up.
+        seed: of the choice of poisoned samples; the draw is another one.
+
+    Returns:
+        bool (n,), True where a cover.
+
+    Raises:
+        UserError: more than there are.
+    """
+    count, pool = int(np.floor(ratio * poisoned.sum() + 0.5)), np.flatnonzero(~poisoned)
+    if count > len(pool):
+        raise UserError(
+            f"{count} covers for {int(poisoned.sum())} poisoned images, only {len(pool)} others are left",
+            where="rate",
+            allowed=f"a rate of at most {1 / (1 + ratio):.3g} with {ratio:g} covers for each",
+        )
+    covers = np.zeros(len(poisoned), dtype=bool)
+    covers[np.random.default_rng([seed, 1]).choice(pool, size=count, replace=False)] = True
+    return covers

@@ -22,7 +22,9 @@ class SplitTruth:
     true_label: np.ndarray
     """int64 (n,)."""
     poisoned: np.ndarray
-    """bool (n,): carries the trigger."""
+    """bool (n,): carries the trigger, for the attacker's label."""
+    cover: np.ndarray
+    """bool (n,): carries a trigger and kept its label."""
 
 
 Truth = Mapping[str, SplitTruth]
@@ -31,7 +33,9 @@ Truth = Mapping[str, SplitTruth]
 
 def write_truth(folder: str | PathLike[str], truth: Truth) -> None:
     """Write the truth of all splits into a data set's folder."""
-    columns = {name: {"true_label": t.true_label, "poisoned": t.poisoned} for name, t in truth.items()}
+    columns = {
+        name: {"true_label": t.true_label, "poisoned": t.poisoned, "cover": t.cover} for name, t in truth.items()
+    }
     write_table(Path(folder) / FILE, columns)
 
 
@@ -44,5 +48,8 @@ def read_truth(folder: str | PathLike[str]) -> Truth:
     path = Path(folder) / FILE
     if not path.exists():
         raise UserError("the data set holds no truth: nobody knows which of its images are poisoned", where=folder)
-    table = read_table(path, {"true_label": "int64", "poisoned": "bool"})
-    return {name: SplitTruth(columns["true_label"], columns["poisoned"]) for name, columns in table.items()}
+    table = read_table(path, {"true_label": "int64", "poisoned": "bool", "cover": "bool"})
+    return {
+        name: SplitTruth(columns["true_label"], columns["poisoned"], columns["cover"])
+        for name, columns in table.items()
+    }

@@ -25,8 +25,8 @@ class Measured:
     """How a model does on the test images; shares in 0-1.
 
     ``asr`` (attack success rate) and ``robust_acc`` are taken over the triggered test images of the classes other
-    than the target: the share that is called the target, and the share that is still called what it is. None without
-    an attack.
+    than the target (all of them where every class aims at the next): the share that is called what the attacker wants,
+    and the share that is still called what it is. None without an attack.
     """
 
     clean_acc: float
@@ -42,7 +42,7 @@ class Examiner:
         self._world, self._normalise, self._bf16 = world, normalise, bf16
         manifest = dataset.manifest
         self._classes = manifest.num_classes
-        self._target = manifest.target
+        self._manifest = manifest
         self._clean = self._read(dataset, "test")
         self._triggered = None if dataset.test_triggered is None else self._read(dataset, "test_triggered")
         self._poisoned = None
@@ -75,12 +75,13 @@ class Examiner:
         of = torch.bincount(labels, minlength=self._classes)
         counts = self._world.sum(torch.stack([right, of]).double())
         asr = robust = None
-        if self._triggered is not None and self._target is not None:
+        if self._triggered is not None:
             images, labels = self._triggered
-            others = labels != self._target
+            aims = self._manifest.aims(labels)
+            others = labels != aims
             predictions = self._predict(model, images)[others]
             hits = torch.stack(
-                [(predictions == self._target).sum(), (predictions == labels[others]).sum(), others.sum()]
+                [(predictions == aims[others]).sum(), (predictions == labels[others]).sum(), others.sum()]
             )
             success, correct, total = self._world.sum(hits.double()).tolist()
             asr, robust = success / total, correct / total

@@ -14,7 +14,7 @@ from data_prep.truth import SplitTruth, read_truth, write_truth
 def folder(tmp_path, rng):
     """Truth and samples of three splits."""
     truth = {
-        name: SplitTruth(rng.integers(0, 5, count), rng.random(count) < 0.3)
+        name: SplitTruth(rng.integers(0, 5, count), rng.random(count) < 0.3, rng.random(count) < 0.2)
         for name, count in (("train", 40), ("test", 1), ("test_triggered", 17))
     }
     write_truth(tmp_path, truth)

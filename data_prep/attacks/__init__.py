@@ -1,0 +1,38 @@
+"""Backdoor triggers: what an attacker does to images and labels. One attack a file: a pure function, uint8 in, uint8
+out, and a frozen config that says whom it poisons, with what label. A new attack is one more of each."""
+
+from data_prep.attacks.adap import AdapBlend, AdapPatch, adap_blend, adap_patch
+from data_prep.attacks.attack import Attack, NoAttack, PoisonLabel, Trigger
+from data_prep.attacks.badnets import BadNets, badnets, checkerboard
+from data_prep.attacks.blended import Blended, blended
+from data_prep.attacks.crafted import Adaptive, LabelConsistent, adaptive, label_consistent
+from data_prep.attacks.settings import SETTINGS, Setting, SettingName
+from data_prep.attacks.sig import Sig, sig
+from data_prep.attacks.wanet import WaNet, wanet
+
+__all__ = [
+    "SETTINGS",
+    "AdapBlend",
+    "AdapPatch",
+    "Adaptive",
+    "Attack",
+    "BadNets",
+    "Blended",
+    "LabelConsistent",
+    "NoAttack",
+    "PoisonLabel",
+    "Setting",
+    "SettingName",
+    "Sig",
+    "Trigger",
+    "WaNet",
+    "adap_blend",
+    "adap_patch",
+    "adaptive",
+    "badnets",
+    "blended",
+    "checkerboard",
+    "label_consistent",
+    "sig",
+    "wanet",
+]

@@ -1,0 +1,154 @@
+"""What every attack is: a frozen config that answers a few questions, and pure functions on pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image
+
+from data_prep.attacks.settings import SettingName
+from data_prep.errors import UserError
+from data_prep.images import read_opaque_image
+
+Trigger = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(uint8 (B, H, W, 3), int64 (B,) sample indices) -> uint8 (B, H, W, 3), a new array. What it draws depends on the
+indices and a seed of the attack's own, never on the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """Which samples are poisoned, what label they are given, and what is done to pixels; here all-to-one with
+    changed labels."""
+
+    name: ClassVar[str]
+    """Names the attack in folders, manifests and on the command line."""
+    clean_label: ClassVar[bool] = False
+    """Poisoned images are of the target class and keep their label."""
+    crafted: ClassVar[bool] = False
+    """Needs an artefact of `dbd craft`."""
+
+    @property
+    def has_target(self) -> bool:
+        """Is there one label that all triggered images aim at?"""
+        return True
+
+    @property
+    def covers_per_poisoned(self) -> float:
+        """Cover images for each poisoned one: they carry a trigger too and keep their label."""
+        return 0.0
+
+    def under(self, setting: SettingName) -> Attack:
+        """This attack with the numbers that a named setting decides filled in."""
+        return self
+
+    def eligible(self, labels: np.ndarray, target: int) -> np.ndarray:
+        """Which samples may be poisoned: bool (n,) for int (n,) true labels."""
+        return labels == target if self.clean_label else labels != target
+
+    def relabel(self, labels: np.ndarray, target: int, num_classes: int) -> np.ndarray:
+        """The labels that triggered images aim at, and that poisoned samples are given: int (n,) for int (n,) true
+        labels in 0 to num_classes - 1."""
+        return np.full_like(labels, target)
+
+    def train_trigger(self, image_px: int) -> Trigger:
+        """What is done to poisoned training images of image_px x image_px."""
+        raise AssertionError(f"{type(self).__name__} poisons nothing")
+
+    def cover_trigger(self, image_px: int) -> Trigger:
+        """What is done to cover images; as to poisoned ones unless an attack says otherwise."""
+        return self.train_trigger(image_px)
+
+    def test_trigger(self, image_px: int) -> Trigger:
+        """What is done to test images; that of training unless an attack says otherwise."""
+        return self.train_trigger(image_px)
+
+    def describe(self) -> dict[str, Any]:
+        """The config as JSON values; a trigger image is told by its content too, so that an edited one is
+        another attack."""
+        described: dict[str, Any] = {"kind": self.name}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Path):
+                described[f"{field.name}_sha256"] = self._sha256(value)
+                value = value.name
+            described[field.name] = list(value) if isinstance(value, tuple) else value
+        return described
+
+    def _sha256(self, path: Path) -> str:
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"cannot read the trigger image ({error.strerror})", where=path) from error
+
+    @property
+    def slug(self) -> str:
+        """The attack and what differs from its defaults, e.g. wanet-strength1, for folder names."""
+        parts = [self.name]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            default = field.default if field.default is not MISSING else None
+            if value == default:
+                continue
+            if isinstance(value, Path):
+                parts.append(value.stem)
+            elif isinstance(value, str):
+                parts.append(value)
+            elif isinstance(value, tuple):
+                parts.append(field.name.replace("_", "-") + "x".join(f"{v:g}" for v in value))
+            else:
+                parts.append(f"{field.name.replace('_', '-')}{value:g}")
+        return "-".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoAttack(Attack):
+    """No poison: the images and labels as they are."""
+
+    name: ClassVar[str] = "clean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisonLabel(Attack):
+    """An attack that changes labels: to one target, or each class to the next."""
+
+    mapping: Literal["all-to-one", "all-to-all"] = "all-to-one"
+    """all-to-one: poisoned images of every other class are given the target label. all-to-all: poisoned images of
+    class y are given y + 1 (the last class 0), and there is no target."""
+
+    @property
+    def has_target(self) -> bool:
+        return self.mapping == "all-to-one"
+
+    def eligible(self, labels: np.ndarray, target: int) -> np.ndarray:
+        return super().eligible(labels, target) if self.has_target else np.ones(len(labels), dtype=bool)
+
+    def relabel(self, labels: np.ndarray, target: int, num_classes: int) -> np.ndarray:
+        return super().relabel(labels, target, num_classes) if self.has_target else (labels + 1) % num_classes
+
+
+def check_seed(value: int, where: str) -> None:
+    """Raises:
+    UserError: below 0.
+    """
+    if value < 0:
+        raise UserError(f"seed {value} is negative", where=where, allowed="0 or more")
+
+
+def sample_rng(seed: int, index: int) -> np.random.Generator:
+    """The generator of one sample's own draws."""
+    return np.random.default_rng([seed, index])
+
+
+def resized(path: Path, side: int) -> np.ndarray:
+    """An opaque image file at side x side: uint8 (side, side, 3).
+
+    Raises:
+        UserError: unreadable, or with an alpha channel.
+    """
+    image = read_opaque_image(path)
+    return np.array(image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.uint8)

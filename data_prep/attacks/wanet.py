@@ -1,0 +1,186 @@
+"""WaNet (Nguyen & Tran 2021): the image is bent a little, the same way every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numba import njit
+
+from data_prep.attacks.attack import PoisonLabel, Trigger, check_seed, sample_rng
+from data_prep.errors import UserError
+
+_BITS = 11  # of a weight in one direction: both together and a pixel fit 32 bits
+_ONE = 1 << _BITS
+_CUBIC_A = -0.75  # the cubic kernel of torch's bicubic interpolation, which WaNet's field is defined with
+
+
+def warp_field(grid: int, image_px: int, seed: int) -> np.ndarray:
+    """The smooth random field of WaNet (Nguyen & Tran 2021, arXiv 2102.10369, sec. 3.2): grid x grid vectors uniform
+    in [-1, 1], divided by their mean absolute value, interpolated bicubically from corner to corner.
+
+    Returns:
+        float64 (2, image_px, image_px): how far to look to the right, and down, in units that `warp_positions` scales.
+    """
+    vectors = np.random.default_rng(seed).uniform(-1, 1, size=(2, grid, grid))
+    vectors /= np.abs(vectors).mean()
+    weight = _bicubic(grid, image_px)
+    return weight @ vectors @ weight.T
+
+
+def warp_positions(field: np.ndarray, strength: float, noise: np.ndarray | None = None) -> np.ndarray:
+    """Where each pixel of the warped image is taken from.
+
+    The identity grid over [-1, 1] plus strength / H times the field (plus 1 / H times the noise), clipped to [-1, 1].
+
+    Args:
+        field: float64 (2, H, H), as from `warp_field`.
+        strength: s of the paper; an absolute mean displacement of about s / 2 pixels.
+        noise: float64 (2, H, H) in [-1, 1], of one cover image.
+
+    Returns:
+        float64 (2, H, H): column and row, in pixels from 0 to H - 1.
+    """
+    px = field.shape[1]
+    line = np.linspace(-1, 1, px)
+    where = np.stack(np.broadcast_arrays(line[None, :], line[:, None])) + field * (strength / px)
+    if noise is not None:
+        where = np.clip(where, -1, 1) + noise / px
+    return (np.clip(where, -1, 1) + 1) / 2 * (px - 1)
+
+
+def wanet(images: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Warp images by bilinear sampling (Nguyen & Tran 2021).
+
+    In integers, with weights of 11 bits, rounded to the nearest grey level: within one level of exact arithmetic and
+    the same bytes on every machine.
+
+    Args:
+        images: uint8 (B, H, H, 3).
+        positions: float64 (2, H, H), as from `warp_positions`: the same for all of them.
+
+    Returns:
+        uint8 (B, H, H, 3), a new array.
+    """
+    px = images.shape[1]
+    first = np.minimum(np.floor(positions), px - 2).astype(np.int64)
+    weight = np.round((positions - first) * _ONE).astype(np.int64)
+    out = np.empty_like(images)
+    _sample(np.ascontiguousarray(images), first[1], first[0], weight[1], weight[0], out)
+    return out
+
+
+def _jit(function: Callable) -> Callable:
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # neither this folder nor the user's cache is writable: compile in every process
+        return njit(nogil=True)(function)
+
+
+@_jit
+def _sample(images, row, column, weight_y, weight_x, out):
+    one = np.int64(_ONE)
+    half = np.int64(1) << np.int64(2 * _BITS - 1)
+    count, height, width = images.shape[0], images.shape[1], images.shape[2]
+    for n in range(count):
+        for y in range(height):
+            for x in range(width):
+                r, c = np.uintp(row[y, x]), np.uintp(column[y, x])
+                wy, wx = weight_y[y, x], weight_x[y, x]
+                a, b = (one - wy) * (one - wx), (one - wy) * wx
+                d, e = wy * (one - wx), wy * wx
+                r1, c1 = r + np.uintp(1), c + np.uintp(1)
+                for k in range(3):
+                    total = (
+                        a * images[n, r, c, k]
+                        + b * images[n, r, c1, k]
+                        + d * images[n, r1, c, k]
+                        + e * images[n, r1, c1, k]
+                    )
+                    out[n, y, x, k] = (total + half) >> np.int64(2 * _BITS)
+
+
+def _bicubic(source: int, size: int) -> np.ndarray:
+    """Weights (size, source) that interpolate `source` points to `size`, the outer ones on the outer ones; points
+    beyond the edge are the edge's."""
+    weight = np.zeros((size, source))
+    for i in range(size):
+        at = i * (source - 1) / (size - 1)
+        base = int(np.floor(at))
+        for tap in range(base - 1, base + 3):
+            d = abs(at - tap)
+            if d <= 1:
+                w = ((_CUBIC_A + 2) * d - (_CUBIC_A + 3)) * d * d + 1
+            elif d < 2:
+                w = ((d - 5) * d + 8) * d * _CUBIC_A - 4 * _CUBIC_A
+            else:
+                w = 0.0
+            weight[i, min(max(tap, 0), source - 1)] += w
+    return weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaNet(PoisonLabel):
+    """A smooth warp of the whole image (Nguyen & Tran 2021), as data poisoning: the field is drawn once a data set.
+
+    With noise samples (their training mode) cover images carry the warp plus noise of their own and keep their
+    label, so that a model must learn this very warp."""
+
+    name: ClassVar[str] = "wanet"
+
+    grid: int = 4
+    """Vectors of the field in each direction, k."""
+    strength: float | None = None
+    """Size of the warp, s; without it 0.5 for images up to 32 px and in proportion to the side above (3.5 for 224)."""
+    noise_ratio: float = 2.0
+    """Noise samples for each poisoned one; 0: none. The paper has 2."""
+    field_seed: int = 0
+    """Seed of the field and of the noise."""
+
+    def __post_init__(self):
+        if self.grid < 2:
+            raise UserError(f"a grid of {self.grid} is no field", where="grid", allowed="2 or more")
+        if self.strength is not None and not 0 < self.strength < float("inf"):
+            raise UserError(f"strength {self.strength} is out of range", where="strength", allowed="above 0")
+        if not 0 <= self.noise_ratio < float("inf"):
+            raise UserError(f"ratio {self.noise_ratio} is out of range", where="noise_ratio", allowed="0 or more")
+        check_seed(self.field_seed, "field_seed")
+
+    @property
+    def covers_per_poisoned(self) -> float:
+        return self.noise_ratio
+
+    def field(self, image_px: int) -> tuple[np.ndarray, float]:
+        """The field, float64 (2, image_px, image_px), and the strength that it is scaled with.
+
+        Raises:
+            UserError: the warp moves pixels by more than a quarter of the image.
+        """
+        strength = self.strength if self.strength is not None else 0.5 * max(1.0, image_px / 32)
+        field = warp_field(self.grid, image_px, self.field_seed)
+        reach = float(np.abs(field).max()) * strength / image_px * (image_px - 1) / 2
+        if reach > image_px / 4:
+            raise UserError(
+                f"a warp of strength {strength:g} moves pixels by up to {reach:.0f} px and out of the image",
+                where="strength",
+                allowed=f"at most {strength * image_px / 4 / reach:.3g} for images of {image_px} px",
+            )
+        return field, strength
+
+    def train_trigger(self, image_px: int) -> Trigger:
+        positions = warp_positions(*self.field(image_px))
+        return lambda images, index: wanet(images, positions)
+
+    def cover_trigger(self, image_px: int) -> Trigger:
+        field, strength = self.field(image_px)
+
+        def trigger(images: np.ndarray, index: np.ndarray) -> np.ndarray:
+            out = np.empty_like(images)
+            for i, sample in enumerate(index):
+                noise = sample_rng(self.field_seed, int(sample)).uniform(-1, 1, size=field.shape)
+                out[i : i + 1] = wanet(images[i : i + 1], warp_positions(field, strength, noise))
+            return out
+
+        return trigger

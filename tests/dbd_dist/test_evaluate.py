@@ -1,0 +1,53 @@
+"""What is counted as attack success, against counting by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data_prep.attacks import BadNets
+from data_prep.beton import read_beton
+from data_prep.encode import PrepareConfig, prepare
+from data_prep.sources import Digits
+from dbd_dist import augment
+from dbd_dist.evaluate import Examiner
+from dbd_dist.world import World
+
+
+class Says(nn.Module):
+    """Gives the answers that it was told, in order: first on clean images, then on triggered ones."""
+
+    def __init__(self, answers: np.ndarray):
+        super().__init__()
+        self._answers = list(answers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        given, self._answers = self._answers[: len(images)], self._answers[len(images) :]
+        return nn.functional.one_hot(torch.tensor(np.array(given)), 10).float()
+
+
+@pytest.mark.parametrize("mapping", ["all-to-one", "all-to-all"])
+def test_attack_success_is_counted_over_images_that_do_not_belong_to_the_aim(mapping, tmp_path):
+    rng = np.random.default_rng(0)
+    config: dict[str, Any] = {"datasets": tmp_path, "workers": 1}
+    source = Digits(train_per_class=24, test_per_class=8)
+    dataset = prepare(PrepareConfig(source=source, attack=BadNets(mapping=mapping), **config), progress=False)
+    _, labels, _ = read_beton(dataset.test)
+    clean, triggered = rng.integers(0, 10, (2, len(labels)))
+    triggered[::2] = 3
+    hits = kept = total = 0
+    for true, answer in zip(labels, triggered):
+        aim = 3 if mapping == "all-to-one" else (true + 1) % 10
+        if aim != true:
+            total += 1
+            hits += answer == aim
+            kept += answer == true
+    assert total == (72 if mapping == "all-to-one" else 80)
+    measured = Examiner(dataset, World(), augment.none(), bf16=False).measure(Says(np.concatenate([clean, triggered])))
+    assert measured.asr == pytest.approx(hits / total)
+    assert measured.robust_acc == pytest.approx(kept / total)
+    assert measured.clean_acc == pytest.approx((clean == labels).mean())
