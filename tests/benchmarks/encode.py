@@ -1,6 +1,7 @@
 """Time and memory of `dbd prepare` on a folder of Parquet files, measured from outside as a user would see them.
 
-    python -m tests.benchmarks.encode FOLDER [--train-per-class N] [--workers N] [--scratch FOLDER] [-- FLAGS]
+    python -m tests.benchmarks.encode FOLDER [--attack badnets] [--train-per-class N] [--workers N] [--scratch FOLDER]
+                                      [-- FLAGS]
 
 Prints one JSON line. `seconds` is the whole command, start of Python included; `images_per_s` counts each image of
 the source once, though a test image is written twice, without and with the trigger. The data set is made in a
@@ -68,10 +69,10 @@ def _resident_kib(pid: int) -> int:
     return pages * resource.getpagesize() // 1024
 
 
-def measure(root: Path, flags: list[str], scratch: Path | None) -> dict:
+def measure(root: Path, attack: str, flags: list[str], scratch: Path | None) -> dict:
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         out = Path(folder) / "dataset"
-        command = [sys.executable, "-m", "dbd_dist.cli", "prepare", "parquet", "badnets"]
+        command = [sys.executable, "-m", "dbd_dist.cli", "prepare", "parquet", attack]
         command += ["--root", str(root), "--out", str(out), *flags]
         start_s = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -89,6 +90,7 @@ def measure(root: Path, flags: list[str], scratch: Path | None) -> dict:
     return {
         "benchmark": "encode",
         "root": root.resolve().name,
+        "attack": attack,
         "flags": flags,
         "image_px": manifest.image_px,
         "counts": dict(manifest.counts),
@@ -108,6 +110,7 @@ def measure(root: Path, flags: list[str], scratch: Path | None) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="folder of train.parquet and test.parquet")
+    parser.add_argument("--attack", default="badnets", help="its name, e.g. clean, wanet, sig")
     parser.add_argument("--train-per-class", type=int, help="keep this many training images a class")
     parser.add_argument("--workers", type=int, help="threads that decode; without it one for each core")
     parser.add_argument("--scratch", type=Path, help="where the data set is written; without it the temporary folder")
@@ -117,7 +120,7 @@ def main() -> None:
         value = getattr(arguments, name)
         if value is not None:
             flags += [f"--{name.replace('_', '-')}", str(value)]
-    print(json.dumps(measure(arguments.root, flags, arguments.scratch)), flush=True)
+    print(json.dumps(measure(arguments.root, arguments.attack, flags, arguments.scratch)), flush=True)
 
 
 if __name__ == "__main__":

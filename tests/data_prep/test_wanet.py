@@ -16,7 +16,7 @@ from data_prep.errors import UserError
 
 def formula(images: np.ndarray, field: np.ndarray, strength: float, noise: np.ndarray | None = None) -> np.ndarray:
     """Identity grid plus field, clipped, sampled: loops in float64. float64 (B, H, H, 3)."""
-    count, px = images.shape[:2]
+    px = images.shape[1]
     out = np.zeros(images.shape)
     for y in range(px):
         for x in range(px):
