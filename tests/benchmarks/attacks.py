@@ -1,7 +1,8 @@
 """Every attack without and with DBD, over seeds: the README's table of attacks.
 
     python -m tests.benchmarks.attacks [--storage runs/attacks] [--seeds 0 1 2] [--attacks NAME ...]
-                                       [--methods none dbd] [--preset demo] [--source digits] [--jobs 2] [--list] [-- FLAGS]
+                                       [--methods none dbd] [--preset demo] [--source digits] [--jobs 2] [--list]
+                                       [-- FLAGS]
 
 Data sets, artefacts and runs go below the storage; what is there already is not made again, so that the command can be
 interrupted and repeated. Runs take one process and one thread each, so many at a time as --jobs says. FLAGS go to every
