@@ -30,6 +30,8 @@ REVISION = 1
 NO_EFFECT = {"label-consistent": ("batch",), "adaptive": ()}
 """Settings that change no artefact."""
 
+_REPLACE = "give --overwrite to replace it, or another --out"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -182,10 +184,10 @@ def finished(
         raise UserError("this is there already, and is no artefact", where=out, allowed="a new folder's path")
     try:
         artefact = read_artefact(out, config.kind)
-    except UserError:
+    except UserError as error:
         if overwrite:
             return None
-        raise
+        raise UserError(error.what, where=error.where, allowed=error.allowed, fix=_REPLACE) from error
     same = all(artefact.settings.get(name) == value for name, value in made_with.items())
     if same and artefact.fingerprint == training_fingerprint:
         return artefact
@@ -195,8 +197,8 @@ def finished(
     raise UserError(
         f"this artefact was made {'with another ' + differing[0] if differing else 'for another data set'}",
         where=out,
-        allowed="the same settings, or another --out",
-        fix="give --overwrite to replace it",
+        allowed="the one that is asked for",
+        fix=_REPLACE,
     )
 
 

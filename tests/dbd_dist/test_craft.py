@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 
+from cluster import session
 from data_prep.artefacts import fingerprint, read_artefact
 from data_prep.beton import read_beton
 from data_prep.encode import PrepareConfig, prepare
@@ -453,6 +454,10 @@ def test_an_artefact_of_the_command(attack, clean, run, images, place, capsys, r
     assert content(place) == before
     other = flags(attack, clean, run, "--seed", 1)
     assert "another seed" in refused(*other)
+    kinds = {"label-consistent": "adaptive", "adaptive": "label-consistent"}
+    message = refused(*flags(kinds[attack], clean, run))
+    assert f"an artefact for {attack}" in message
+    assert "--overwrite" in message
     assert main(["craft", *other, "--overwrite"]) == 0
     assert read_artefact(place / "made", attack).settings["seed"] == 1
     assert {p.name for p in place.iterdir()} == {"made"}
@@ -596,17 +601,25 @@ def test_a_loss_that_is_not_finite_names_the_step(attack, refused, clean, run, t
 
 
 @pytest.mark.slow
-def test_two_ray_workers_make_what_one_process_makes(clean, run, place, monkeypatch):
+def test_two_ray_workers_make_what_one_process_makes(clean, run, place, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    for attack in ("label-consistent", "adaptive"):
-        argv = flags(attack, clean, run, *(["--batch", 2] if attack == "label-consistent" else []))
-        assert main(["craft", *argv]) == 0
-        assert main(["craft", *argv, "--out", "by-ray", "--launcher", "ray", "--workers", "2"]) == 0
-        one, ray = (read_artefact(place / name, attack) for name in ("made", "by-ray"))
-        assert ray.settings == one.settings
-        name = "images" if attack == "label-consistent" else "pattern"
-        difference = np.abs(ray.arrays[name].astype(int) - one.arrays[name].astype(int))
-        assert np.mean(difference > 1) < 0.01
-        assert {p.name for p in place.iterdir()} == {"made", "by-ray"}
-        shutil.rmtree(place / "made")
-        shutil.rmtree(place / "by-ray")
+    with session.connect(num_cpus=2):
+        for attack in ("label-consistent", "adaptive"):
+            argv = flags(attack, clean, run, *(["--batch", 2] if attack == "label-consistent" else []))
+            assert main(["craft", *argv, "--out", "by-ray", "--launcher", "ray", "--workers", "2"]) == 0
+            assert main(["craft", *argv]) == 0
+            one, ray = (read_artefact(place / name, attack) for name in ("made", "by-ray"))
+            assert ray.settings == one.settings
+            name = "images" if attack == "label-consistent" else "pattern"
+            difference = np.abs(ray.arrays[name].astype(int) - one.arrays[name].astype(int))
+            assert np.mean(difference > 1) < 0.01
+            assert {p.name for p in place.iterdir()} == {"made", "by-ray"}
+            shutil.rmtree(place / "made")
+            shutil.rmtree(place / "by-ray")
+
+        broken, config = Path(shutil.copytree(run, tmp_path / "broken")), TrainConfig(model=tiny.MODEL)
+        classifier = Classifier(tiny.MODEL, 10)
+        classifier.head.bias.data[:] = torch.nan
+        RunFolder(broken).write_model(classifier, config, clean, config.normalise)
+        argv = flags("label-consistent", clean, broken, "--launcher", "ray", "--workers", "2")
+        assert "label-consistent, step 1" in refused(*argv)
