@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -598,6 +600,17 @@ def test_a_loss_that_is_not_finite_names_the_step(attack, refused, clean, run, t
     message = refused(*flags(attack, clean, copy))
     assert f"{attack}, step 1" in message
     assert "smaller" in message
+
+
+@pytest.mark.slow
+def test_two_ranks_of_torchrun_train_and_craft(clean, place):
+    argv = ["label-consistent", "--data", str(clean.folder), "--out", "made", "--preset", "smoke", "--batch", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "dbd_dist.cli", "craft", *argv, "--launcher", "local", "--steps", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in place.iterdir()} == {"made", "runs"}
+    assert read_artefact(place / "made", "label-consistent").evidence["images"] == 8
 
 
 @pytest.mark.slow
