@@ -187,7 +187,10 @@ def _trained(arguments: LabelConsistent | Adaptive, dataset) -> Path:
 
 
 def _craft(arguments: LabelConsistent | Adaptive, job) -> None:
-    """Run the job; what its user has to mend leaves no work folder."""
+    """Run the job; what its user has to mend leaves no work folder, unless there was one to go on from."""
+    from cluster.errors import ClusterError
+
+    fresh = _is_main() and not job.work.exists()
     if _is_main():
         try:
             job.work.mkdir(parents=True, exist_ok=True)
@@ -206,8 +209,8 @@ def _craft(arguments: LabelConsistent | Adaptive, job) -> None:
                 raise
             raise UserError("Ray is not installed", where="--launcher ray", fix="use --launcher local") from error
         craft_ray(job, workers=arguments.workers, device=arguments.device)
-    except UserError:
-        if _is_main():
+    except (UserError, ClusterError):
+        if fresh:
             shutil.rmtree(job.work, ignore_errors=True)
         raise
     finally:

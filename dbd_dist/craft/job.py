@@ -3,6 +3,7 @@ artefact."""
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -219,6 +220,6 @@ def finish(job: Job, out: Path, made_with: Mapping[str, Any], dataset: Dataset, 
         evidence=evidence,
         versions=versions(),
     )
-    for work in out.parent.glob(f".{out.name}.craft-*"):
+    for work in out.parent.glob(f".{glob.escape(out.name)}.craft-*"):
         shutil.rmtree(work, ignore_errors=True)
     return artefact

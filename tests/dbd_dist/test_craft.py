@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 
-from cluster import session
+from cluster import session, topology
 from data_prep.artefacts import fingerprint, read_artefact
 from data_prep.beton import read_beton
 from data_prep.encode import PrepareConfig, prepare
@@ -581,6 +581,14 @@ def test_networks_that_do_not_fit(attack, refused, clean, run, tmp_path):
     assert "not the weights of this network" in refused(*flags(attack, clean, wider))
     (wider / f"{name}.safetensors").write_bytes(b"nothing")
     assert "not the weights of this network" in refused(*flags(attack, clean, wider))
+
+
+def test_more_workers_than_the_machine_has(refused, clean, run, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    message = refused(
+        *flags("adaptive", clean, run, "--launcher", "ray", "--workers", topology.this_machine().cpus + 1)
+    )
+    assert "--workers" in message
 
 
 def test_a_preset_that_is_not_there(refused, clean):
