@@ -481,6 +481,7 @@ def test_a_folder_that_is_no_artefact_is_never_replaced(clean, run, refused, pla
 
 
 def test_networks_are_trained_where_none_is_given(clean, place, monkeypatch):
+    monkeypatch.setattr("dbd_dist.pipeline._threads", lambda world: 1)  # for the tests after this one too
     for attack, more in (("label-consistent", ["--steps", "1"]), ("adaptive", ["--steps", "1", "--batch", "4"])):
         argv = [
             "craft",
