@@ -33,7 +33,11 @@ def resolve(path: str | PathLike[str]) -> Path:
             fix="mount the bucket or the share, and name the folder",
         )
     folder = Path(text).expanduser().absolute()
-    above = _existing(folder)
+    try:
+        above = _existing(folder)
+    except OSError as error:
+        what = f"The storage cannot be made ({error.strerror})"
+        raise ClusterError(what, where=folder, allowed="a folder") from error
     if not above.is_dir():
         raise ClusterError(f"{above} is a file, not a folder", where=folder, allowed="a folder, existing or not")
     return folder

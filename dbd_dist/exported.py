@@ -7,6 +7,7 @@ backbone.json, the self-supervised backbone.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,8 @@ def read_exported(weights: Path) -> Exported:
     try:
         content = json.loads(description.read_text(encoding="utf-8"))
         names = content.get("class_names")
+        if names is not None and not isinstance(names, list):
+            raise TypeError("class_names is no list")
         return Exported(
             weights=weights,
             sha256=sha256_file(weights),
@@ -81,14 +84,22 @@ def read_exported(weights: Path) -> Exported:
             class_names=None if names is None else tuple(str(name) for name in names),
             image_px=int(content["image_px"]),
             mean=_rgb(content["mean"]),
-            std=_rgb(content["std"]),
+            std=_std(content["std"]),
         )
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=description) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"not the description of a network ({error})", where=description) from error
 
 
 def _rgb(values: list[float]) -> tuple[float, float, float]:
     red, green, blue = (float(v) for v in values)
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ValueError(f"{values} are no numbers")
     return red, green, blue
+
+
+def _std(values: list[float]) -> tuple[float, float, float]:
+    if min(_rgb(values)) <= 0:
+        raise ValueError(f"std is {values}, and has to be above 0")
+    return _rgb(values)

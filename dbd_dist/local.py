@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,15 +24,36 @@ def check_name(name: str) -> None:
     """Refuse names of runs that would write elsewhere than into a folder of their own under the storage.
 
     Raises:
-        UserError: the name is empty, absolute, leads out of the storage, or is that of another folder there.
+        UserError: the name is empty, absolute, too long, cannot be printed, leads out of the storage, or is that of
+            another folder there.
     """
     parts = Path(name).parts
-    if not parts or Path(name).is_absolute() or ".." in parts or parts[0] in RESERVED:
+    strange = not name.isprintable() or not name.strip() or len(name) > 255
+    if not parts or Path(name).is_absolute() or ".." in parts or parts[0] in RESERVED or strange:
         raise UserError(
-            f"{name!r} cannot name a run",
+            f"{name if len(name) <= 255 else name[:77] + '...'!r} cannot name a run",
             where="--name",
-            allowed=f"a folder name, or several with / between them, not below {' or '.join(RESERVED)}",
+            allowed="a folder name, or several with / between them, of at most 255 characters that can be printed, not "
+            f"below {' or '.join(RESERVED)}",
         )
+
+
+def check_place(folder: Path, fix: str) -> None:
+    """Refuse a folder that cannot be made, before anything is.
+
+    Raises:
+        UserError: a name is too long, or a file or a circle of links is in the folder's place or above it.
+    """
+    for place in (folder, *folder.parents):
+        try:
+            is_folder = stat.S_ISDIR(place.stat().st_mode)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot be made ({error.strerror})", where=folder, fix=fix) from error
+        if not is_folder:
+            raise UserError("is a file, not a folder", where=place, fix=fix)
+        return
 
 
 def prepare_folder(config: TrainConfig, storage: Path, name: str) -> tuple[RunFolder, Dataset, Path]:
@@ -39,6 +61,7 @@ def prepare_folder(config: TrainConfig, storage: Path, name: str) -> tuple[RunFo
     assert config.data is not None
     check_name(name)
     dataset = open_dataset(config.data)
+    check_place(storage / name, fix="choose another --name")
     folder = RunFolder((storage / name).resolve())
     return folder, dataset, (storage / "stages").resolve()
 

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.errors import UserError
+from data_prep.hashes import refuse_pipes
 from data_prep.manifest import Dataset
 from dbd_dist.augment import AugmentConfig
 from dbd_dist.config import TrainConfig, digest, to_dict
@@ -45,7 +46,13 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The stored result of a finished run."""
         path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            refuse_pipes(path)
+            return json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"not a result ({error})", where=path, fix="choose another --name, or delete it") from error
 
     def claim(self, config: TrainConfig, dataset: Dataset) -> None:
         """Make the folder this run's, or find that it already is.
@@ -56,9 +63,10 @@ class RunFolder:
         path = self.path / "run.json"
         if path.exists():
             try:
+                refuse_pipes(path)
                 stored = json.loads(path.read_text())
                 theirs = (stored["config_hash"], stored["data_hash"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError("not a run description", where=path, fix="choose another --name") from error
             if theirs[0] != method_hash(config):
                 raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from cluster import topology
 from data_prep.errors import UserError
 from data_prep.manifest import open_dataset
 from dbd_dist.cli import COMMANDS, main
+from dbd_dist.models import Classifier
 from dbd_dist.presets import PRESETS
 from dbd_dist.runfolder import RunFolder
 
@@ -319,6 +321,42 @@ def test_names_that_are_empty_or_leave_the_storage(refused_train, place, launche
     assert "a folder name" in message
 
 
+@pytest.mark.parametrize("name", [" ", "a\nb", "a\x1b[31m", "\udcff", "x" * 256, "a/" * 2000])
+def test_names_that_are_too_long_or_cannot_be_printed(refused_train, name):
+    message = refused_train(f"--name={name}", "--storage", "runs")
+    assert one_line(message)
+    assert "--name" in message
+    assert "at most 255 characters" in message
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "circle"])
+def test_names_that_are_not_free_to_be_folders(refused_train, place, name):
+    (place / "runs").mkdir()
+    (place / "runs" / "file").write_text("dear")
+    (place / "runs" / "circle").symlink_to("circle")
+    message = refused_train("--name", name, "--storage", "runs")
+    assert one_line(message)
+    assert f"runs/{name}" in message
+    assert "another --name" in message
+
+
+@pytest.mark.parametrize("file", ["run.json", "result.json"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "torn"])
+def test_files_of_a_run_that_cannot_be_read(digits, smoke_config, place, file, kind):
+    folder = RunFolder(place)
+    path = folder.path / file
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "torn": lambda: path.write_text("{")}[kind]()
+    with pytest.raises(UserError, match="not a run description" if file == "run.json" else "not a result") as error:
+        folder.claim(smoke_config, open_dataset(digits)) if file == "run.json" else folder.result()
+    assert error.value.where == path
+
+
+def test_storage_with_a_name_that_is_too_long(refused_train):
+    message = refused_train("--storage", "x" * 300)
+    assert one_line(message)
+    assert "File name too long" in message
+
+
 # -- other commands
 
 
@@ -340,6 +378,40 @@ def test_evaluating_what_is_no_run(refused, place):
     assert one_line(message)
     assert str(place / "nothing" / "model.json") in message
     assert "finished run" in message
+
+
+def test_a_name_of_the_demo_is_refused_before_its_data_is_made(refused):
+    assert "--name" in refused("demo", "--name", "..")
+
+
+def test_evaluating_on_images_of_another_size(refused, digits, smoke_config, place):
+    folder, dataset = RunFolder(place), open_dataset(digits)
+    folder.write_model(Classifier(smoke_config.model, 10), smoke_config, dataset, smoke_config.normalise)
+    path = place / "model.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps(whole | {"image_px": 32}))
+    message = refused("evaluate", place, "--data", digits)
+    assert one_line(message)
+    assert "images of 16 px, the model is for 32 px" in message
+    wrong = ({"std": [0, 1, 1]}, {"mean": [float("nan")] * 3}, {"class_names": "0123456789"}, {"image_px": 1e400})
+    for content in (*(json.dumps(whole | fields) for fields in wrong), "[" * 100_000):
+        path.write_text(content)
+        assert "not the description of a network" in refused("evaluate", place, "--data", digits)
+
+
+def test_report_to_a_place_that_is_none(refused, place):
+    folder = place / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"config": {}}')
+    (folder / "result.json").write_text('{"method": "none", "dataset": "x", "clean_acc": 0.5}')
+    for out, says in (("", "is a folder"), ("x" * 300, "File name too long")):
+        message = refused("report", folder, "--format", "md", "--out", out)
+        assert one_line(message)
+        assert says in message
+    (folder / "result.json").write_text('{"method": "none", "dataset": "x", "clean_acc": 0.5, "attack": {}}')
+    assert "field attack" in refused("report", folder)
+    (place / "circle").symlink_to("circle")
+    assert "circle: there is no such run folder" in refused("report", place / "circle")
 
 
 def test_report_of_what_is_no_run(refused, place):

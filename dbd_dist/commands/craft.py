@@ -44,6 +44,8 @@ class Shared:
             raise UserError(f"{self.workers} is not allowed", where="--workers", allowed="a number >= 1")
         if self.out.name in ("", ".."):
             raise UserError(f"{str(self.out)!r} names no folder to make", where="--out", allowed="a new folder's path")
+        if len(os.fsencode(self.out.name)) > 200:  # the hidden folder beside it has a longer one
+            raise UserError("the folder's name is too long", where="--out", allowed="at most 200 bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +83,11 @@ def main(argv: list[str]) -> int:
     from data_prep.manifest import open_dataset
     from dbd_dist.craft import job as jobs
     from dbd_dist.exported import read_exported
+    from dbd_dist.local import check_place
 
     start = time.monotonic()
-    config, out = arguments.config, arguments.out.resolve()
+    config, out = arguments.config, Path(os.path.realpath(arguments.out))
+    check_place(out, fix="choose another --out")
     dataset = open_dataset(arguments.data)
     if "truth.parquet" not in dataset.manifest.files:
         raise UserError(

@@ -38,6 +38,11 @@ def main(argv: list[str]) -> int:
     dataset = open_dataset(data)
     if dataset.manifest.num_classes != classes:
         raise UserError(f"the data set has {dataset.manifest.num_classes} classes, the model {classes}", where=data)
+    if dataset.manifest.image_px != exported.image_px:
+        raise UserError(
+            f"the data set has images of {dataset.manifest.image_px} px, the model is for {exported.image_px} px",
+            where=data,
+        )
     normalise = augment.none(mean=exported.mean, std=exported.std)
     world = World.join("auto")
     model = exported.build(world.device)
@@ -53,5 +58,5 @@ def _own_data(path: Path) -> Path:
         raise UserError(
             f"cannot be read ({error.strerror})", where=path, fix="name a dataset folder with --data"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"not a run description ({error})", where=path) from error

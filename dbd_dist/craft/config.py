@@ -95,6 +95,10 @@ class AdaptiveConfig:
             self, "craft", alpha="in (0, 1]", patch_px=">= 1", mask_budget="in (0, 1]", steps=">= 1", lr="> 0",
             batch=">= 2", target=">= 0", seed=">= 0",
         )  # fmt: skip
+        if self.alpha is not None and self.alpha * 255 < 0.5:
+            raise UserError(
+                f"{self.alpha!r} changes no pixel: masks have steps of 1/255", where="craft.alpha", allowed="0.002 to 1"
+            )
         if self.optimise == "pattern-and-mask" and (self.alpha is not None or self.patch_px is not None):
             raise UserError(
                 "alpha and patch_px describe a fixed mask, and this one is optimised",

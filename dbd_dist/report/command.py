@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=argv, prog="dbd report")
     if not arguments.runs:
         raise UserError("no run folder is named", where="dbd report", fix="name the folders of one or more runs")
-    folders = list({folder.resolve(): folder for folder in arguments.runs}.values())
+    folders = list({os.path.realpath(folder): folder for folder in arguments.runs}.values())
     from dbd_dist.report import page, runs, tables
 
     loaded = [runs.load_run(folder, arrays=False) for folder in folders]

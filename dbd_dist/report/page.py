@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,17 +67,17 @@ def write_file(path: Path, text: str) -> None:
         UserError: it cannot be written there.
     """
     path = Path(path)
+    if os.path.isdir(path):
+        raise UserError("is a folder", where=path, fix="name a file")
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        if path.is_dir():
-            raise UserError("is a folder", where=path, fix="name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror})", where=path, fix="choose another file") from error
     finally:
-        if aside.is_file():
+        with suppress(OSError):  # renamed, or never there
             aside.unlink()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.hashes import sha256_file
+from data_prep.hashes import refuse_pipes, sha256_file
 from data_prep.manifest import Manifest, read_manifest
 from data_prep.samples import FILE as SAMPLES
 from data_prep.samples import read_samples
@@ -158,6 +158,7 @@ def load_run(folder: Path, *, arrays: bool = True) -> Run:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        refuse_pipes(path)
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=path) from error
@@ -181,6 +182,8 @@ def _result(path: Path) -> dict[str, Any]:
     for field in ("method", "dataset"):
         if not isinstance(result.get(field), str):
             raise bad(field, "a string")
+    if not isinstance(result.get("attack"), str | None):
+        raise bad("attack", "a string, or null")
     for field in _FRACTIONS:
         value = result.get(field)
         if (value is not None or field == "clean_acc") and not (_is_number(value) and 0 <= value <= 1):  # type: ignore[operator]

@@ -533,7 +533,11 @@ def test_networks_are_trained_where_none_is_given(clean, place, monkeypatch):
         ("adaptive", ["--steps", 0], ["craft.steps", ">= 1"]),
         ("adaptive", ["--batch", 1], ["craft.batch", ">= 2"]),
         ("adaptive", ["--workers", 0], ["--workers", ">= 1"]),
+        ("adaptive", ["--alpha", 1e-9], ["craft.alpha", "changes no pixel"]),
         ("adaptive", ["--out", ".."], ["--out", "a new folder's path"]),
+        ("adaptive", ["--out", "x" * 250], ["--out", "too long", "at most 200 bytes"]),
+        ("adaptive", ["--out", "x" * 300 + "/made"], ["File name too long", "another --out"]),
+        ("adaptive", ["--out", "/dev/null"], ["is a file", "another --out"]),
     ],
 )
 def test_settings_out_of_range(attack, more, says, refused, clean, run):
