@@ -42,8 +42,13 @@ class ResidentImages:
         return len(self.labels)
 
     def batches(self, positions: Iterable[Tensor]) -> Iterator[Tensor]:
-        for chosen in positions:
-            yield self._images[chosen.to(self._images.device)].permute(0, 3, 1, 2)
+        chosen = list(positions)
+        if not chosen:
+            return
+        # one copy for all batches: each would wait for the device
+        order = torch.cat(chosen).to(self._images.device)
+        for part in order.split([len(c) for c in chosen]):
+            yield self._images[part].permute(0, 3, 1, 2)
 
 
 class StreamedImages:
