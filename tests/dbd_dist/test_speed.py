@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
+from data_prep.manifest import open_dataset
 from dbd_dist import optim
+from dbd_dist.loaders import ResidentImages, StreamedImages, copied_ahead
 from dbd_dist.losses import nt_xent
 from dbd_dist.stages import mixmatch, recorded, simclr, supervised, warmup
 from dbd_dist.world import World
@@ -249,3 +251,33 @@ def test_stages_on_a_gpu_learn_what_they_do_on_the_cpu(alone, stage):
     on_cpu, _ = tiny.train_stage(alone, stage)
     on_gpu, _ = tiny.train_stage(world, stage)
     close(on_cpu, {name: value.cpu() for name, value in on_gpu.items()}, rtol=2e-2, atol=2e-3)
+
+
+@needs_cuda
+def test_batches_copied_ahead_are_the_batches():
+    """The source overwrites its buffer as FFCV's ring does; the consumer computes long enough to fall behind."""
+    device = torch.device("cuda")
+    ring = torch.empty(8, 64, 64, 3, dtype=torch.uint8)
+
+    def read():
+        for i in range(20):
+            ring.fill_(i)
+            yield ring[: 8 if i < 19 else 3]
+
+    sums = []
+    busy = torch.randn(2000, 2000, device=device)
+    for batch in copied_ahead(read(), device):
+        for _ in range(5):
+            busy = (busy @ busy).tanh()
+        sums.append(batch.float().mean() + 0 * busy.sum())
+    assert torch.stack(sums).tolist() == list(range(20))
+
+
+@needs_cuda
+def test_streamed_batches_on_a_gpu_are_the_resident_ones(digits):
+    dataset, device = open_dataset(digits), torch.device("cuda")
+    positions = torch.randperm(240, generator=torch.Generator().manual_seed(0)).split(50)
+    pairs = zip(
+        StreamedImages.open(dataset, device).batches(positions), ResidentImages.read(dataset, device).batches(positions)
+    )
+    assert [torch.equal(*pair) for pair in pairs] == [True] * 5
