@@ -83,7 +83,7 @@ def losses(device: torch.device) -> Iterator[Check]:
     for name, (values, loss_of) in cases.items():
         found = []
         for where in (CPU, device):
-            leaf = values.to(where).requires_grad_()
+            leaf = values.to(where, copy=True).requires_grad_()
             loss = loss_of(leaf)
             loss.backward()
             assert leaf.grad is not None

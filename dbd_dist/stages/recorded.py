@@ -44,7 +44,7 @@ class Recorded:
             self._inputs[name].fill_(value)
         assert self._graph is not None
         self._graph.replay()
-        return tuple(loss.detach().clone() for loss in self._losses)  # the next replay overwrites its own
+        return tuple(loss.clone() for loss in self._losses)  # the next replay overwrites its own
 
     def _record(self, views: int, numbers: list[str]) -> None:
         def run() -> tuple[Tensor, ...]:
@@ -67,5 +67,6 @@ class Recorded:
         self._model.zero_grad()  # so that the recording allocates the gradients that it will overwrite
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._losses = run()
+            losses = run()
+        self._losses = tuple(loss.detach() for loss in losses)  # and let go of what the backward pass kept
         self._graph = graph
