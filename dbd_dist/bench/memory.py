@@ -74,12 +74,21 @@ def _main(quick: bool, threads: int, stage: str, batch: int, chunk: int | None) 
     torch.set_num_threads(threads)
     unused: object = None  # a step needs no data set
     setup = Setup(dataset=unused, scratch=Path(), device=torch.device("cpu"), quick=quick)  # type: ignore[arg-type]
-    unit = 1 if sys.platform == "darwin" else 1024
     tiny = Setup(dataset=unused, scratch=Path(), device=torch.device("cpu"), quick=True)  # type: ignore[arg-type]
     step(tiny, stage, 6, None)  # libraries, compiled code
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     step(setup, stage, batch, chunk)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit)
+    print(_peak() - before)
+
+
+def _peak() -> int:
+    """Bytes: the most that this process has held. What `getrusage` tells on Linux includes the parent's, from before
+    the program was started."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

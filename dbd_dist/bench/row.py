@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,11 @@ class Setup:
     def pick(self, *, cuda: int, cpu: int, quick: int) -> int:
         """A size that suits the device."""
         return quick if self.quick else cuda if self.device.type == "cuda" else cpu
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """For work on the CPU: the process's own time where one thread does it, which no neighbour adds to."""
+        return time.process_time if self.threads == 1 else time.perf_counter
 
     @property
     def precision(self) -> str:

@@ -25,9 +25,8 @@ def measure(setup: Setup) -> Iterator[Row]:
     with torch.no_grad():
         each = flops(lambda: model(sample)) / len(sample)
     peak, source = peak_flops(setup.device, setup.bf16, setup.threads)
-    times = rounds(
-        {"pass": lambda: measure_losses(config, warmup, model, context, 1)}, repeats=setup.repeats, device=setup.device
-    )
+    works = {"pass": lambda: measure_losses(config, warmup, model, context, 1)}
+    times = rounds(works, repeats=setup.repeats, device=setup.device, clock=setup.clock)
     values = [t / count * 1e6 for t in times["pass"]]
     yield Row(
         bench="split",

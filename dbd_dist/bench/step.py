@@ -44,6 +44,7 @@ def rows(
     setup: Setup,
     name: str,
     batch: int,
+    images: int,
     steps: int,
     count: int,
     whole: Callable[[], object],
@@ -53,6 +54,7 @@ def rows(
     """The rows of one kind of step.
 
     Args:
+        images: that a step takes, labelled and unlabelled.
         count: FLOPs of a step.
         whole: runs `steps` steps as the stage does.
         core: one forward pass, loss, backward pass and optimiser step.
@@ -63,7 +65,8 @@ def rows(
         for _ in range(steps):
             core()
 
-    times = rounds({"whole": whole, "core": cores}, repeats=setup.repeats, device=setup.device, warm_up=2)
+    works = {"whole": whole, "core": cores}
+    times = rounds(works, repeats=setup.repeats, device=setup.device, clock=setup.clock, warm_up=2)
     ms = {part: [t / steps * 1000 for t in seconds] for part, seconds in times.items()}
     shares = [1 - c / w for w, c in zip(ms["whole"], ms["core"], strict=True)]
     title = f"batch {batch}{note}, {setup.precision}"
@@ -79,7 +82,7 @@ def rows(
             reference="whole step",
             ratio=ratio(ms["whole"], ms[part]),
             notes={
-                "images_per_s": median(batch / t * 1000 for t in ms[part]),
+                "images_per_s": median(images / t * 1000 for t in ms[part]),
                 "mfu": median(floor / t for t in ms[part]),
             },
         )
@@ -110,7 +113,7 @@ def measure_simclr(setup: Setup) -> Iterator[Row]:
             simclr.train_epoch(config, model, model, optimizer, context, 1)
 
         count = count or flops(core)  # before anything is compiled: the counter sees single operations
-        yield from rows(setup, "simclr", batch, steps, count, whole, core, ", compiled" if compiled else "")
+        yield from rows(setup, "simclr", batch, batch, steps, count, whole, core, ", compiled" if compiled else "")
 
 
 def measure_mixmatch(setup: Setup) -> Iterator[Row]:
@@ -146,7 +149,7 @@ def measure_mixmatch(setup: Setup) -> Iterator[Row]:
 
         count = count or flops(core)
         note = (", compiled" if compiled else "") + (", replayed" if replayed else "")
-        yield from rows(setup, "mixmatch", batch, steps, count, whole, core, note)
+        yield from rows(setup, "mixmatch", batch, 2 * batch, steps, count, whole, core, note)
 
 
 def _views(config: augment.AugmentConfig, pixels: torch.Tensor) -> torch.Tensor:
