@@ -100,7 +100,7 @@ def measure_simclr(setup: Setup) -> Iterator[Row]:
         optimizer = simclr.make_optimizer(config, model)
         model.train()
         pixels = next(context.images.batches([torch.arange(batch)]))
-        views = [_views(config.augment, pixels) for _ in range(2)]
+        views = torch.cat([_views(config.augment, pixels) for _ in range(2)])
 
         def core(model=model, optimizer=optimizer, views=views, context=context, config=config) -> None:
             optimizer.zero_grad()

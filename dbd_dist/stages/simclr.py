@@ -3,7 +3,7 @@ touched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -78,11 +78,12 @@ def train_epoch(
 
     for step, pixels in enumerate(meter.steps(images.batches(order[:, mine]), len(order))):
         height, width = pixels.shape[2:]
-        first, second = (
+        both = [
             augment.draw(config.augment, config.batch, height=height, width=width, generator=draws)[mine]
             for _ in range(2)
-        )
-        views = [augment.apply(config.augment, pixels, first), augment.apply(config.augment, pixels, second)]
+        ]
+        # in one call: on a GPU the launches of two cost more than the work
+        views = augment.apply(config.augment, torch.cat([pixels, pixels]), augment.join(both))
         optimizer.zero_grad()
         if parts == 1:
             loss = backward(network, views, loss_of, context)
@@ -95,21 +96,21 @@ def train_epoch(
     return meter
 
 
-def backward(network: Network, views: Sequence[Tensor], loss_of: LossOf, context: Context) -> Tensor:
+def backward(network: Network, views: Tensor, loss_of: LossOf, context: Context) -> Tensor:
     """Add the gradient of the whole batch's loss to that of the parameters; returns the loss.
 
     Args:
-        views: first and second views, (B, 3, H, W) each.
+        views: (2B, 3, H, W), all first views, then all second.
     """
     with context.autocast():
-        projections = network(torch.cat(list(views)))
+        projections = network(views)
     loss = loss_of(*projections.chunk(2))
     loss.backward()
     return loss
 
 
 def backward_in_chunks(
-    model: nn.Module, network: nn.Module, views: Sequence[Tensor], parts: int, loss_of: LossOf, context: Context
+    model: nn.Module, network: nn.Module, views: Tensor, parts: int, loss_of: LossOf, context: Context
 ) -> Tensor:
     """As `backward`, with the activations of a `parts`-th of the batch in memory at a time (Gao et al. 2021, arXiv
     2101.06983): project all chunks without gradient, take the gradient of the whole batch's loss with respect to the
@@ -117,7 +118,7 @@ def backward_in_chunks(
 
     Exact but for batch norm, whose statistics are those of a chunk: both views of its images, on all ranks.
     """
-    chunks = [torch.cat(pair) for pair in zip(*(view.chunk(parts) for view in views))]
+    chunks = [torch.cat(pair) for pair in zip(*(view.chunk(parts) for view in views.chunk(2)))]
     before = [buffer.clone() for buffer in model.buffers()]
     with torch.no_grad(), context.autocast():
         projections = [model(chunk) for chunk in chunks]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from data_prep.manifest import open_dataset
-from dbd_dist import optim
+from dbd_dist import augment, optim
 from dbd_dist.loaders import ResidentImages, StreamedImages, copied_ahead
 from dbd_dist.losses import nt_xent
 from dbd_dist.stages import mixmatch, recorded, simclr, supervised, warmup
@@ -36,9 +36,9 @@ def gradients(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def views_of(context) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(24, 3, 16, 16, generator=generator) for _ in range(2)]
+def some_views() -> Tensor:
+    """24 first views, then 24 second."""
+    return torch.randn(48, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def loss_of(first: Tensor, second: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def test_chunks_without_batch_norm_give_the_gradient_of_the_whole_batch(alone, p
     for pieces in (1, parts):
         model = tiny.make_contrastive(context).double()
         model.eval()  # fixed statistics, so that images know nothing of each other
-        views = [view.double() for view in views_of(context)]
+        views = some_views().double()
         if pieces == 1:
             loss = simclr.backward(model, views, lambda a, b: loss_of(a, b), context)
         else:
@@ -67,9 +67,9 @@ def test_chunks_without_batch_norm_give_the_gradient_of_the_whole_batch(alone, p
 def test_chunks_with_batch_norm_against_one_graph_over_all_chunks(alone):
     """The oracle keeps every activation: the same chunks, one loss, one backward pass."""
     context = tiny.make_context(alone, tiny.make_images())
-    views = views_of(context)
+    views = some_views()
     oracle, model = tiny.make_contrastive(context), tiny.make_contrastive(context)
-    pairs = [torch.cat(pair) for pair in zip(*(view.chunk(3) for view in views))]
+    pairs = [torch.cat(pair) for pair in zip(*(view.chunk(3) for view in views.chunk(2)))]
     projections = [oracle(pair).chunk(2) for pair in pairs]
     loss = loss_of(*(torch.cat([z[i] for z in projections]) for i in range(2)))
     loss.backward()
@@ -281,3 +281,16 @@ def test_streamed_batches_on_a_gpu_are_the_resident_ones(digits):
         StreamedImages.open(dataset, device).batches(positions), ResidentImages.read(dataset, device).batches(positions)
     )
     assert [torch.equal(*pair) for pair in pairs] == [True] * 5
+
+
+# -- several batches augmented in one call
+
+
+def test_joined_parameters_give_the_images_of_separate_calls():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (10, 16, 16, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    for config in (augment.simclr(), tiny.WEAK):
+        parts = [augment.draw(config, n, height=16, width=16, generator=generator) for n in (4, 6)]
+        together = augment.apply(config, images, augment.join(parts))
+        apart = [augment.apply(config, i, p) for i, p in zip(images.split([4, 6]), parts)]
+        assert torch.equal(together, torch.cat(apart))
