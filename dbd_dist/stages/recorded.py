@@ -27,6 +27,7 @@ class Recorded:
         self._backward, self._model = backward, model
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: dict[str, Tensor] = {}
+        self._numbers: dict[str, Tensor] = {}
         self._losses: tuple[Tensor, ...] = ()
 
     def __call__(self, views: tuple[Tensor, ...], given_BK: Tensor, **scalars: Any) -> Any:
@@ -35,38 +36,33 @@ class Recorded:
         if self._graph is None:
             # the recording reads these addresses ever after
             self._inputs = {name: value.clone(memory_format=torch.preserve_format) for name, value in given.items()}
-            for name, value in numbers.items():
-                self._inputs[name] = torch.full((), value, device=given_BK.device)
-            self._record(len(views), list(numbers))
+            self._numbers = {name: torch.full((), value, device=given_BK.device) for name, value in numbers.items()}
+            self._record()
         for name, value in given.items():
             self._inputs[name].copy_(value)
         for name, value in numbers.items():
-            self._inputs[name].fill_(value)
+            self._numbers[name].fill_(value)
         assert self._graph is not None
         self._graph.replay()
         return tuple(loss.clone() for loss in self._losses)  # the next replay overwrites its own
 
-    def _record(self, views: int, numbers: list[str]) -> None:
-        def run() -> tuple[Tensor, ...]:
-            return self._backward(
-                tuple(self._inputs[f"view{i}"] for i in range(views)),
-                self._inputs["given"],
-                order=self._inputs["order"],
-                **{name: self._inputs[name] for name in numbers},
-            )
+    def _run(self) -> tuple[Tensor, ...]:
+        views = tuple(value for name, value in self._inputs.items() if name.startswith("view"))
+        return self._backward(views, self._inputs["given"], order=self._inputs["order"], **self._numbers)
 
+    def _record(self) -> None:
         before = [buffer.clone() for buffer in self._model.buffers()]
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
-                run()
+                self._run()
         torch.cuda.current_stream().wait_stream(aside)
         for buffer, value in zip(self._model.buffers(), before):  # the warm-up moved the running statistics
             buffer.copy_(value)
         self._model.zero_grad()  # so that the recording allocates the gradients that it will overwrite
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            losses = run()
+            losses = self._run()
         self._losses = tuple(loss.detach() for loss in losses)  # and let go of what the backward pass kept
         self._graph = graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import math
 from dataclasses import replace
@@ -164,6 +165,61 @@ def test_compiled_network_computes_what_the_plain_one_does(alone):
         logits.square().mean().backward()
         found.append({"logits": logits.detach(), "gradient": gradients(model)} | tiny.weights_of(model))
     close(*found, rtol=1e-4, atol=1e-5)
+
+
+# -- replayed
+
+
+class FakeCuda:
+    """Stands in for torch.cuda: a graph whose recording changes nothing and whose replay runs the same inputs again."""
+
+    def __init__(self):
+        self.replays = 0
+        self.Stream = lambda: self
+        self.current_stream = lambda: self
+        self.stream = lambda stream: contextlib.nullcontext()
+        self.CUDAGraph = lambda: self
+
+    def wait_stream(self, stream: object) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def graph(self, graph: object):
+        model = self.step._model
+        before = [buffer.clone() for buffer in model.buffers()]
+        yield
+        for buffer, value in zip(model.buffers(), before):  # a recording launches nothing
+            buffer.copy_(value)
+
+    def replay(self) -> None:
+        self.replays += 1
+        losses = self.step._run()
+        for held, new in zip(self.step._losses, losses):
+            held.copy_(new.detach())
+
+
+def test_recorded_step_is_fed_and_leaves_nothing_behind(alone, monkeypatch):
+    """The bookkeeping around a graph, without one: inputs, scalars, running statistics, losses handed out."""
+    fake = FakeCuda()
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    original = recorded.Recorded.__init__
+
+    def remember(step, *arguments):
+        original(step, *arguments)
+        fake.step = step
+
+    monkeypatch.setattr(recorded.Recorded, "__init__", remember)
+    found, rows = [], []
+    for replay in (False, True):
+        context = replace(tiny.make_context(alone, tiny.make_images()), cuda_graphs=replay)
+        context = replace(context, report=lambda end: rows.append(end.metrics["loss"]))
+        model = tiny.make_classifier(context)
+        tiny.run_mixmatch(replace(tiny.MIXMATCH, epochs=2, lr_schedule="cosine"), context, model)
+        found.append(tiny.weights_of(model))
+    assert fake.replays == 2 * tiny.MIXMATCH.steps
+    close(*found, rtol=1e-5, atol=1e-6)
+    assert rows[2:] == pytest.approx(rows[:2], rel=1e-5)
 
 
 # -- nothing in a step waits for the device
