@@ -59,7 +59,6 @@ def rows(
         whole: runs `steps` steps as the stage does.
         core: one forward pass, loss, backward pass and optimiser step.
     """
-    peak, source = peak_flops(setup.device, setup.bf16, setup.threads)
 
     def cores() -> None:
         for _ in range(steps):
@@ -67,6 +66,7 @@ def rows(
 
     works = {"whole": whole, "core": cores}
     times = rounds(works, repeats=setup.repeats, device=setup.device, clock=setup.clock, warm_up=2)
+    peak, source = peak_flops(setup.device, setup.bf16, setup.threads)
     ms = {part: [t / steps * 1000 for t in seconds] for part, seconds in times.items()}
     shares = [1 - c / w for w, c in zip(ms["whole"], ms["core"], strict=True)]
     title = f"batch {batch}{note}, {setup.precision}"
