@@ -42,19 +42,19 @@ class Check:
         return self.error <= self.allowed
 
 
-def checks(device: torch.device) -> Iterator[Check]:
-    """All of them, in float32 without TF32 unless a name says otherwise."""
+def checks(group: str, device: torch.device) -> list[Check]:
+    """Those of one group, in float32 without TF32 unless a name says otherwise."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        yield from augmentations(device)
-        yield from losses(device)
-        yield from stages(device)
-        yield from forms(device)
-        if device.type == "cuda":
-            yield from streams(device)
+        return list(GROUPS[group](device))
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def groups(device: torch.device) -> list[str]:
+    """What there is to check on a device."""
+    return [name for name in GROUPS if device.type == "cuda" or name not in ON_CUDA]
 
 
 def augmentations(device: torch.device) -> Iterator[Check]:
@@ -116,29 +116,29 @@ def stages(device: torch.device) -> Iterator[Check]:
         )
 
 
-def forms(device: torch.device) -> Iterator[Check]:
-    """Each faster form beside the plain one, on the device."""
-    plain = {name: _train(name, device) for name in ("simclr", "mixmatch")}
-    yield Check(
-        name="simclr, one chunk and plain",
-        error=_distance(plain["simclr"], _train("simclr", device, chunk=32)),
-        allowed=1e-2,
-        of="weights moved",
-    )
-    if device.type == "cuda":
-        for name, options in (
-            ("mixmatch", {"cuda_graphs": True}),
-            ("mixmatch", {"compile": True}),
-            ("mixmatch", {"compile": True, "cuda_graphs": True}),
-            ("simclr", {"compile": True}),
-        ):
-            error = _distance(plain[name], _train(name, device, **options))
-            yield Check(
-                name=f"{name}, {' and '.join(options)}, and plain", error=error, allowed=2e-2, of="weights moved"
-            )
-        for name in STAGES:
-            _train(name, device, watched=True)
-            yield Check(name=f"stage, {name}, waits inside steps", error=0, allowed=0, of="waits (CUDA raises at one)")
+def chunks(device: torch.device) -> Iterator[Check]:
+    """One chunk a batch computes everything twice and changes nothing."""
+    error = _distance(_train("simclr", device), _train("simclr", device, chunk=32))
+    yield Check(name="simclr, one chunk and plain", error=error, allowed=1e-2, of="weights moved")
+
+
+def replayed(device: torch.device) -> Iterator[Check]:
+    error = _distance(_train("mixmatch", device), _train("mixmatch", device, cuda_graphs=True))
+    yield Check(name="mixmatch, replayed and plain", error=error, allowed=2e-2, of="weights moved")
+
+
+def compiled(device: torch.device) -> Iterator[Check]:
+    for name, replay in (("simclr", False), ("mixmatch", False), ("mixmatch", True)):
+        error = _distance(_train(name, device), _train(name, device, compile=True, cuda_graphs=replay))
+        title = f"{name}, compiled{' and replayed' if replay else ''}, and plain"
+        yield Check(name=title, error=error, allowed=2e-2, of="weights moved")
+
+
+def waits(device: torch.device) -> Iterator[Check]:
+    """CUDA raises at the first wait inside a step."""
+    for name in STAGES:
+        _train(name, device, watched=True)
+        yield Check(name=f"stage, {name}, waits inside steps", error=0, allowed=0, of="waits")
 
 
 def streams(device: torch.device) -> Iterator[Check]:
@@ -236,6 +236,20 @@ def _weights(model: nn.Module) -> Tensor:
 def _filter(device: torch.device) -> Tensor:
     context = _context(device)
     return split.measure_losses(SPLIT, WARMUP, _classifier(context), context, 1)
+
+
+GROUPS: dict[str, Callable[[torch.device], Iterator[Check]]] = {
+    "augmentation": augmentations,
+    "losses": losses,
+    "stages": stages,
+    "chunks": chunks,
+    "copied ahead": streams,
+    "waits": waits,
+    "replayed": replayed,
+    "compiled": compiled,
+}
+ON_CUDA = ("copied ahead", "waits", "replayed", "compiled")
+"""Groups about what exists there alone."""
 
 
 def _forms(form: dict[str, bool]) -> dict[str, Any]:

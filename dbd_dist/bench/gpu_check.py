@@ -18,6 +18,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -64,15 +65,31 @@ class Record:
             OutOfTime: less than `enough_s` seconds are left.
         """
         held = self.found.setdefault(part, {})
-        if name in held and not (isinstance(held[name], dict) and held[name].get("unfinished")):
+        if name in held and not (isinstance(held[name], dict) and held[name].keys() & {"unfinished", "error"}):
             return
         if time.monotonic() + enough_s > self._until:
             raise OutOfTime
         start = time.monotonic()
         print(f"{part}: {name} ...", file=sys.stderr, flush=True)
-        held[name] = run()
+        try:
+            held[name] = run()
+        except RuntimeError:  # PyTorch's own: the time on such a machine is short, and the other pieces are to be had
+            held[name] = {"error": traceback.format_exc()}
+            print(held[name]["error"], file=sys.stderr, flush=True)
         self.found.setdefault("seconds", {})[f"{part}/{name}"] = round(time.monotonic() - start, 1)
         self.write()
+
+    def failures(self) -> list[str]:
+        """Checks that found a difference, and pieces that ended with an error."""
+        found = [
+            f"{part}: {name}"
+            for part in ("correctness", "bench", "recipe")
+            for name, held in self.found.get(part, {}).items()
+            if isinstance(held, dict) and "error" in held
+        ]
+        for held in self.found.get("correctness", {}).values():
+            found += [check["name"] for check in held if isinstance(check, dict) and not check["passed"]]
+        return found
 
     def write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,10 +200,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    failed = [c["name"] for c in record.found.get("correctness", {}).get("checks", ()) if not c["passed"]]
+    failed = record.failures()
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def checked(group: str, device: Any) -> list[dict[str, Any]]:
+    """One group of checks, as JSON."""
+    from dbd_dist.bench import correctness
+
+    return [asdict(check) | {"passed": check.passed} for check in correctness.checks(group, device)]
 
 
 def everything(arguments: argparse.Namespace, record: Record, scratch: Path, until: float) -> None:
@@ -195,9 +219,12 @@ def everything(arguments: argparse.Namespace, record: Record, scratch: Path, unt
 
     from dbd_dist.bench import correctness
     from dbd_dist.bench.images import prepare_synthetic
-    from dbd_dist.bench.row import Setup
+    from dbd_dist.bench.row import Row, Setup, cells
     from dbd_dist.bench.run import describe, run
     from dbd_dist.world import check_device
+
+    def show(row: Row) -> None:
+        print("| " + " | ".join(cells(row)) + " |", flush=True)
 
     check_device(arguments.device)
     device = torch.device("cuda", 0) if arguments.device == "cuda" else torch.device("cpu")
@@ -210,12 +237,11 @@ def everything(arguments: argparse.Namespace, record: Record, scratch: Path, unt
     record.found["about"] = {**describe(setup, ["gpu_check", *sys.argv[1:]]), "seed": arguments.seed}
     record.write()
     if "correctness" in arguments.parts:
-        record.piece(
-            "correctness", "checks", lambda: [asdict(c) | {"passed": c.passed} for c in correctness.checks(device)]
-        )
+        for group in correctness.groups(device):
+            record.piece("correctness", group, lambda group=group: checked(group, device))
     if "bench" in arguments.parts:
         for name in BENCHES:
-            record.piece("bench", name, lambda name=name: [row.as_json() for row in run([name], setup, print)])
+            record.piece("bench", name, lambda name=name: [row.as_json() for row in run([name], setup, show)])
     if "recipe" in arguments.parts and arguments.images is not None:
         for name in RECIPES:
             for method in ("none", "dbd"):

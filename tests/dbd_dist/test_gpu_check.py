@@ -90,17 +90,34 @@ def check(out: Path, *more: str) -> int:
     return gpu_check.main(["--out", str(out), "--device", "cpu", "--quick", *more])
 
 
-def test_nothing_is_begun_without_time_and_nothing_is_done_twice(tmp_path, monkeypatch):
+def test_nothing_is_begun_without_time_and_nothing_is_done_twice(tmp_path, monkeypatch, capsys):
     assert check(tmp_path, "--parts", "correctness", "--budget-s", "0") == 3
     held = json.loads((tmp_path / "gpu_check.json").read_text())
     assert not held.get("correctness")
     assert {"host", "versions", "commit", "seed"} <= held["about"].keys()
     failed = correctness.Check(name="planted", error=2.0, allowed=1.0, of="x")
-    monkeypatch.setattr(correctness, "checks", lambda device: iter([failed]))
+    answers = {"losses": [failed], "stages": RuntimeError("planted error")}
+
+    def planted(group: str, device: torch.device) -> list[correctness.Check]:
+        answer = answers.get(group, [])
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(correctness, "checks", planted)
+    capsys.readouterr()
     assert check(tmp_path, "--parts", "correctness") == 1
-    monkeypatch.setattr(correctness, "checks", lambda device: pytest.fail("run again"))
-    assert check(tmp_path, "--parts", "correctness") == 1
-    assert json.loads((tmp_path / "gpu_check.json").read_text())["correctness"]["checks"][0]["passed"] is False
+    message = capsys.readouterr().err
+    assert "failed: planted\n" in message
+    assert "failed: correctness: stages\n" in message
+    held = json.loads((tmp_path / "gpu_check.json").read_text())["correctness"]
+    assert held["losses"][0]["passed"] is False
+    assert "planted error" in held["stages"]["error"]
+    assert held["chunks"] == []  # what came after was still run
+    answers.clear()
+    monkeypatch.setattr(correctness, "checks", lambda group, device: [] if group == "stages" else pytest.fail(group))
+    assert check(tmp_path, "--parts", "correctness") == 1  # only what ended with an error is run again
+    assert json.loads((tmp_path / "gpu_check.json").read_text())["correctness"]["stages"] == []
 
 
 def write_parquet(root: Path) -> Path:
