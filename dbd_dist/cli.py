@@ -12,6 +12,7 @@ import sys
 COMMANDS = {
     "demo": ("dbd_dist.commands.demo", "the whole story on embedded images, in minutes on a laptop"),
     "prepare": ("data_prep.command", "images and an attack -> dataset folder"),
+    "craft": ("dbd_dist.commands.craft", "clean dataset folder -> what attacks need that have a trained model"),
     "train": ("dbd_dist.commands.train", "dataset folder -> run folder"),
     "evaluate": ("dbd_dist.commands.evaluate", "measure a run's model again: accuracy, attack success"),
     "tune": ("tune_spaces.command", "a Ray Tune sweep"),

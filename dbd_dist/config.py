@@ -20,7 +20,7 @@ from dbd_dist.models import ModelConfig
 Config = TypeVar("Config")
 
 
-def _require(config: Any, prefix: str, **rules: str) -> None:
+def require(config: Any, prefix: str, **rules: str) -> None:
     """Check fields of `config` against rules such as "> 0", "in [0, 1]", "in (0, 1)"."""
     for name, rule in rules.items():
         value = getattr(config, name)
@@ -71,7 +71,7 @@ class SimCLRConfig:
     """How a view is made."""
 
     def __post_init__(self):
-        _require(
+        require(
             self, "simclr", epochs=">= 1", schedule_epochs=">= 1", batch=">= 2", lr="> 0", warmup_epochs=">= 0",
             momentum="in [0, 1)", weight_decay=">= 0", temperature="> 0",
         )  # fmt: skip
@@ -110,7 +110,7 @@ class WarmupConfig:
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
 
     def __post_init__(self):
-        _require(self, "warmup", epochs=">= 1", batch=">= 2", lr="> 0", sce_alpha=">= 0", sce_beta=">= 0")
+        require(self, "warmup", epochs=">= 1", batch=">= 2", lr="> 0", sce_alpha=">= 0", sce_beta=">= 0")
         if self.sce_alpha == 0 and self.sce_beta == 0:
             raise UserError("both weights are 0, which leaves no loss", where="warmup.sce_alpha, warmup.sce_beta")
 
@@ -127,7 +127,7 @@ class SplitConfig:
     """Images a forward pass over all workers; no influence on the result."""
 
     def __post_init__(self):
-        _require(self, "split", keep="in (0, 1)", batch=">= 1")
+        require(self, "split", keep="in (0, 1)", batch=">= 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class MixMatchConfig:
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
 
     def __post_init__(self):
-        _require(
+        require(
             self, "mixmatch", epochs=">= 1", steps=">= 1", batch=">= 2", lr="> 0", temperature="> 0", mix_alpha="> 0",
             lambda_u=">= 0", ramp_epochs=">= 1",
         )  # fmt: skip
@@ -181,7 +181,7 @@ class SupervisedConfig:
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
 
     def __post_init__(self):
-        _require(
+        require(
             self, "supervised", epochs=">= 1", batch=">= 2", lr="> 0", momentum="in [0, 1)", weight_decay=">= 0"
         )  # fmt: skip
 
@@ -209,7 +209,7 @@ class ComputeConfig:
     """Training images up to this size (decoded, GiB a worker) stay on the device; larger sets stream from disk."""
 
     def __post_init__(self):
-        _require(self, "compute", workers=">= 1", threads=">= 1", resident_gib=">= 0")
+        require(self, "compute", workers=">= 1", threads=">= 1", resident_gib=">= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ class TrainConfig:
     """Stop after this stage and keep its result for later runs, e.g. one pretraining for a whole sweep."""
 
     def __post_init__(self):
-        _require(self, "config", evaluate_every=">= 0", seed=">= 0")
+        require(self, "config", evaluate_every=">= 0", seed=">= 0")
         stages = ("simclr", "warmup", "split", "mixmatch", "supervised")
         normalisations = {name: (getattr(self, name).augment.mean, getattr(self, name).augment.std) for name in stages}
         for name, theirs in normalisations.items():

@@ -1,4 +1,4 @@
-"""Starting a run on Ray Train workers."""
+"""Starting a run, or the making of an artefact, on Ray Train workers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster import session, topology
 from data_prep.errors import UserError
@@ -17,6 +17,7 @@ from data_prep.manifest import Dataset
 from dbd_dist import pipeline
 from dbd_dist.checkpoint import CHECKPOINTS_KEPT
 from dbd_dist.config import TrainConfig, to_dict
+from dbd_dist.craft.job import Job
 from dbd_dist.local import prepare_folder
 from dbd_dist.progress import Display, Follower
 from dbd_dist.runfolder import RunFolder
@@ -51,62 +52,34 @@ def run_ray(
     if done is not None:
         return done
     if session.cluster_address(os.environ) is None:  # both checks before the seconds that Ray takes to start
-        _share(config, topology.this_machine())
+        _share(config.compute.workers, config.compute.device, topology.this_machine(), "compute.workers")
     if config.compute.workers is not None:
         pipeline.check(config, dataset, config.compute.workers)
 
     os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
     with session.connect(runtime_env=None):
-        import ray
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from dbd_dist.worker import train_loop
 
-        from dbd_dist.worker import ERROR_FILE, train_loop
-
-        share = _share(config, topology.of_ray())
+        share = _share(config.compute.workers, config.compute.device, topology.of_ray(), "compute.workers")
         config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, workers=share.workers))
         pipeline.check(config, dataset, share.workers)
         folder.claim(config, dataset)
-        error_file = folder.path / ERROR_FILE
-        error_file.unlink(missing_ok=True)
-        cpus = share.cpus_per_worker if cpus_per_worker is None else cpus_per_worker
-        trainer = TorchTrainer(
+        _on_workers(
             train_loop,
-            train_loop_config={
+            {
                 "config": {**to_dict(config)},
                 "data": str(dataset.folder.resolve()),
                 "folder": str(folder.path),
                 "stages": str(stages),
             },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=share.workers,
-                use_gpu=share.use_gpu,
-                resources_per_worker={"CPU": cpus} | ({"GPU": 1} if share.use_gpu else {}),
-            ),
-            run_config=ray.train.RunConfig(
-                name=folder.checkpoints.name,
-                storage_path=str(folder.path),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-                failure_config=ray.train.FailureConfig(max_failures=3),
-                callbacks=list(callbacks),
-            ),
-            torch_config=TorchConfig(backend="nccl" if share.use_gpu else "gloo", timeout_s=600),
+            share,
+            home=folder.path,
+            name=folder.checkpoints.name,
+            progress=folder.progress,
+            quiet=quiet,
+            cpus_per_worker=cpus_per_worker,
+            callbacks=callbacks,
         )
-        failure: Exception | None = None
-        try:
-            with nullcontext() if quiet else Follower(folder.progress, Display()):
-                trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            failure = error
-        if error_file.exists():
-            fields = json.loads(error_file.read_text())
-            error_file.unlink()
-            folder.progress.unlink(missing_ok=True)
-            raise UserError(
-                fields["what"], where=fields["where"], allowed=fields["allowed"], fix=fields["fix"]
-            ) from failure
-        if failure is not None:
-            raise failure
     return folder.result()
 
 
@@ -119,6 +92,87 @@ def _finished(folder: RunFolder, config: TrainConfig, dataset: Dataset) -> dict[
     return folder.result()
 
 
-def _share(config: TrainConfig, machine: topology.Topology) -> topology.Share:
-    use_gpu = {"auto": None, "cpu": False, "cuda": True}[config.compute.device]
-    return topology.share(machine, workers=config.compute.workers, use_gpu=use_gpu, where="compute.workers")
+def craft_ray(job: Job, *, workers: int | None, device: Literal["auto", "cpu", "cuda"], quiet: bool = False) -> None:
+    """Do the work of an artefact on Ray Train workers; see `run_ray` for where they are.
+
+    Raises:
+        UserError, ClusterError: as `run_ray`.
+    """
+    if session.cluster_address(os.environ) is None:
+        job.check(_share(workers, device, topology.this_machine(), "--workers").workers)
+    os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
+    with session.connect(runtime_env=None):
+        from dbd_dist.worker import craft_loop
+
+        share = _share(workers, device, topology.of_ray(), "--workers")
+        job.check(share.workers)
+        _on_workers(craft_loop, job.to_dict(), share, home=job.work, name="ray", progress=job.progress, quiet=quiet)
+
+
+def _on_workers(
+    loop: Callable[[dict[str, Any]], None],
+    arguments: dict[str, Any],
+    share: topology.Share,
+    *,
+    home: Path,
+    name: str,
+    progress: Path,
+    quiet: bool,
+    cpus_per_worker: float | None = None,
+    callbacks: Sequence[Any] = (),
+) -> None:
+    """Run `loop(arguments)` on every worker of a share, and wait for all of them.
+
+    Args:
+        loop: leaves an ERROR_FILE in `home` for what its user can mend (see `worker.telling`).
+        name: of Ray Train's own folder in `home`.
+        progress: the file to show meanwhile.
+
+    Raises:
+        UserError: the one that a worker left.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from dbd_dist.worker import ERROR_FILE
+
+    error_file = home / ERROR_FILE
+    error_file.unlink(missing_ok=True)
+    cpus = share.cpus_per_worker if cpus_per_worker is None else cpus_per_worker
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=arguments,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=share.workers,
+            use_gpu=share.use_gpu,
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if share.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(home),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+            callbacks=list(callbacks),
+        ),
+        torch_config=TorchConfig(backend="nccl" if share.use_gpu else "gloo", timeout_s=600),
+    )
+    failure: Exception | None = None
+    try:
+        with nullcontext() if quiet else Follower(progress, Display()):
+            trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failure = error
+    if error_file.exists():
+        fields = json.loads(error_file.read_text())
+        error_file.unlink()
+        progress.unlink(missing_ok=True)
+        raise UserError(
+            fields["what"], where=fields["where"], allowed=fields["allowed"], fix=fields["fix"]
+        ) from failure
+    if failure is not None:
+        raise failure
+
+
+def _share(workers: int | None, device: str, machine: topology.Topology, where: str) -> topology.Share:
+    use_gpu = {"auto": None, "cpu": False, "cuda": True}[device]
+    return topology.share(machine, workers=workers, use_gpu=use_gpu, where=where)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.errors import UserError
 from data_prep.manifest import Dataset, open_dataset
 from dbd_dist import pipeline
 from dbd_dist.checkpoint import CHECKPOINTS_KEPT, FolderCheckpoints
 from dbd_dist.config import TrainConfig
+from dbd_dist.craft import job as crafting
 from dbd_dist.progress import Display, Follower
 from dbd_dist.runfolder import RunFolder
 from dbd_dist.world import World
@@ -57,5 +58,20 @@ def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = Fa
             return pipeline.run(config, dataset, folder, stages, world, checkpoints)
         with Follower(folder.progress, Display()):
             return pipeline.run(config, dataset, folder, stages, world, checkpoints)
+    finally:
+        world.leave()
+
+
+def craft_local(job: crafting.Job, device: Literal["auto", "cpu", "cuda"], *, quiet: bool = False) -> None:
+    """Do the work of an artefact in this process; under torchrun, as one rank of several."""
+    world = World.join(device)
+    try:
+        job.check(world.size)
+        world.barrier()  # rank 0 has made the work folder
+        if quiet or not world.is_main:
+            crafting.run(job, world)
+            return
+        with Follower(job.progress, Display()):
+            crafting.run(job, world)
     finally:
         world.leave()

@@ -266,6 +266,8 @@ class _Run:
             features = model.backbone
         else:
             backbone = self._pretrained()
+            if self.world.is_main:
+                self.folder.write_backbone(backbone, config, self.dataset, config.normalise)
             if config.stop_after == "simclr":
                 return self._stopped()
             model, optimizer = self._warmed_up(backbone)

@@ -149,17 +149,35 @@ class RunFolder:
         self, model: torch.nn.Module, config: TrainConfig, dataset: Dataset, normalise: AugmentConfig
     ) -> None:
         """model.safetensors and model.json: the weights, and how to rebuild the network and normalise its input."""
+        classes = {"class_names": list(dataset.manifest.class_names)}
+        self._export("model", model.state_dict(), config, dataset, normalise, classes)
+
+    def write_backbone(
+        self, state: dict[str, Tensor], config: TrainConfig, dataset: Dataset, normalise: AugmentConfig
+    ) -> None:
+        """backbone.safetensors and backbone.json: the same of the self-supervised backbone, which knows no classes."""
+        self._export("backbone", state, config, dataset, normalise, {})
+
+    def _export(
+        self,
+        stem: str,
+        state: dict[str, Tensor],
+        config: TrainConfig,
+        dataset: Dataset,
+        normalise: AugmentConfig,
+        more: dict[str, Any],
+    ) -> None:
         from safetensors.torch import save_file
 
-        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        aside = self.path / ".model.safetensors"
+        weights = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        aside = self.path / f".{stem}.safetensors"
         save_file(weights, str(aside))
-        os.replace(aside, self.path / "model.safetensors")
+        os.replace(aside, self.path / f"{stem}.safetensors")
         write_json(
-            self.path / "model.json",
+            self.path / f"{stem}.json",
             {
                 "network": to_dict(config.model),
-                "class_names": list(dataset.manifest.class_names),
+                **more,
                 "image_px": dataset.manifest.image_px,
                 "input": "RGB in 0-1, minus mean, over std",
                 "mean": list(normalise.mean),

@@ -1,9 +1,11 @@
-"""The training function as Ray Train calls it in every worker."""
+"""The functions that Ray Train calls in every worker."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from data_prep.manifest import open_dataset
 from dbd_dist import pipeline
 from dbd_dist.checkpoint import CHECKPOINT_KEYS, STATE_FILE, load_state, save_state
 from dbd_dist.config import TrainConfig, from_dict
+from dbd_dist.craft import job as crafting
 from dbd_dist.runfolder import RunFolder, write_json
 from dbd_dist.world import World
 
@@ -56,12 +59,33 @@ def train_loop(arguments: dict[str, Any]) -> None:
     folder = RunFolder(Path(arguments["folder"]))
     if (folder.path / ERROR_FILE).exists():
         return  # a worker gave up for a reason that no restart mends; the driver says which
-    try:
+    with telling(folder.path):
         config = from_dict(TrainConfig, arguments["config"])
         dataset = open_dataset(Path(arguments["data"]))
         pipeline.run(config, dataset, folder, Path(arguments["stages"]), world, RayCheckpoints(world))
+
+
+def craft_loop(arguments: dict[str, Any]) -> None:
+    """Do this worker's part of an artefact.
+
+    Args:
+        arguments: plain values, as `Job.to_dict` gives them; paths on storage that all nodes share.
+    """
+    world = World.current(ray.train.torch.get_device())
+    job = crafting.Job.from_dict(arguments)
+    if (job.work / ERROR_FILE).exists():
+        return
+    with telling(job.work):
+        crafting.run(job, world)
+
+
+@contextmanager
+def telling(folder: Path) -> Iterator[None]:
+    """Leave a UserError of the body as ERROR_FILE in `folder`, for the driver."""
+    try:
+        yield
     except UserError as error:
         # the exception itself reaches the driver only as text inside Ray's own
         fields = {"what": error.what, "where": error.where, "allowed": error.allowed, "fix": error.fix}
-        write_json(folder.path / ERROR_FILE, {k: None if v is None else str(v) for k, v in fields.items()})
+        write_json(folder / ERROR_FILE, {k: None if v is None else str(v) for k, v in fields.items()})
         raise  # ends the other ranks too, which may be waiting for this one

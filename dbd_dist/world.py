@@ -5,6 +5,7 @@ A world of one runs the same code as a world of many; nothing else in the projec
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -15,10 +16,15 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from data_prep.errors import UserError
 
 Module = TypeVar("Module", bound=nn.Module)
+
+TIMEOUT = timedelta(minutes=10)
+_joined = itertools.count()
 
 
 def check_device(device: Literal["auto", "cpu", "cuda"]) -> None:
@@ -61,7 +67,12 @@ class World:
         if cuda:
             torch.cuda.set_device(local_rank)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(minutes=10))
+            store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+            # torchrun's store outlives a group that was left: the next one would find old addresses under its keys
+            store = PrefixStore(f"world {next(_joined)}", store)
+            dist.init_process_group(
+                "nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
+            )
         return cls.current(torch.device("cuda", local_rank) if cuda else torch.device("cpu"))
 
     def leave(self) -> None:

@@ -44,6 +44,8 @@ TRAINING = (
     "dbd_dist.augment",
     "dbd_dist.checkpoint",
     "dbd_dist.config",
+    "dbd_dist.craft",
+    "dbd_dist.exported",
     "dbd_dist.loaders",
     "dbd_dist.losses",
     "dbd_dist.models",

@@ -69,7 +69,9 @@ class AdapBlend(PoisonLabel):
     test_alpha: float = 0.2
     """Share of the pattern at test time."""
     pattern: Literal["noise"] | Path = "noise"
-    """What is mixed in: uniform random noise, or an opaque image file, which is resized to the images."""
+    """What is mixed in: uniform random noise, or an opaque image file of the images' size."""
+    resize_pattern: bool = False
+    """Resize a pattern of another size (bilinear)."""
     pieces: int = 4
     """The pattern is cut into pieces x pieces parts."""
     shown: float = 0.5
@@ -98,7 +100,7 @@ class AdapBlend(PoisonLabel):
             raise UserError(
                 f"{self.pieces} pieces do not fit {image_px} px", where="pieces", allowed=f"at most {image_px}"
             )
-        return full_pattern(self.pattern, self.pattern_seed, image_px)
+        return full_pattern(self.pattern, self.pattern_seed, image_px, resize=self.resize_pattern)
 
     def train_trigger(self, image_px: int) -> Trigger:
         pattern = self._pattern(image_px)

@@ -144,11 +144,28 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, index])
 
 
-def resized(path: Path, side: int) -> np.ndarray:
-    """An opaque image file at side x side: uint8 (side, side, 3).
+def trigger_image(path: Path, side: int | None, *, resize: bool, fix: str) -> np.ndarray:
+    """An opaque image file as a square: uint8 (side, side, 3).
+
+    Args:
+        path: of the file.
+        side: in pixels; None takes the file's own.
+        resize: whether a file of another size is resized (bilinear) rather than refused: a trigger that is bent or
+            blurred on the way is another trigger.
+        fix: what to tell the user of a file that is refused.
 
     Raises:
-        UserError: unreadable, or with an alpha channel.
+        UserError: unreadable, with an alpha channel, or of another size.
     """
     image = read_opaque_image(path)
-    return np.array(image.resize((side, side), Image.Resampling.BILINEAR), dtype=np.uint8)
+    wanted = (side, side) if side is not None else (image.width, image.width)
+    if image.size != wanted:
+        if side is None or not resize:
+            raise UserError(
+                f"the trigger image has {image.width} x {image.height} px",
+                where=path,
+                allowed=f"{side} x {side} px, as the images have" if side is not None else "a square",
+                fix=fix,
+            )
+        image = image.resize(wanted, Image.Resampling.BILINEAR)
+    return np.array(image, dtype=np.uint8)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from data_prep.attacks.attack import PoisonLabel, Trigger, resized
+from data_prep.attacks.attack import PoisonLabel, Trigger, trigger_image
 from data_prep.errors import UserError
 
 Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
@@ -53,10 +53,10 @@ class BadNets(PoisonLabel):
     name: ClassVar[str] = "badnets"
 
     patch_px: int | None = None
-    """Side of the patch; without it 3 px for images up to 32 px and 3/32 of the image above (21 px of 224).
-    """
+    """Side of the patch; without it that of the pattern's file, or 3 px for images up to 32 px and 3/32 of the image
+    above (21 px of 224)."""
     pattern: Literal["checkerboard", "white"] | Path = "checkerboard"
-    """What the patch shows: a name, or an opaque image file, which is resized to the patch."""
+    """What the patch shows: a name, or a square opaque image file, which is resized where patch-px is given."""
     corner: Corner = "bottom-right"
     """The corner of the image that the patch sits in, unless row and col place it."""
     margin_px: int | None = None
@@ -81,7 +81,10 @@ class BadNets(PoisonLabel):
         Raises:
             UserError: it does not fit into the image; its image file is unreadable or has an alpha channel.
         """
-        side = self.patch_px if self.patch_px is not None else default_patch_px(image_px)
+        picture = None
+        if isinstance(self.pattern, Path):
+            picture = trigger_image(self.pattern, self.patch_px, resize=True, fix="crop it, or give patch_px")
+        side = len(picture) if picture is not None else self.patch_px or default_patch_px(image_px)
         margin = self.margin_px if self.margin_px is not None else max(1, image_px // 32)
         if side > image_px:
             raise UserError(
@@ -101,11 +104,11 @@ class BadNets(PoisonLabel):
                 where="row, col, margin_px",
                 allowed=f"rows and columns 0 to {image_px - side}",
             )
+        if picture is not None:
+            return picture, row, col
         if self.pattern == "checkerboard":
             return checkerboard(side), row, col
-        if self.pattern == "white":
-            return np.full((side, side, 3), 255, dtype=np.uint8), row, col
-        return resized(Path(self.pattern), side), row, col
+        return np.full((side, side, 3), 255, dtype=np.uint8), row, col
 
     def train_trigger(self, image_px: int) -> Trigger:
         patch, row, col = self.patch(image_px)

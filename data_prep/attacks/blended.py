@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from data_prep.attacks.attack import PoisonLabel, Trigger, check_seed, resized
+from data_prep.attacks.attack import PoisonLabel, Trigger, check_seed, trigger_image
 from data_prep.attacks.settings import SETTINGS, SettingName
 from data_prep.errors import UserError
 
@@ -60,7 +60,9 @@ class Blended(PoisonLabel):
     test_alpha: float | None = None
     """The same for test images; without it alpha."""
     pattern: Literal["noise"] | Path = "noise"
-    """What is mixed in: uniform random noise, or an opaque image file, which is resized to the images."""
+    """What is mixed in: uniform random noise, or an opaque image file of the images' size."""
+    resize_pattern: bool = False
+    """Resize a pattern of another size (bilinear)."""
     pattern_seed: int = 0
     """Seed of the noise."""
 
@@ -77,9 +79,9 @@ class Blended(PoisonLabel):
         """The pattern, uint8 (image_px, image_px, 3).
 
         Raises:
-            UserError: its image file is unreadable or has an alpha channel.
+            UserError: its image file is unreadable, has an alpha channel or another size.
         """
-        return full_pattern(self.pattern, self.pattern_seed, image_px)
+        return full_pattern(self.pattern, self.pattern_seed, image_px, resize=self.resize_pattern)
 
     def train_trigger(self, image_px: int) -> Trigger:
         pattern = self.pattern_image(image_px)
@@ -92,12 +94,12 @@ class Blended(PoisonLabel):
         return replace(self, alpha=self.test_alpha).train_trigger(image_px)
 
 
-def full_pattern(pattern: str | Path, seed: int, image_px: int) -> np.ndarray:
-    """Noise, or an image file resized: uint8 (image_px, image_px, 3).
+def full_pattern(pattern: str | Path, seed: int, image_px: int, *, resize: bool) -> np.ndarray:
+    """Noise, or an image file: uint8 (image_px, image_px, 3).
 
     Raises:
-        UserError: the image file is unreadable or has an alpha channel.
+        UserError: the image file is unreadable, has an alpha channel, or is of another size and not to be resized.
     """
     if pattern == "noise":
         return np.random.default_rng(seed).integers(0, 256, size=(image_px, image_px, 3), dtype=np.uint8)
-    return resized(Path(pattern), image_px)
+    return trigger_image(Path(pattern), image_px, resize=resize, fix="resize it, or give resize_pattern")

@@ -41,8 +41,12 @@ DIGITS = {
         # the originals have 8 x 8 pixels: the default field, 4 x 4 vectors of a quarter of a pixel, is lost in them
         Case("wanet", ("wanet", "--grid", "2", "--strength", "5")),
         Case("wanet-no-noise", ("wanet", "--grid", "2", "--strength", "5", "--noise-ratio", "0")),
-        Case("label-consistent", ("label-consistent", "--artefact", "{artefact}"), ("label-consistent",)),
-        Case("adaptive", ("adaptive", "--artefact", "{artefact}"), ("adaptive",)),
+        Case(
+            "label-consistent",
+            ("label-consistent", "--artefact", "{artefact}", "--patch-px", "4"),
+            ("label-consistent", "--eps", "32", "--step", "3.2"),
+        ),
+        Case("adaptive", ("adaptive", "--artefact", "{artefact}"), ("adaptive", "--optimise", "pattern-and-mask")),
         Case("sig", ("sig", "--delta", "40")),
         Case("adap-blend", ("adap-blend",)),
         Case("adap-patch", ("adap-patch",)),

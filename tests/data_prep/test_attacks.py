@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.attacks import BadNets, Blended, NoAttack, badnets, blended, checkerboard
+from data_prep.attacks import AdapBlend, BadNets, Blended, NoAttack, badnets, blended, checkerboard
 from data_prep.errors import UserError
 
 
@@ -76,15 +76,40 @@ def test_place_by_row_and_column():
     assert (patch == 255).all()
 
 
-def test_trigger_files_are_resized(tmp_path):
+def test_trigger_files_are_resized_where_that_is_asked_for(tmp_path):
     path = tmp_path / "logo.png"
     Image.new("RGB", (50, 40), (10, 200, 30)).save(path)
     patch, _, _ = BadNets(pattern=path, patch_px=5).patch(32)
     assert (patch == np.array([10, 200, 30])).all()
     assert patch.shape == (5, 5, 3)
-    pattern = Blended(pattern=path).pattern_image(16)
+    pattern = Blended(pattern=path, resize_pattern=True).pattern_image(16)
     assert pattern.shape == (16, 16, 3)
     assert (pattern == np.array([10, 200, 30])).all()
+
+
+@pytest.mark.parametrize("attack", [Blended, AdapBlend])
+def test_patterns_of_another_size_are_refused(attack, tmp_path):
+    path = tmp_path / "logo.png"
+    for size in ((50, 40), (16, 12), (32, 32)):
+        Image.new("RGB", size).save(path)
+        with pytest.raises(UserError, match=rf"has {size[0]} x {size[1]} px.*Allowed: 16 x 16 px") as error:
+            attack(pattern=path).train_trigger(16)
+        assert "resize_pattern" in str(error.value.fix)
+
+
+def test_patches_have_the_size_of_their_file(tmp_path, rng):
+    path = tmp_path / "logo.png"
+    pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    patch, row, col = BadNets(pattern=path).patch(16)
+    assert (patch == pixels).all()
+    assert (row, col) == (11, 11)
+    Image.new("RGB", (17, 17)).save(path)
+    with pytest.raises(UserError, match="17 px is larger than the image of 16 px"):
+        BadNets(pattern=path).patch(16)
+    Image.new("RGB", (4, 5)).save(path)
+    with pytest.raises(UserError, match=r"4 x 5 px.*a square"):
+        BadNets(pattern=path).patch(16)
 
 
 def test_noise_is_fixed_by_its_seed():

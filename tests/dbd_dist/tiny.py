@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from data_prep.manifest import open_dataset
 from dbd_dist import augment, seeds
 from dbd_dist.config import MixMatchConfig, SimCLRConfig, SplitConfig, SupervisedConfig, WarmupConfig
+from dbd_dist.craft import job as crafting
 from dbd_dist.evaluate import Examiner
 from dbd_dist.loaders import Images, ResidentImages
 from dbd_dist.models import Classifier, ContrastiveModel, ModelConfig, seeded
@@ -203,3 +204,8 @@ def collectives(world: World) -> dict[str, Any]:
         "broadcast": world.broadcast({"from": world.rank}),
         "is_main": world.is_main,
     }
+
+
+def craft(world: World, job: dict[str, Any]) -> None:
+    """A rank's part of an artefact."""
+    crafting.run(crafting.Job.from_dict(job), world)
