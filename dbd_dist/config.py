@@ -316,6 +316,15 @@ def _value(kind: Any, value: Any, where: str) -> Any:
 
 
 def digest(values: Any) -> str:
-    """A short stable hash of JSON values or configs."""
-    text = json.dumps(to_dict(values) if dataclasses.is_dataclass(values) else values, sort_keys=True)
+    """A short stable hash of JSON values or configs; 1 and 1.0 are the same number."""
+    text = json.dumps(_numbers(to_dict(values)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _numbers(values: Any) -> Any:
+    """JSON values with whole floats as ints: a field of type float may have been given either."""
+    if isinstance(values, dict):
+        return {name: _numbers(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_numbers(value) for value in values]
+    return int(values) if isinstance(values, float) and values.is_integer() else values
