@@ -207,9 +207,13 @@ class ComputeConfig:
     one worker."""
     resident_gib: float = 16.0
     """Training images up to this size (decoded, GiB a worker) stay on the device; larger sets stream from disk."""
+    stage: Path | None = None
+    """Folder on each node's own disk that the data set is copied to once a node, and read from; for shared storage."""
 
     def __post_init__(self):
         require(self, "compute", workers=">= 1", threads=">= 1", resident_gib=">= 0")
+        if self.stage is not None and not self.stage.is_absolute():
+            raise UserError(f"{str(self.stage)!r} is relative", where="compute.stage", allowed="an absolute path")
 
 
 @dataclass(frozen=True, kw_only=True)
