@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.hashes import sha256_file, sha256_json
+from data_prep.hashes import refuse_pipes, sha256_file, sha256_json
 
 ARRAYS_FILE = "artefact.npz"
 DESCRIPTION_FILE = "artefact.json"
@@ -35,6 +35,7 @@ images (m, H, W, 3), without the trigger. adaptive: the pattern (H, W, 3) and it
 1/255."""
 
 _FIELDS = {"format_version", "kind", "image_px", "target", "fingerprint", "settings", "evidence", "versions", "sha256"}
+_KINDS = {"image_px": int, "target": int, "fingerprint": str, "settings": dict, "evidence": dict, "sha256": str}
 _AGAIN = "make it again with dbd craft"
 
 
@@ -131,6 +132,7 @@ def read_artefact(folder: str | os.PathLike[str], kind: str) -> Artefact:
     folder = Path(folder)
     path = folder / DESCRIPTION_FILE
     try:
+        refuse_pipes(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
@@ -138,7 +140,7 @@ def read_artefact(folder: str | os.PathLike[str], kind: str) -> Artefact:
             where=folder,
             fix="make one with dbd craft",
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError("not JSON", where=path, fix=_AGAIN) from error
     if not isinstance(content, dict) or set(content) != _FIELDS | {"checksum"}:
         raise UserError("not the description of an artefact", where=path, fix=_AGAIN)
@@ -153,6 +155,9 @@ def read_artefact(folder: str | os.PathLike[str], kind: str) -> Artefact:
         raise UserError(f"format version {content['format_version']}", where=path, allowed=str(FORMAT_VERSION))
     if content["kind"] != kind:
         raise UserError(f"an artefact for {content['kind']}", where=folder, allowed=f"one for {kind}")
+    for name, kind_of in _KINDS.items():
+        if not isinstance(content[name], kind_of) or isinstance(content[name], bool):
+            raise UserError(f"field {name} is {content[name]!r}", where=path, fix=_AGAIN)
     arrays_path = folder / ARRAYS_FILE
     try:
         damaged = sha256_file(arrays_path) != content["sha256"]
@@ -173,7 +178,8 @@ def _check_arrays(kind: str, arrays: Mapping[str, np.ndarray], px: int, where: P
     for name, (dtype, dims) in ARRAYS[kind].items():
         array = arrays[name]
         side_at = {"images": (1, 2), "pattern": (0, 1), "mask": (0, 1)}.get(name, ())
-        if str(array.dtype) != dtype or array.ndim != dims or any(array.shape[axis] != px for axis in side_at):
+        fits = str(array.dtype) == dtype and array.ndim == dims and all(array.shape[axis] == px for axis in side_at)
+        if not fits or (name in ("images", "pattern") and array.shape[-1] != 3):
             raise UserError(
                 f"array {name!r} is {array.dtype} {array.shape}",
                 where=where,

@@ -7,6 +7,7 @@ import time
 import tyro
 
 from data_prep.encode import PrepareConfig, prepare
+from data_prep.errors import UserError
 
 
 def main(argv: list[str]) -> int:
@@ -26,6 +27,14 @@ def main(argv: list[str]) -> int:
             tyro.conf.CascadeSubcommandArgs,
         ),
     )
+    for name, unset in (("rate", None), ("target", None), ("setting", PrepareConfig.setting)):
+        if not config.has_attack and getattr(config, name) != unset:
+            raise UserError(
+                f"{name} {getattr(config, name)} is given, and no attack",
+                where=name,
+                allowed=f"no {name}, or an attack",
+                fix="name an attack after the source, e.g. badnets",
+            )
     start = time.monotonic()
     dataset = prepare(config)
     manifest, seconds = dataset.manifest, time.monotonic() - start

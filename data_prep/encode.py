@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -110,6 +110,12 @@ class PrepareConfig:
             check_rate(self.rate)
         if self.untrusted and self.has_attack:
             raise UserError("untrusted images are not poisoned on top", where="untrusted", allowed="no attack (clean)")
+        if self.target is not None and not self.attack.has_target:
+            raise UserError(
+                f"target {self.target} is given, and all-to-all has none: each class aims at the next",
+                where="target",
+                allowed="no target, or mapping all-to-one",
+            )
         if self.out is not None and self.out.name in ("", ".."):  # "." cannot be replaced under its user's feet
             raise UserError(f"{str(self.out)!r} names no folder to make", where="out", allowed="a new folder's path")
         for name, lowest in (("seed", 0), ("target", 0), ("workers", 1)):
@@ -137,7 +143,9 @@ class PrepareConfig:
 
     @property
     def poison_target(self) -> int:
-        """Given, or of the setting."""
+        """Given, or of the setting; 0, which means nothing, where the attack has no target."""
+        if not self.attack.has_target:
+            return 0
         return self.target if self.target is not None else SETTINGS[self.setting].target
 
     @property
@@ -145,7 +153,7 @@ class PrepareConfig:
         """Of the setting, where all of its numbers stand; else "custom"."""
         setting = SETTINGS[self.setting]
         rate = setting.clean_label_rate if self.attack.clean_label else setting.rate
-        stands = self.poison_rate == rate and self.poison_target == setting.target
+        stands = self.poison_rate == rate and (not self.attack.has_target or self.poison_target == setting.target)
         stands = stands and self.poison == type(self.attack)(**_required(self.attack)).under(self.setting)
         return self.setting if stands else "custom"
 
@@ -212,6 +220,7 @@ def _make(config: PrepareConfig, made: dict[str, object], progress: bool) -> Dat
         if not skip_bad:
             _choose(config, source, px)
     partial = config.folder.with_name(f".{config.folder.name}.{os.getpid()}.partial")
+    missing = [folder for folder in partial.parents if not os.path.lexists(folder)]
     try:
         partial.mkdir(parents=True)
         _check_space(partial, source, px, config.has_attack)
@@ -222,6 +231,9 @@ def _make(config: PrepareConfig, made: dict[str, object], progress: bool) -> Dat
         _install(partial, config, made)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in missing:  # that were made for it; those that hold something by now stay
+            with suppress(OSError):
+                folder.rmdir()
     return Dataset(config.folder, manifest)
 
 
@@ -481,6 +493,12 @@ def _write_train(
             digest.update(images, labels)
             compared += rows
             bar.add(len(images))
+    if config.has_attack and not any(largest for *_, largest in compared):
+        raise UserError(
+            f"the trigger changes no pixel of {len(compared)} poisoned images",
+            where=config.attack.name,
+            fix="make it stronger, or put it elsewhere",
+        )
     return digest.hexdigest(), compared
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,8 +12,23 @@ from typing import Any
 import numpy as np
 
 
+def refuse_pipes(path: Path) -> None:
+    """Refuse what may never come to an end when it is read.
+
+    Raises:
+        OSError: a pipe, a device or a socket.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():  # a folder has an error of its own when it is read
+        raise OSError(errno.EINVAL, "not a file but a pipe or a device", str(path))
+
+
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Hex sha256 of a file's bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    refuse_pipes(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

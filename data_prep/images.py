@@ -10,11 +10,14 @@ import numpy as np
 from PIL import Image
 
 from data_prep.errors import UserError
+from data_prep.hashes import refuse_pipes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64 * 2**20
 """Larger images are refused before they are decoded: a file of a few kilobytes can declare gigabytes of
 pixels."""
+MAX_PX = 8192
+"""Side of the largest square that an image is resized to."""
 
 _DEEP_MODES = ("I", "F")  # Pillow clips these to 0-255 instead of scaling them
 
@@ -63,6 +66,7 @@ def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = 
     """
     if isinstance(data, Path):
         try:
+            refuse_pipes(data)
             data = data.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the image ({error.strerror})", where=where) from error
@@ -108,12 +112,17 @@ def read_opaque_image(path: Path) -> Image.Image:
     """
     where = str(path)
     try:
+        refuse_pipes(path)
         data = path.read_bytes()
+        if not data:
+            raise UserError("the trigger image is empty", where=where, allowed=_allowed())
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if "A" in image.getbands() or "transparency" in image.info:
                 raise UserError("the trigger image has an alpha channel", where=where, allowed="an opaque image")
     except UserError:
         raise
+    except Image.UnidentifiedImageError as error:
+        raise UserError("not an image that can be read", where=where, allowed=_allowed()) from error
     except OSError as error:
         raise UserError(f"cannot read the trigger image ({error})", where=where, allowed=_allowed()) from error
     except Exception as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.hashes import data_hash, sha256_file, sha256_json
+from data_prep.hashes import data_hash, refuse_pipes, sha256_file, sha256_json
 
 FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -127,6 +127,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     folder = Path(folder)
     path = folder / FILE
     try:
+        refuse_pipes(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from data_prep.errors import UserError
-from data_prep.images import Geometry, decode_image
+from data_prep.hashes import refuse_pipes
+from data_prep.images import MAX_PX, Geometry, decode_image
 
 Encoded = bytes | Path | np.ndarray | None
 """One image as its source holds it: an image file's bytes, a path, uint8 (H, W, 3), or nothing."""
@@ -155,7 +156,7 @@ class Source:
         described: dict[str, Any] = {"kind": self.kind}
         for field in fields(self):
             value = getattr(self, field.name)
-            described[field.name] = _storable(value.resolve()) if isinstance(value, Path) else value
+            described[field.name] = _storable(os.path.realpath(value)) if isinstance(value, Path) else value
         return described
 
     def _finish(self, class_names: Sequence[str], train: Split, test: Split, *, where: Path | None) -> OpenSource:
@@ -181,14 +182,14 @@ class Digits(Source):
     kind: ClassVar[str] = "digits"
 
     image_px: int = 16
-    """Side of the images, 8 or more."""
+    """Side of the images, 8 to 512."""
     test_fraction: float = 0.2
     """Share of test images, in every class."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.image_px < 8:
-            raise UserError(f"images of {self.image_px} px", where="image_px", allowed="8 or more")
+        if not 8 <= self.image_px <= 512:  # all of them are held in memory
+            raise UserError(f"images of {self.image_px} px", where="image_px", allowed="8 to 512")
         if not 0 < self.test_fraction < 1:
             raise UserError(
                 f"test fraction {self.test_fraction} is out of range",
@@ -276,6 +277,8 @@ class ImageFolder(Source):
                 where="image_px, resize_px",
                 allowed="1 <= image_px <= resize_px",
             )
+        if self.resize_px > MAX_PX:
+            raise UserError(f"images of {self.resize_px} px", where="resize_px", allowed=f"at most {MAX_PX}")
 
     def open(self) -> OpenSource:
         root = self.root
@@ -321,7 +324,7 @@ class ImageFolder(Source):
         )
 
     def _stem(self) -> str:
-        return _storable(self.root.resolve().name)
+        return _folder_name(self.root)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,8 +349,8 @@ class Parquet(Source):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.image_px is not None and self.image_px < 1:
-            raise UserError(f"images of {self.image_px} px", where="image_px", allowed="1 or more")
+        if self.image_px is not None and not 1 <= self.image_px <= MAX_PX:
+            raise UserError(f"images of {self.image_px} px", where="image_px", allowed=f"1 to {MAX_PX}")
 
     def open(self) -> OpenSource:
         if not self.root.is_dir():
@@ -421,7 +424,7 @@ class Parquet(Source):
         )
 
     def _stem(self) -> str:
-        name = _storable(self.root.resolve().name)
+        name = _folder_name(self.root)
         return name if self.image_px is None else f"{name}-{self.image_px}px"
 
 
@@ -434,6 +437,7 @@ class _ParquetShard:
 
         self.path, self.image_column = path, image_column
         with _parquet_errors(path):
+            refuse_pipes(path)
             file = pq.ParquetFile(path)
         schema = file.schema_arrow
         for column, flag in ((image_column, "image_column"), (label_column, "label_column")):
@@ -569,6 +573,10 @@ def _class_folders(folder: Path) -> list[str]:
         if _storable(name) != name:
             raise UserError("the class folder's name is not UTF-8", where=folder / name, fix="rename it")
     return names
+
+
+def _folder_name(root: Path) -> str:
+    return _storable(os.path.basename(os.path.realpath(root)))  # resolve() raises on links that lead in a circle
 
 
 def _storable(path: str | Path) -> str:

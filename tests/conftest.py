@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,3 +65,18 @@ def edit_json() -> Callable[..., None]:
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
     return edit
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[str]:
+    """A Ray of two CPUs, started once for all tests of a module that need one; gives its address."""
+    import ray
+
+    from cluster import session
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in session.AUTH_VARIABLES:
+            patch.delenv(name, raising=False)
+        patch.setenv("RAY_ADDRESS", "local")  # whatever runs on this machine
+        with session.connect(num_cpus=2):
+            yield ray.get_runtime_context().gcs_address

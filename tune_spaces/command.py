@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from dbd_dist.commands.train import STORAGE, check_storage, prepare_for
+from dbd_dist.commands.train import STORAGE, check_before_data, check_storage, prepare_for
 from dbd_dist.presets import preset as find_preset
 from tune_spaces.spaces import SPACES
 from tune_spaces.spaces import space as find_space
@@ -51,11 +51,12 @@ def main(argv: list[str]) -> int:
         data=arguments.data,
         compute=dataclasses.replace(chosen.train.compute, workers=arguments.workers),
     )
+    name = arguments.name if arguments.name is not None else f"tune/{arguments.space}-{config.preset}-s{config.seed}"
+    check_before_data(config, name, "ray")
     if config.data is None:
         config = dataclasses.replace(config, data=prepare_for(chosen, config, arguments.storage))
     from tune_spaces.sweep import run_sweep
 
-    name = arguments.name or f"tune/{arguments.space}-{config.preset}-s{config.seed}"
     rows = run_sweep(config, space, storage=arguments.storage, name=name, parallel=arguments.parallel)
     fields = list(space.grid)
     print("  ".join([f"{field:>18}" for field in fields] + ["  accuracy", "attack success", "kept poisoned"]))

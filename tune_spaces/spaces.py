@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,14 @@ class Space:
     why: str
 
     @property
+    def points(self) -> list[dict[str, Any]]:
+        """The whole grid: a value for every field, one trial each."""
+        return [dict(zip(self.grid, values)) for values in itertools.product(*self.grid.values())]
+
+    @property
     def size(self) -> int:
         """Trials in the whole grid."""
-        size = 1
-        for values in self.grid.values():
-            size *= len(values)
-        return size
+        return len(self.points)
 
 
 SPACES: dict[str, Space] = {

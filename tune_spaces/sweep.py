@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from cluster import session, topology
+from data_prep.errors import UserError
+from data_prep.manifest import open_dataset
+from dbd_dist import pipeline
 from dbd_dist.config import TrainConfig, from_dict, to_dict
 from dbd_dist.launch import WORKER_ENV, run_ray
 from dbd_dist.runfolder import RunFolder, write_json
 from tune_spaces.overrides import override
 from tune_spaces.spaces import Space
 
+GRID_FILE = "grid.json"
 TRIAL_CPU = 0.01  # the function that starts a trial's workers only waits for them; Ray refuses 0
 
 
@@ -31,8 +35,12 @@ def run_sweep(
         A row a trial, best first: the varied fields, "clean_acc", "asr", "kept_poisoned", "poisoned", "score",
         "folder". The score is clean
         accuracy minus attack success, and needs the truth: a defender can see the first part only.
+
+    Raises:
+        UserError: a point of the grid does not fit the data, or the folder holds a sweep over another grid.
     """
     storage = storage.resolve()
+    _check(base, space, storage / name)
     os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
     with session.connect():
         there_is = topology.of_ray()
@@ -52,8 +60,28 @@ def run_sweep(
         results = _tune(base, space, storage, name, parallel, cpus)
     rows = [_row(space, storage / name / trial) for trial in results]
     rows.sort(key=lambda row: -row["score"])
-    write_json(storage / name / "sweep.json", {"space": {k: list(v) for k, v in space.grid.items()}, "trials": rows})
+    write_json(storage / name / "sweep.json", {"space": _grid(space), "trials": rows})
     return rows
+
+
+def _check(base: TrainConfig, space: Space, folder: Path) -> None:
+    """What can be refused before anything starts, rather than by a trial minutes later."""
+    assert base.data is not None
+    dataset = open_dataset(base.data)
+    for point in space.points:
+        pipeline.check(override(base, point), dataset, base.compute.workers or 1)
+    stored = folder / GRID_FILE
+    if stored.exists() and json.loads(stored.read_text()) != _grid(space):
+        raise UserError(
+            "this sweep exists with another grid",  # and Tune would go on with that one
+            where=folder,
+            allowed="the same space, to go on with it",
+            fix="choose another --name, or delete the folder",
+        )
+
+
+def _grid(space: Space) -> dict[str, list[Any]]:
+    return {field: list(values) for field, values in space.grid.items()}
 
 
 def _tune(base: TrainConfig, space: Space, storage: Path, name: str, parallel: int, cpus: float) -> list[str]:
@@ -66,9 +94,10 @@ def _tune(base: TrainConfig, space: Space, storage: Path, name: str, parallel: i
     if tune.Tuner.can_restore(str(folder)):
         tuner = tune.Tuner.restore(str(folder), trainable=trainable, resume_unfinished=True, restart_errored=True)
     else:
+        write_json(storage / name / GRID_FILE, _grid(space))
         tuner = tune.Tuner(
             trainable,
-            param_space={field: tune.grid_search(list(values)) for field, values in space.grid.items()},
+            param_space={field: tune.grid_search(values) for field, values in _grid(space).items()},
             tune_config=tune.TuneConfig(max_concurrent_trials=parallel),
             run_config=tune.RunConfig(name=folder.name, storage_path=str(folder.parent), verbose=0),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from data_prep.attacks.settings import SettingName
 from data_prep.errors import UserError
+from data_prep.hashes import sha256_file
 from data_prep.images import read_opaque_image
 
 Trigger = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -81,7 +81,7 @@ class Attack:
 
     def _sha256(self, path: Path) -> str:
         try:
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+            return sha256_file(path)
         except OSError as error:
             raise UserError(f"cannot read the trigger image ({error.strerror})", where=path) from error
 
@@ -100,6 +100,8 @@ class Attack:
                 parts.append(value)
             elif isinstance(value, tuple):
                 parts.append(field.name.replace("_", "-") + "x".join(f"{v:g}" for v in value))
+            elif isinstance(value, int):  # all of its digits: two seeds are two names
+                parts.append(f"{field.name.replace('_', '-')}{value:d}")
             else:
                 parts.append(f"{field.name.replace('_', '-')}{value:g}")
         return "-".join(parts)

@@ -84,7 +84,7 @@ class _Crafted(Attack):
                 allowed="an artefact for these very training images, in this order",
                 fix="make one with dbd craft on this data set",
             )
-        if artefact.target != target:
+        if self.has_target and artefact.target != target:
             raise UserError(
                 f"made for target {artefact.target}, not {target}", where="target", allowed=str(artefact.target)
             )

@@ -156,16 +156,20 @@ class WaNet(PoisonLabel):
         """The field, float64 (2, image_px, image_px), and the strength that it is scaled with.
 
         Raises:
-            UserError: the warp moves pixels by more than a quarter of the image.
+            UserError: the grid is finer than the image; the warp moves pixels by more than a quarter of the image.
         """
+        if self.grid > image_px:
+            allowed = f"2 to {image_px}" if image_px >= 2 else "images of 2 px or more"
+            raise UserError(f"a grid of {self.grid} does not fit {image_px} px", where="grid", allowed=allowed)
         strength = self.strength if self.strength is not None else 0.5 * max(1.0, image_px / 32)
         field = warp_field(self.grid, image_px, self.field_seed)
-        reach = float(np.abs(field).max()) * strength / image_px * (image_px - 1) / 2
+        unit = float(np.abs(field).max()) / image_px * (image_px - 1) / 2
+        reach = unit * strength
         if reach > image_px / 4:
             raise UserError(
-                f"a warp of strength {strength:g} moves pixels by up to {reach:.0f} px and out of the image",
+                f"a warp of strength {strength:g} moves pixels by up to {reach:.3g} px and out of the image",
                 where="strength",
-                allowed=f"at most {strength * image_px / 4 / reach:.3g} for images of {image_px} px",
+                allowed=f"at most {image_px / 4 / unit:.3g} for images of {image_px} px",
             )
         return field, strength
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.attacks import WaNet
 from data_prep.errors import UserError
 from data_prep.manifest import open_dataset
 from data_prep.sources import Cifar10
@@ -29,7 +30,7 @@ def refused(tmp_path, capsys, files_below) -> Callable[..., str]:
         assert output.err.startswith("error: ")
         assert output.err.count("\n") == 1
         assert "Traceback" not in output.err
-        assert not datasets.exists() or list(datasets.iterdir()) == []
+        assert not datasets.exists()
         return output.err
 
     return run
@@ -100,10 +101,41 @@ def test_images_of_other_sizes(parquet_root, write_parquet, encode_image, refuse
 
 
 def test_images_smaller_than_allowed(refused, parquet_root, tmp_path):
-    assert "image_px: images of 7 px. Allowed: 8 or more" in refused("digits", "--image-px", "7")
+    assert "image_px: images of 7 px. Allowed: 8 to 512" in refused("digits", "--image-px", "7")
     assert "image_px: images of 0 px. Allowed: 1" in refused("parquet", "--root", parquet_root, "--image-px", "0")
     message = refused("imagefolder", "--root", tmp_path, "--image-px", "300")
     assert "a crop of 300 px does not fit a shorter side of 256 px" in message
+
+
+def test_images_larger_than_allowed(refused, parquet_root, tmp_path):
+    for huge in ("100000", str(10**20)):
+        assert "image_px: images of 1" in refused("digits", "--image-px", huge)
+        assert "Allowed: 1 to 8192" in refused("parquet", "--root", parquet_root, "--image-px", huge)
+        message = refused("imagefolder", "--root", tmp_path, "--image-px", huge, "--resize-px", huge)
+        assert "resize_px" in message
+        assert "at most 8192" in message
+
+
+@pytest.mark.parametrize("on_bad_image", ["fail", "skip"])
+def test_pipes_are_not_waited_for(on_bad_image, refused, parquet_root, make_image_folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    attacks = ["badnets", "blended", "adap-blend"] if on_bad_image == "fail" else []
+    for attack in attacks:
+        message = refused("digits", attack, "--pattern", tmp_path / "pipe")
+        assert f"{tmp_path / 'pipe'}: cannot read the trigger image (not a file but a pipe or a device)" in message
+    make_image_folder(tmp_path / "images")
+    for image in (tmp_path / "images" / "train" / "ant").iterdir():
+        image.unlink()
+        os.mkfifo(image)
+    sizes = ["--image-px", "12", "--resize-px", "12", "--on-bad-image", on_bad_image]
+    message = refused("imagefolder", "--root", tmp_path / "images", *sizes)
+    assert ("a pipe or a device" if on_bad_image == "fail" else "no train image of class 0 (ant)") in message
+    (parquet_root / "train.parquet").unlink()
+    os.mkfifo(parquet_root / "train.parquet")
+    assert "train.parquet: unreadable Parquet file" in refused("parquet", "--root", parquet_root)
+    (tmp_path / "artefact").mkdir()
+    os.mkfifo(tmp_path / "artefact" / "artefact.json")
+    assert "artefact.json cannot be read" in refused("digits", "adaptive", "--artefact", tmp_path / "artefact")
 
 
 def test_damaged_tables_of_images(parquet_root, refused):
@@ -141,6 +173,23 @@ def test_a_target_that_is_no_class(target, refused):
     message = refused("digits", "badnets", "--target", str(target))
     assert "target" in message
     assert "Allowed: 0" in message
+
+
+def test_a_target_where_there_is_none(refused, make_image_folder, tmp_path, capsys):
+    message = refused("digits", "badnets", "--mapping", "all-to-all", "--target", "3")
+    assert "target: target 3 is given, and all-to-all has none" in message
+    make_image_folder(tmp_path / "images", classes=("ant", "bee"))  # the setting's target, 3, is no class here
+    sizes = ["--image-px", "12", "--resize-px", "12", "--rate", "0.3", "--datasets", str(tmp_path)]
+    arguments = ["imagefolder", "badnets", "--mapping", "all-to-all", "--root", str(tmp_path / "images"), *sizes]
+    assert main(["prepare", *arguments]) == 0
+
+
+@pytest.mark.parametrize("flag", ["--rate=0.05", "--target=3", "--setting=bench"])
+def test_numbers_of_an_attack_without_one(flag, refused):
+    for clean in (["digits"], ["digits", "clean"]):
+        message = refused(*clean, flag)
+        assert message.startswith(f"error: {flag[2:].split('=')[0]}: ")
+        assert "name an attack after the source" in message
 
 
 # -------------------------------------------------------------------------------- attacks
@@ -193,6 +242,37 @@ def test_triggers_that_do_not_fit(refused, tmp_path):
     message = refused("digits", "blended", "--pattern", tmp_path / "gone.png")
     assert "gone.png: cannot read the trigger image (No such file" in message
     assert "alpha: alpha 1.5 is out of range" in refused("digits", "blended", "--alpha", "1.5")
+    for content, says in ((b"", "the trigger image is empty"), (b"no image", "not an image that can be read")):
+        (tmp_path / "trigger.png").write_bytes(content)
+        message = refused("digits", "blended", "--pattern", tmp_path / "trigger.png")
+        assert f"trigger.png: {says}. Allowed: a whole JPEG" in message
+
+
+def test_warps_that_do_not_fit(refused, make_image_folder, tmp_path):
+    for grid in ("17", "100000", str(10**20)):
+        assert "px. Allowed: 2 to 16" in refused("digits", "wanet", "--grid", grid)
+    message = refused("digits", "wanet", "--strength", "1e308")
+    assert "out of the image" in message
+    assert "at most 4.06 for images of 16 px" in message
+    make_image_folder(tmp_path / "images")
+    sizes = ["--image-px", "1", "--resize-px", "1", "--target", "0", "--rate", "0.3"]
+    assert "grid: a grid of 4 does not fit 1 px" in refused(
+        "imagefolder", "wanet", "--root", tmp_path / "images", *sizes
+    )
+
+
+@pytest.mark.parametrize(
+    "attack", [["sig", "--frequency", "8"], ["sig", "--delta", "0.3"], ["blended", "--alpha", "0.000001"]]
+)
+def test_triggers_that_change_nothing(attack, refused):
+    message = refused("digits", *attack, "--train-per-class", "40", "--test-per-class", "2")
+    assert message.splitlines()[-1].startswith(f"error: {attack[0]}: the trigger changes no pixel")
+    assert "stronger" in message
+
+
+def test_numbers_too_large_for_a_float_are_named_whole(refused):
+    assert WaNet(field_seed=12345678).slug != WaNet(field_seed=12345679).slug
+    assert "File name too long" in refused("digits", "wanet", "--field-seed", str(10**400))
 
 
 # -------------------------------------------------------------------------------- places
@@ -214,6 +294,9 @@ def test_sources_that_are_not_there(refused, tmp_path, monkeypatch):
     assert f"{nowhere}: no such folder" in refused("parquet", "--root", nowhere)
     with pytest.raises(UserError):
         Cifar10(root=nowhere, download=False).open()
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for source in ("imagefolder", "parquet", "cifar10"):
+        assert f"{tmp_path / 'circle'}: " in refused(source, "--root", tmp_path / "circle")
 
 
 def test_places_that_cannot_be_written(refused, tmp_path):

@@ -168,11 +168,33 @@ def test_damaged_artefacts(tmp_path, clean):
     damaged("format version 9")
     edit(path, seal=True, more=1)
     damaged("not the description")
-    (path / "artefact.json").write_text("{")
-    damaged("not JSON")
+    for text in ("{", "[" * 100_000):
+        (path / "artefact.json").write_text(text)
+        damaged("not JSON")
 
 
-@pytest.mark.parametrize("what", ["order", "length", "dtype", "pickle"])
+@pytest.mark.parametrize(
+    ("field", "value"), [("fingerprint", None), ("target", "3"), ("settings", []), ("image_px", True), ("sha256", 0)]
+)
+def test_descriptions_of_the_wrong_type(field, value, tmp_path, clean):
+    write(tmp_path / "a", "adaptive", clean)
+    edit(tmp_path / "a", seal=True, **{field: value})
+    refused(tmp_path, config(tmp_path / "d", Adaptive(artefact=tmp_path / "a")), f"field {field} is ")
+
+
+def test_an_artefact_that_changes_nothing(tmp_path, clean):
+    arrays = {"pattern": np.zeros((16, 16, 3), dtype=np.uint8), "mask": np.zeros((16, 16), dtype=np.uint8)}
+    write(tmp_path / "a", "adaptive", clean, arrays=arrays)
+    refused(tmp_path, config(tmp_path / "d", Adaptive(artefact=tmp_path / "a")), "changes no pixel")
+
+
+def test_all_to_all_takes_an_artefact_for_any_target(tmp_path, clean):
+    write(tmp_path / "a", "adaptive", clean)
+    attack = Adaptive(artefact=tmp_path / "a", mapping="all-to-all")
+    assert prepare(config(tmp_path / "d", attack), progress=False).manifest.target is None
+
+
+@pytest.mark.parametrize("what", ["order", "length", "dtype", "pickle", "grey"])
 def test_arrays_that_are_not_right(what, tmp_path, clean):
     path = tmp_path / "a"
     write(path, "label-consistent", clean)
@@ -180,7 +202,7 @@ def test_arrays_that_are_not_right(what, tmp_path, clean):
     arrays: dict[str, np.ndarray] = {"index": index, "images": images}
     arrays |= {
         "order": {"index": index[::-1].copy()}, "length": {"images": images[:3]}, "dtype": {"images": images * 1.0},
-        "pickle": {"index": np.array([{}, 1, 2, 3], dtype=object)},
+        "grey": {"images": images[..., :1]}, "pickle": {"index": np.array([{}, 1, 2, 3], dtype=object)},
     }[what]  # fmt: skip
     np.savez(path / ARRAYS_FILE, **arrays)  # type: ignore[arg-type]
     from data_prep.hashes import sha256_file

@@ -1,0 +1,223 @@
+"""Runs on Ray Train workers end with the numbers of a run without Ray, whatever was killed on the way.
+
+One Ray for all of them. Every run goes through the command where the command can do it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import session
+from data_prep.hashes import sha256_file
+from dbd_dist.cli import main
+from dbd_dist.config import TrainConfig, to_dict
+from dbd_dist.launch import run_ray
+from dbd_dist.report import format_results
+
+pytestmark = pytest.mark.slow
+
+RUN = "run"
+FINE_TUNING = 10
+"""Epochs of MixMatch: room for something to be killed in."""
+EPOCHS = [("simclr", 1), ("simclr", 2), ("warmup", 1), ("warmup", 2)] + [
+    ("mixmatch", epoch + 1) for epoch in range(FINE_TUNING)
+]
+KILL_AT = ("mixmatch", 4)
+REGISTERED = ("mixmatch", 1)
+"""Ray Train surely knows this epoch's checkpoint once the row of `KILL_AT` is written: a worker's report waits until
+the controller has taken the one before, and the controller is done with one when it takes the next."""
+WAIT_S = 240.0  # for what must happen, on a slow machine too
+
+
+@pytest.fixture(scope="module")
+def config(smoke_config) -> TrainConfig:
+    return replace(
+        smoke_config,
+        mixmatch=replace(smoke_config.mixmatch, epochs=FINE_TUNING),
+        compute=replace(smoke_config.compute, workers=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def described(config, tmp_path_factory) -> Path:
+    """The configuration as --config takes it."""
+    path = tmp_path_factory.mktemp("described") / "run.json"
+    path.write_text(json.dumps({"config": to_dict(config)}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(described, tmp_path_factory) -> Path:
+    """The storage of the run as two ranks of torchrun. Not to be changed."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    argv = command(described, storage, "--launcher", "local")
+    done = subprocess.run([*launcher, "-m", "dbd_dist.cli", *argv], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return storage
+
+
+@pytest.fixture(scope="module")
+def on_ray(described, tmp_path_factory, ray_here) -> Path:
+    """The storage of the run on two Ray workers. Not to be changed."""
+    storage = tmp_path_factory.mktemp("on-ray")
+    assert main(command(described, storage)) == 0
+    return storage
+
+
+def command(described: Path, storage: Path, *flags: str) -> list[str]:
+    return ["train", "--config", str(described), "--name", RUN, "--storage", str(storage), *flags]
+
+
+def result_of(storage: Path) -> dict[str, Any]:
+    return json.loads((storage / RUN / "result.json").read_text())
+
+
+def logged(storage: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; of a running run, those that are whole."""
+    path = storage / RUN / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def outcome(storage: Path) -> dict[str, Any]:
+    """All that equal runs have in common: numbers of the result and of every epoch; weights and split, as hashes."""
+    result = {k: v for k, v in result_of(storage).items() if k not in ("seconds", "commit")}
+    rows = [{k: v for k, v in row.items() if k not in ("time_s", "images_per_s")} for row in logged(storage)]
+    files = [storage / RUN / name for name in ("model.safetensors", "split.parquet")]
+    return {"result": result, "rows": rows, **{f.name: sha256_file(f) for f in files}}
+
+
+def epochs(storage: Path) -> list[tuple[str, int]]:
+    return [(row["stage"], row["epoch"]) for row in logged(storage)]
+
+
+def content(folder: Path) -> dict[str, str]:
+    """What every file below a folder holds, as hashes."""
+    return {str(p.relative_to(folder)): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    """The first true value of `condition`."""
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"nothing happened in {WAIT_S:.0f} s")
+
+
+def note_failures(file: Path) -> Any:
+    """A callback for Ray Train that writes a line to `file` whenever workers fail."""
+    from ray.train import UserCallback
+
+    class Note(UserCallback):  # called in another process, which knows no test modules: local, so that it goes whole
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            with open(file, "a") as lines:
+                lines.write(", ".join(f"rank {r}: {type(e).__name__}" for r, e in worker_exceptions.items()) + "\n")
+
+    return Note()
+
+
+# -- the same numbers as without Ray
+
+
+def test_two_workers_equal_two_ranks_of_torchrun(undisturbed, on_ray):
+    assert epochs(on_ray) == EPOCHS
+    assert result_of(on_ray)["world_size"] == 2
+    assert outcome(on_ray) == outcome(undisturbed)
+    assert {p.name for p in (on_ray / RUN).iterdir()} == {p.name for p in (undisturbed / RUN).iterdir()}
+
+
+def test_a_finished_run_is_not_started_again(on_ray, described, monkeypatch, capsys):
+    def refuse(**_):
+        raise AssertionError("Ray is not needed")
+
+    before = content(on_ray)
+    monkeypatch.setattr(session, "connect", refuse)
+    assert main(command(described, on_ray)) == 0
+    out, message = capsys.readouterr()
+    assert "is finished" in message
+    assert format_results([result_of(on_ray)]) in out
+    assert str((on_ray / RUN).resolve()) in out
+    assert content(on_ray) == before
+
+
+# -- kills
+
+
+def test_a_killed_worker_changes_nothing(config, undisturbed, tmp_path, ray_here):
+    from ray.util.state import list_actors
+
+    def workers() -> list[int]:
+        alive = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+        return [actor.pid for actor in alive]
+
+    def kill_one() -> None:
+        wait_for(lambda: logged(tmp_path))
+        pids = workers()
+        assert len(pids) == 2
+        wait_for(lambda: KILL_AT in epochs(tmp_path))
+        os.kill(pids[0], signal.SIGKILL)
+
+    failures = tmp_path / "failures"
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_one)
+        run_ray(config, storage=tmp_path, name=RUN, quiet=True, callbacks=[note_failures(failures)])
+        killing.result()
+    assert len(failures.read_text().splitlines()) == 1
+    assert epochs(tmp_path) == EPOCHS
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def test_a_killed_driver_goes_on_by_the_name_of_its_run(described, undisturbed, tmp_path, ray_here):
+    argv = command(described, tmp_path)
+    with open(tmp_path / "output", "w+") as output:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "dbd_dist.cli", *argv],
+            env={**os.environ, "RAY_ADDRESS": ray_here},
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            wait_for(lambda: driver.poll() is not None or KILL_AT in epochs(tmp_path))
+        finally:
+            driver.kill()
+    assert driver.wait() == -signal.SIGKILL, (tmp_path / "output").read_text()
+    assert not (tmp_path / RUN / "result.json").exists()
+    before = logged(tmp_path)
+
+    assert main(argv) == 0
+    assert outcome(tmp_path) == outcome(undisturbed)
+    kept = EPOCHS.index(REGISTERED) + 1
+    assert logged(tmp_path)[:kept] == before[:kept]  # with their times: these epochs were not trained again
+
+
+# -- mistakes
+
+
+def test_a_mistake_that_a_worker_finds_is_one_message(described, tmp_path, ray_here, monkeypatch, capfd):
+    failures = tmp_path / "failures"
+    monkeypatch.setattr("dbd_dist.launch.run_ray", partial(run_ray, callbacks=[note_failures(failures)]))
+    assert main(command(described, tmp_path, "--simclr.lr", "1e30")) == 2
+    out, message = capfd.readouterr()
+    (line,) = (line for line in message.splitlines() if line.startswith("error: "))
+    assert "simclr, epoch 1: loss is " in line
+    assert "lower simclr.lr" in line
+    assert "Traceback" not in out + message
+    assert len(failures.read_text().splitlines()) == 1  # Ray Train would try three times more
+    assert {p.name for p in (tmp_path / RUN).iterdir()} <= {"run.json", "checkpoints", "tensorboard"}

@@ -1,0 +1,81 @@
+"""Fields changed by dotted names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import UserError
+from dbd_dist.config import TrainConfig, to_dict
+from tune_spaces.overrides import override
+
+
+def changed(config: TrainConfig, other: TrainConfig) -> dict[str, object]:
+    """The fields in which two configurations differ, by dotted names."""
+
+    def flat(values, prefix=""):
+        for name, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    before = dict(flat(to_dict(config)))
+    return {name: value for name, value in flat(to_dict(other)) if value != before[name]}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"seed": 3},
+        {"split.keep": 0.25},
+        {"split.keep": 0.25, "warmup.sce_alpha": 2.0, "method": "none"},
+        {"simclr.augment.jitter_p": 0.125},
+        {"compute.workers": 4},  # None before
+    ],
+)
+def test_named_fields_change_and_no_others(values):
+    assert changed(TrainConfig(), override(TrainConfig(), values)) == values
+
+
+def test_the_original_stays_as_it_was():
+    config = TrainConfig()
+    override(config, {"model.widths": [8, 16, 32, 64], "split.keep": 0.1})
+    assert config == TrainConfig()
+
+
+def test_nothing_to_change():
+    config = TrainConfig(data=Path("somewhere"), seed=5)
+    assert override(config, {}) == config
+
+
+def test_types_are_those_of_the_fields():
+    config = override(TrainConfig(), {"model.widths": [8, 16, 32, 64], "mixmatch.lambda_u": 3, "data": "here"})
+    assert config.model.widths == (8, 16, 32, 64)
+    assert isinstance(config.mixmatch.lambda_u, float)
+    assert config.data == Path("here")
+
+
+@pytest.mark.parametrize("name", ["kept", "split.kept", "splits.keep", "seed.keep", "split.keep.more", "", "split."])
+def test_fields_that_do_not_exist(name):
+    with pytest.raises(UserError, match="there is no such field") as caught:
+        override(TrainConfig(), {name: 1})
+    assert caught.value.where == name
+    assert "warmup" in str(caught.value.allowed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "where"),
+    [
+        ("split.keep", 1.5, "split.keep"),
+        ("split.keep", "half", "config.split.keep"),
+        ("warmup.loss", "focal", "config.warmup.loss"),
+        ("warmup.epochs", 2.5, "config.warmup.epochs"),
+        ("split", 0.5, "config.split"),
+    ],
+)
+def test_values_are_checked_as_in_any_configuration(name, value, where):
+    with pytest.raises(UserError) as caught:
+        override(TrainConfig(), {name: value})
+    assert caught.value.where == where

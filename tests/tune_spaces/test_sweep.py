@@ -1,0 +1,165 @@
+"""`dbd tune sce --smoke` on one Ray: killed, gone on with, and called once more when it is finished."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster import session
+from data_prep.hashes import sha256_file
+from dbd_dist.cli import main
+from dbd_dist.presets import preset
+from tune_spaces.spaces import SMOKE, space
+
+GRID = {"split.keep": (0.4, 0.6), "warmup.sce_alpha": (0.1, 1.0), "warmup.sce_beta": (1.0,)}
+"""Half of what `dbd tune sce --smoke` runs: every trial takes its seconds."""
+SWEEP = f"""
+import sys
+from dbd_dist.cli import main
+from tune_spaces.spaces import SMOKE
+SMOKE["sce"] = {GRID}
+sys.exit(main(sys.argv[1:]))
+"""
+WAIT_S = 240.0  # for the first trials, on a slow machine too
+
+
+def content(*folders: Path) -> dict[Path, str]:
+    """What every file below the folders holds, as hashes."""
+    return {p: sha256_file(p) for f in folders for p in f.rglob("*") if p.is_file()}
+
+
+def trained(folder: Path) -> dict[str, str]:
+    """What training again would change in a run folder: its rows hold times."""
+    return {p.name: p.read_text() for p in folder.iterdir() if p.name in ("run.json", "metrics.jsonl", "result.json")}
+
+
+def finished(sweep: Path) -> list[Path]:
+    """The folders of the trials that have a result."""
+    return [path.parent for path in sorted(sweep.glob("trial-*/result.json"))]
+
+
+def start_and_kill(argv: list[str], sweep: Path, ray: str, output: Path) -> None:
+    """The command in a process of its own, killed when its first trials are finished."""
+    with open(output, "w") as file:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", SWEEP, *argv],
+            env={**os.environ, "RAY_ADDRESS": ray},
+            stdout=file,
+            stderr=file,
+        )
+        try:
+            end = time.monotonic() + WAIT_S
+            while driver.poll() is None and not finished(sweep) and time.monotonic() < end:
+                time.sleep(0.1)
+        finally:
+            driver.kill()
+    assert driver.wait() == -signal.SIGKILL, output.read_text()
+
+
+@pytest.mark.slow
+def test_a_sweep_pretrains_once_and_goes_on_by_its_name(tmp_path, ray_here, monkeypatch, capsys):
+    monkeypatch.setitem(SMOKE, "sce", GRID)
+    storage = tmp_path / "runs"
+    sweep = storage / "sweep"
+    argv = ["tune", "sce", "--smoke", "--storage", str(storage), "--name", "sweep"]
+    start_and_kill(argv, sweep, ray_here, tmp_path / "output")
+    early = finished(sweep)
+    before = [trained(folder) for folder in (*early, sweep / "simclr")]
+    assert 0 < len(early) < 4
+    assert not (sweep / "sweep.json").exists()
+
+    assert main(argv) == 0
+    table = capsys.readouterr().out
+    check(sweep)
+    assert json.loads((sweep / "grid.json").read_text()) == json.loads((sweep / "sweep.json").read_text())["space"]
+    assert [trained(folder) for folder in (*early, sweep / "simclr")] == before
+    stages = [path.name.split("-")[0] for path in (storage / "stages").iterdir()]
+    assert sorted(stages) == ["simclr", "warmup", "warmup"]  # a warm-up for each alpha
+    assert str(sweep) in table
+    assert sum(line.endswith(" of 72") for line in table.splitlines()) == 4  # poisoned images kept
+
+    # finished: the same table once more, and nothing is trained
+    folders = sorted(sweep.glob("trial-*"))
+    before = [trained(folder) for folder in (*folders, sweep / "simclr")]
+    assert main(argv) == 0
+    assert capsys.readouterr().out == table
+    assert [trained(folder) for folder in (*folders, sweep / "simclr")] == before
+    assert sorted(sweep.glob("trial-*")) == folders
+
+
+def check(sweep: Path) -> None:
+    """sweep.json holds every point once, best first, as the trials' own results say it."""
+    written = json.loads((sweep / "sweep.json").read_text())
+    assert written["space"] == {field: list(values) for field, values in GRID.items()}
+    trials = written["trials"]
+    points = [tuple(trial[field] for field in GRID) for trial in trials]
+    assert sorted(points) == sorted(itertools.product(*GRID.values()))
+    assert [t["score"] for t in trials] == sorted((t["score"] for t in trials), reverse=True)
+    assert len({t["folder"] for t in trials}) == len(trials)
+    for trial in trials:
+        folder = Path(trial["folder"])
+        assert folder.parent == sweep
+        result = json.loads((folder / "result.json").read_text())
+        assert trial["score"] == result["clean_acc"] - result["asr"]
+        for field in ("clean_acc", "asr", "kept_poisoned", "poisoned", "reused_stages"):
+            assert trial[field] == result[field]
+        assert "simclr" in result["reused_stages"]
+        config = json.loads((folder / "run.json").read_text())["config"]
+        for field in GRID:
+            stage, name = field.split(".")
+            assert config[stage][name] == trial[field]
+
+
+# -- what is refused before anything starts
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs `dbd tune` with flags that must be refused without Ray, and with nothing written; gives the message."""
+
+    def run(*flags: str) -> str:
+        monkeypatch.setattr(session, "connect", lambda **_: pytest.fail("Ray is not needed"))
+        before = content(tmp_path)
+        assert main(["tune", *flags, "--storage", str(tmp_path / "runs")]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert message.count("\n") == 1
+        assert content(tmp_path) == before
+        return message
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["", "../elsewhere", "stages"])
+def test_names_that_are_empty_or_leave_the_storage(refused, name):
+    assert f"--name: {name!r}" in refused("sce", "--smoke", "--name", name)
+
+
+def test_a_point_that_does_not_fit_the_data(refused, digits, smoke_config, monkeypatch):
+    wide = replace(smoke_config, mixmatch=replace(smoke_config.mixmatch, batch=64))
+    smoke = preset("smoke")
+    monkeypatch.setattr("tune_spaces.command.find_preset", lambda name: replace(smoke, train=wide))
+    message = refused("filter", "--smoke", "--data", str(digits))
+    assert "mixmatch.batch" in message
+    assert "at most 48" in message  # at split.keep = 0.2, the first point
+
+
+def test_another_space_in_the_same_folder(refused, digits, smoke_config, monkeypatch, tmp_path):
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    grid = {field: list(values) for field, values in space("sce", smoke=True).grid.items()}
+    (folder / "grid.json").write_text(json.dumps(grid))
+    smoke = preset("smoke")
+    monkeypatch.setattr("tune_spaces.command.find_preset", lambda name: replace(smoke, train=smoke_config))
+    message = refused("filter", "--smoke", "--data", str(digits), "--name", "mine")
+    assert "another grid" in message
+    assert str(folder) in message
