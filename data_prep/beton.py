@@ -4,7 +4,8 @@ pixels.
 The only module that imports FFCV (1.0.2, which nobody maintains). Files hold three fields: `image` (raw RGB,
 uint8), `label` and `index` (int64); sample i of a file has index i. All images of a file have one size.
 
-FFCV is imported on first use: it pulls in numba, OpenCV and torch.
+FFCV is imported on first use: it pulls in numba, OpenCV and torch. Where it is not installed, plain_beton.py writes
+and reads the same files.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
+from data_prep.plain_beton import PlainFile, PlainSamples, ffcv_installed
 
 # The layout of FFCV's format version 2, written down here because files are checked before FFCV may see them.
 _VERSION = 2
@@ -65,6 +67,8 @@ class BetonInfo:
     """int64 (n,), in index order."""
     index: np.ndarray
     """int64 (n,): 0 to n - 1."""
+    data_ptr: np.ndarray
+    """uint64 (n,): where in the file each image's pixels begin."""
 
 
 def check_beton(path: str | os.PathLike[str]) -> BetonInfo:
@@ -132,7 +136,8 @@ def _check(path: Path, file: Any, size: int) -> BetonInfo:
     inside = starts[0] >= tables_end and starts[-1] <= table_ptr and starts[-1] + sample_bytes <= table_ptr
     if (regions["size"] != sample_bytes).any() or not inside or (starts[1:] - starts[:-1] < sample_bytes).any():
         raise bad("a sample's pixels lie outside the data or over another's")
-    return BetonInfo(path, count, height, width, samples["label"].astype(np.int64), samples["index"].astype(np.int64))
+    labels, index = samples["label"].astype(np.int64), samples["index"].astype(np.int64)
+    return BetonInfo(path, count, height, width, labels, index, image["data_ptr"].astype(np.uint64))
 
 
 def _expect(info: BetonInfo, count: int | None, px: int | None) -> None:
@@ -184,6 +189,10 @@ class BetonWriter:
             )
         # A page holds whole samples: some 32 of them keep the unused rest of a page below a few per cent.
         page = max(_MIN_PAGE, min(_MAX_PAGE, 1 << (32 * sample_bytes - 1).bit_length()))
+        self._plain: PlainFile | None = None
+        if not ffcv_installed():
+            self._begin_plain(page)
+            return
         ffcv = _ffcv()
         fields = {
             "image": ffcv.RGBImageField(write_mode="raw"),
@@ -210,6 +219,19 @@ class BetonWriter:
             self._discard()
             raise
 
+    def _begin_plain(self, page: int) -> None:
+        fields = np.zeros(len(_FIELDS), dtype=_FIELD)
+        for field, (name, type_id) in zip(fields, _FIELDS, strict=True):
+            field["type_id"] = type_id
+            field["name"][: len(name)] = np.frombuffer(name.encode(), dtype=np.uint8)
+        self._header = np.array([(_VERSION, len(_FIELDS), page, self.count, 0)], dtype=_HEADER)
+        head = np.concatenate([self._header.view(np.uint8), fields.view(np.uint8)])
+        samples, regions = np.zeros(self.count, dtype=_SAMPLE), np.zeros(self.count, dtype=_REGION)
+        try:
+            self._plain = PlainFile(self._partial, head=head, samples=samples, regions=regions, page_bytes=page)
+        except OSError as error:
+            raise UserError(f"cannot write the data file ({error.strerror})", where=self.path) from error
+
     def write(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Append images uint8 (b, H, W, 3) with their labels int (b,).
 
@@ -223,8 +245,13 @@ class BetonWriter:
             )
         if len(images) != len(labels) or self._written + len(images) > self.count:
             raise ValueError(f"{self._written} + {len(images)} images, {len(labels)} labels, announced {self.count}")
-        names = self._table.dtype.names
         try:
+            if self._plain is not None:
+                for image, label in zip(images, labels):
+                    self._plain.put(image, int(label))
+                    self._written += 1
+                return
+            names = self._table.dtype.names
             for image, label in zip(images, labels):
                 sample = (image, int(label), self._written)
                 self._handle_sample(sample, self._written, names, self._table, self._allocator, self._names)
@@ -243,9 +270,12 @@ class BetonWriter:
             self._discard()
             raise ValueError(f"{self._written} of {self.count} samples were written")
         try:
-            self._allocator.__exit__(None, None, None)
-            self._check_pages()
-            self._writer.finalize([self._allocator.allocations[i : i + 1] for i in range(self.count)])
+            if self._plain is not None:
+                self._plain.finish(self._header)
+            else:
+                self._allocator.__exit__(None, None, None)
+                self._check_pages()
+                self._writer.finalize([self._allocator.allocations[i : i + 1] for i in range(self.count)])
             self._partial.replace(self.path)
         except OSError as problem:
             self._discard()
@@ -262,6 +292,9 @@ class BetonWriter:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _discard(self) -> None:
+        if self._plain is not None:
+            with contextlib.suppress(OSError):
+                self._plain.discard()
         allocator = getattr(self, "_allocator", None)
         if allocator is not None and hasattr(allocator, "fp"):
             allocator.fp.close()
@@ -355,7 +388,8 @@ class BetonStream:
         self.path, self.labels, self.index = info.path, info.labels, info.index
         self.shape = (info.height_px, info.width_px, 3)
         self._size = self.path.stat().st_size
-        self._loader: Any = _loader(info.path, batches_ahead)
+        self._plain = None if ffcv_installed() else PlainSamples(info.path, info.data_ptr, self.shape)
+        self._loader: Any = _loader(info.path, batches_ahead) if self._plain is None else self._plain
         self._epochs: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __len__(self) -> int:
@@ -400,6 +434,11 @@ class BetonStream:
         return self._iterate(order.astype(np.uint64), batch_size)
 
     def _iterate(self, order: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        if self._plain is not None:
+            for i, images in enumerate(self._plain.batches(order, batch_size)):
+                index = order[i * batch_size : (i + 1) * batch_size].astype(np.int64)
+                yield images, self.labels[index], index
+            return
         with _lock:  # FFCV's iterator takes the batch size from the loader it is made of
             self._loader.batch_size = batch_size
             epoch = _ffcv().Epoch(self._loader, order)
@@ -417,7 +456,7 @@ class BetonStream:
         """Stop what is still reading; the stream cannot be used afterwards."""
         for epoch in list(self._epochs):
             epoch.close()
-        self._loader = None
+        self._loader = self._plain = None
 
     def __enter__(self) -> BetonStream:
         return self

@@ -16,6 +16,11 @@ from data_prep.manifest import FILE, Dataset, open_dataset, read_manifest
 _BLOCK_BYTES = 8 << 20
 
 
+def open_here(folder: Path, local: Path | None) -> Dataset:
+    """Open a dataset folder, from its copy below `local` where one is asked for; see `stage`."""
+    return open_dataset(folder) if local is None else stage(folder, local)
+
+
 def stage(folder: str | os.PathLike[str], local: str | os.PathLike[str]) -> Dataset:
     """The data set in `folder`, opened from its copy below `local`.
 

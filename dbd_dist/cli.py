@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("dbd_dist.commands.evaluate", "measure a run's model again: accuracy, attack success"),
     "tune": ("tune_spaces.command", "a Ray Tune sweep"),
     "report": ("dbd_dist.report.command", "tables, plots and an HTML page from run folders"),
+    "bench": ("dbd_dist.commands.bench", "how fast this machine runs every part"),
     "doctor": ("cluster.check", "is this machine, or every node of this cluster, fit to run?"),
 }
 

@@ -51,8 +51,14 @@ class SimCLRConfig:
     """Length of the cosine schedule; `epochs` unless given. The released recipe stops a 1000-epoch schedule at 100."""
     batch: int = 512
     """Images a step over all workers; each gives two views."""
+    chunk: int | None = None
+    """Images a forward pass over all workers, for batches that do not fit in memory: the loss is still that of the
+    whole batch, batch norm sees one chunk at a time, and the forward pass is computed twice. Default: the batch at
+    once."""
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    """lars: SGD with a rate of its own for each layer (You et al. 2017), for batches of some thousands."""
     lr: float = 0.4
-    """Peak learning rate of SGD."""
+    """Peak learning rate."""
     warmup_epochs: int = 0
     """Epochs of linear learning-rate warm-up (none in the released recipe)."""
     momentum: float = 0.9
@@ -69,6 +75,12 @@ class SimCLRConfig:
             self, "simclr", epochs=">= 1", schedule_epochs=">= 1", batch=">= 2", lr="> 0", warmup_epochs=">= 0",
             momentum="in [0, 1)", weight_decay=">= 0", temperature="> 0",
         )  # fmt: skip
+        if self.chunk is not None and (self.chunk < 2 or self.batch % self.chunk):
+            raise UserError(
+                f"a batch of {self.batch} does not divide into chunks of {self.chunk}",
+                where="simclr.chunk",
+                allowed="a divisor of simclr.batch from 2",
+            )
         if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
             raise UserError(
                 f"the schedule of {self.schedule_epochs} epochs ends before the {self.epochs} epochs of training",
@@ -188,11 +200,20 @@ class ComputeConfig:
     """Threads of a worker on the CPU. Default: the machine's cores over the workers on it."""
     sync_bn: bool = True
     """Batch-norm statistics over the global batch; False: over each worker's part."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the network. auto: on CUDA, where there is what it needs (Triton and a C compiler)."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Record the MixMatch step once and replay it, which spares hundreds of launches a step. auto and on: on CUDA, with
+    one worker."""
     resident_gib: float = 16.0
     """Training images up to this size (decoded, GiB a worker) stay on the device; larger sets stream from disk."""
+    stage: Path | None = None
+    """Folder on each node's own disk that the data set is copied to once a node, and read from; for shared storage."""
 
     def __post_init__(self):
         require(self, "compute", workers=">= 1", threads="in [1, 1024]", resident_gib=">= 0")
+        if self.stage is not None and not self.stage.is_absolute():
+            raise UserError(f"{str(self.stage)!r} is relative", where="compute.stage", allowed="an absolute path")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,8 +42,13 @@ class ResidentImages:
         return len(self.labels)
 
     def batches(self, positions: Iterable[Tensor]) -> Iterator[Tensor]:
-        for chosen in positions:
-            yield self._images[chosen.to(self._images.device)].permute(0, 3, 1, 2)
+        chosen = list(positions)
+        if not chosen:
+            return
+        # one copy for all batches: each would wait for the device
+        order = torch.cat(chosen).to(self._images.device)
+        for part in order.split([len(c) for c in chosen]):
+            yield self._images[part].permute(0, 3, 1, 2)
 
 
 class StreamedImages:
@@ -67,9 +72,48 @@ class StreamedImages:
         size = len(chosen[0])
         assert all(len(c) == size for c in chosen[:-1]), "a stream reads batches of one size, the last may be shorter"
         order = torch.cat(chosen).numpy()
-        for images, _, _ in self._stream.batches(order, size):
-            # the tensors are views into FFCV's ring, overwritten by what comes next: copy before handing out
-            yield torch.from_numpy(images).to(self._device, copy=True).permute(0, 3, 1, 2)
+        read = (torch.from_numpy(images) for images, _, _ in self._stream.batches(order, size))
+        if self._device.type == "cuda":
+            read = copied_ahead(read, self._device)
+        else:  # views into FFCV's ring, overwritten by what comes next: copy before handing out
+            read = (images.clone() for images in read)
+        for images in read:
+            yield images.permute(0, 3, 1, 2)
+
+
+def copied_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Batches of pinned-memory copies on a GPU, one ahead of the one in use: the copy of the next runs beside the
+    computation on this one, and the host waits for copies only, never for that.
+
+    Args:
+        batches: uint8 CPU tensors, none larger than the first; each is read before the next is asked for.
+    """
+    copies = torch.cuda.Stream(device)
+    pinned: list[Tensor] = []
+    free = [torch.cuda.Event(), torch.cuda.Event()]
+    waiting: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def hand_out(batch: Tensor, arrived: torch.cuda.Event) -> Tensor:
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(arrived)
+        batch.record_stream(computing)  # its memory was allocated for the other stream
+        return batch
+
+    for i, images in enumerate(batches):
+        if not pinned:
+            pinned = [torch.empty_like(images, pin_memory=True) for _ in range(2)]
+        free[i % 2].synchronize()  # the copy out of this buffer two batches ago
+        source = pinned[i % 2][: len(images)].copy_(images)
+        with torch.cuda.stream(copies):
+            batch = source.to(device, non_blocking=True)
+            free[i % 2].record(copies)
+            arrived = torch.cuda.Event()
+            arrived.record(copies)
+        if waiting is not None:
+            yield hand_out(*waiting)
+        waiting = (batch, arrived)
+    if waiting is not None:
+        yield hand_out(*waiting)
 
 
 def open_images(dataset: Dataset, device: torch.device, *, resident_gib: float) -> Images:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from data_prep.errors import UserError
 from data_prep.manifest import Dataset, open_dataset
+from data_prep.staging import stage
 from dbd_dist import pipeline
 from dbd_dist.checkpoint import CHECKPOINTS_KEPT, FolderCheckpoints
 from dbd_dist.config import TrainConfig
@@ -60,7 +61,7 @@ def prepare_folder(config: TrainConfig, storage: Path, name: str) -> tuple[RunFo
     """The run's folder, claimed for this configuration, its data set, and where finished stages are kept."""
     assert config.data is not None
     check_name(name)
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, verify=config.compute.stage is None)  # the copies are checked
     check_place(storage / name, fix="choose another --name")
     folder = RunFolder((storage / name).resolve())
     return folder, dataset, (storage / "stages").resolve()
@@ -76,6 +77,8 @@ def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = Fa
         if world.is_main:
             folder.claim(config, dataset)
         world.barrier()
+        if config.compute.stage is not None:
+            dataset = stage(dataset.folder, config.compute.stage)
         checkpoints = FolderCheckpoints(folder.checkpoints, is_main=world.is_main, keep=CHECKPOINTS_KEPT)
         if quiet or not world.is_main:
             return pipeline.run(config, dataset, folder, stages, world, checkpoints)

@@ -26,6 +26,39 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+class Lars(torch.optim.Optimizer):
+    """LARS (You et al. 2017, arXiv 1708.03888, algorithm 1): SGD with momentum, where the rate of each weight tensor is
+    scaled by the ratio of its norm to that of its gradient.
+
+    Batch norm's parameters and biases, known by their one dimension, are neither scaled nor decayed, as in SimCLR (Chen
+    et al. 2020, sec. 2.2). Nothing waits for the device.
+    """
+
+    TRUST = 0.001
+    """eta of the paper."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                update = p.grad
+                if p.ndim > 1:
+                    of_weight, of_grad = p.norm(), update.norm()
+                    ratio = self.TRUST * of_weight / (of_grad + group["weight_decay"] * of_weight)
+                    ratio = torch.where((of_weight > 0) & (of_grad > 0), ratio, 1.0)
+                    update = ratio * update.add(p, alpha=group["weight_decay"])
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                buffer = self.state[p]["momentum_buffer"]
+                buffer.mul_(group["momentum"]).add_(update, alpha=group["lr"])
+                p.sub_(buffer)
+
+
 def sgd(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
 

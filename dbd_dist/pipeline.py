@@ -6,7 +6,9 @@ The same function under Ray Train, torchrun and plain Python; every rank calls i
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,13 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
                 where=f"{stage}.batch",
                 allowed=f"a multiple of {workers}, at least {2 * workers}",
             )
+    chunk = config.simclr.chunk
+    if "simclr" in stages and chunk is not None and chunk % workers:
+        raise UserError(
+            f"chunks of {chunk} cannot be shared equally by {workers} workers",
+            where="simclr.chunk",
+            allowed=f"a multiple of {workers}",
+        )
 
 
 def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
@@ -78,6 +87,20 @@ def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported()  # without them, bfloat16 is several times slower than float32
+
+
+def compiles(config: TrainConfig, device: torch.device) -> bool:
+    """Whether to compile networks: asked for, or left to us and the device is a GPU with a compiler beside it."""
+    if config.compute.compile != "auto":
+        return config.compute.compile == "on"
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+
+
+def records(config: TrainConfig, world: World) -> bool:
+    """Whether to replay MixMatch's step as a CUDA graph: one rank, on a GPU, unless switched off."""
+    return world.device.type == "cuda" and world.size == 1 and config.compute.cuda_graphs != "off"
 
 
 def run(
@@ -99,6 +122,7 @@ def run(
     check(config, dataset, world.size)
     threads = config.compute.threads or _threads(world)
     torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True  # on CUDA alone: batches have a handful of shapes
     return _Run(config, dataset, folder, stages_root, world, checkpoints).go()
 
 
@@ -133,6 +157,8 @@ class _Run:
             seed=config.seed,
             bf16=self.bf16,
             sync_bn=config.compute.sync_bn,
+            compile=compiles(config, world.device),
+            cuda_graphs=records(config, world),
             report=self._report,
             tick=self.progress.tick if world.is_main else lambda *_: None,
         )

@@ -8,9 +8,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class ProgressFile:
@@ -77,6 +78,8 @@ class Display:
             self._stage, self._start = state["stage"], (time.monotonic(), done)
         if self._stream.isatty():
             if self._bar is None:
+                from tqdm import tqdm
+
                 self._bar = tqdm(
                     total=total, initial=done, unit="step", file=self._stream, dynamic_ncols=True, leave=True,
                     bar_format="{desc} |{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_fmt}] {postfix}",

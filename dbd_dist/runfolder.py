@@ -14,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.errors import UserError
@@ -141,6 +138,9 @@ class RunFolder:
 
     def write_split(self, split: dict[str, Tensor]) -> None:
         """split.parquet: the filter's verdict on every training sample."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         columns: dict[str, Any] = {"index": np.arange(len(split["loss"]))}
         columns |= {name: values.numpy() for name, values in split.items()}
         aside = self.path / ".split.parquet"
@@ -175,6 +175,8 @@ class RunFolder:
         normalise: AugmentConfig,
         more: dict[str, Any],
     ) -> None:
+        from safetensors.torch import save_file
+
         weights = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         aside = self.path / f".{stem}.safetensors"
         save_file(weights, str(aside))

@@ -13,7 +13,7 @@ import ray.train
 import ray.train.torch
 
 from data_prep.errors import UserError
-from data_prep.manifest import open_dataset
+from data_prep.staging import open_here
 from dbd_dist import pipeline
 from dbd_dist.checkpoint import CHECKPOINT_KEYS, STATE_FILE, load_state, save_state
 from dbd_dist.config import TrainConfig, from_dict
@@ -61,7 +61,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
         return  # a worker gave up for a reason that no restart mends; the driver says which
     with telling(folder.path):
         config = from_dict(TrainConfig, arguments["config"])
-        dataset = open_dataset(Path(arguments["data"]))
+        dataset = open_here(Path(arguments["data"]), config.compute.stage)
         pipeline.run(config, dataset, folder, Path(arguments["stages"]), world, RayCheckpoints(world))
 
 

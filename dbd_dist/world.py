@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -149,6 +150,10 @@ class World:
             return nn.parallel.DistributedDataParallel(  # type: ignore[return-value]
                 module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+
+    def accumulate(self, network: nn.Module) -> AbstractContextManager[Any]:
+        """Gradients of passes inside stay on this rank, to be averaged with those of the first pass after it."""
+        return nullcontext() if self.size == 1 else network.no_sync()  # type: ignore[operator]
 
     def synchronise_batch_norm(self, module: Module) -> Module:
         """Replace every batch norm by one whose statistics are those of the global batch."""

@@ -91,8 +91,8 @@ class Attack:
         parts = [self.name]
         for field in fields(self):
             value = getattr(self, field.name)
-            default = field.default if field.default is not MISSING else None
-            if value == default:
+            # what has no default is an artefact: made anew for each seed, and told by its hash in the manifest
+            if field.default is MISSING or value == field.default:
                 continue
             if isinstance(value, Path):
                 parts.append(value.stem)

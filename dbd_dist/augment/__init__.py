@@ -12,7 +12,7 @@ from dbd_dist.augment.config import (
     weak_pad,
     weak_resized,
 )
-from dbd_dist.augment.params import Params, draw
+from dbd_dist.augment.params import Params, draw, join
 from dbd_dist.augment.transform import apply, normalise
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "apply",
     "blur_kernel_px",
     "draw",
+    "join",
     "none",
     "normalise",
     "simclr",

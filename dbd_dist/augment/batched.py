@@ -11,6 +11,7 @@ The CPU has its own, faster form in compiled.py; the tests hold both to the same
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -135,8 +136,10 @@ def normalise_batched(config: AugmentConfig, images_BHWC: Tensor) -> Tensor:
     return rows_BHR.view(images_BHWC.shape)
 
 
+@functools.cache
 def affine(config: AugmentConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Factor and offset of each channel that normalise pixels in 0-1."""
+    """Factor and offset of each channel that normalise pixels in 0-1. Kept, and not to be changed: a copy to the device
+    for every batch would cost more than the arithmetic."""
     mean_C, std_C = (
         torch.tensor(config.mean, dtype=torch.float64),
         torch.tensor(config.std, dtype=torch.float64),

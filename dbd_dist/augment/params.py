@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,12 @@ class Params:
 
         device = torch.device(device)
         return self if device.type == "cpu" else replace(self, plan=make_plan(self, device, non_blocking))
+
+
+def join(parts: Sequence[Params]) -> Params:
+    """The parameters of several batches of one image size, one after the other."""
+    tensors = [f.name for f in fields(Params) if isinstance(getattr(parts[0], f.name), Tensor)]
+    return replace(parts[0], plan=None, **{n: torch.cat([getattr(part, n) for part in parts]) for n in tensors})
 
 
 def draw(config: AugmentConfig, count: int, *, height: int, width: int, generator: torch.Generator) -> Params:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -22,7 +25,7 @@ def apply(config: AugmentConfig, images_BCHW: Tensor, params: Params) -> Tensor:
     expected = (len(params), params.height, params.width, 3)
     assert images_BHWC.shape == expected, f"parameters are for {expected}, images are {images_BHWC.shape}"
     device = images_BCHW.device
-    if device.type == "cpu":
+    if device.type == "cpu" and _has_numba():
         from dbd_dist.augment.compiled import apply_compiled  # loads a compiler, for nothing beside a GPU
 
         return apply_compiled(config, images_BHWC, params).permute(0, 3, 1, 2)
@@ -30,6 +33,12 @@ def apply(config: AugmentConfig, images_BCHW: Tensor, params: Params) -> Tensor:
     if plan is None or plan.sorted_B.device != device:
         plan = make_plan(params, device)
     return apply_batched(config, images_BHWC, plan).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _has_numba() -> bool:
+    """Numba comes with FFCV; without it a CPU runs what other devices run, to the same results."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def normalise(config: AugmentConfig, images_BCHW: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def of_method(config: Mapping[str, Any], attack: Mapping[str, Any] | None = None
     if isinstance(compute, Mapping) and "sync_bn" in compute:
         chosen["compute"] = {"sync_bn": compute["sync_bn"]}
     if attack:
-        chosen["attack"] = attack
+        # an artefact is crafted anew for every seed, as samples are chosen anew
+        chosen["attack"] = {k: v for k, v in attack.items() if k not in ("artefact", "artefact_sha256")}
     return dict(flat(chosen))
 
 

@@ -48,6 +48,10 @@ class Context:
     seed: int
     bf16: bool
     sync_bn: bool
+    compile: bool = False
+    """Compile the networks that `prepare` is given."""
+    cuda_graphs: bool = False
+    """Replay recorded steps where a stage can."""
     report: Callable[[EpochEnd], None]
     tick: Callable[[str, int, int, int, int], None] = field(default=lambda *_: None)
     """Called every step with (stage, epoch, epochs, step, steps); must not wait for the device."""
@@ -59,13 +63,25 @@ class Context:
         """This rank's part of a global batch."""
         return rank_slice(batch, self.world.rank, self.world.size)
 
+    def mine_of_chunks(self, batch: int, chunk: int) -> Tensor:
+        """int64 (batch / size,): this rank's part of every chunk of a global batch, chunk by chunk.
+
+        Each chunk's images are so the same for any number of ranks, and with them its batch-norm statistics.
+        """
+        part = self.mine(chunk)
+        return torch.arange(batch).view(-1, chunk)[:, part].flatten()
+
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def prepare(self, model: Network) -> Network:
-        """`model` on the device, channels_last, with batch norm over the global batch where that is asked for."""
+        """`model` on the device, channels_last, with batch norm over the global batch and compiled where that is asked
+        for."""
         model = model.to(self.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return self.world.synchronise_batch_norm(model) if self.sync_bn else model
+        model = self.world.synchronise_batch_norm(model) if self.sync_bn else model
+        if self.compile:
+            model.compile(dynamic=False)  # in place: names of weights stay; a stage has a handful of batch shapes
+        return model
 
 
 class Meter:

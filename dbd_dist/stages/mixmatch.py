@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from dbd_dist.losses import probability_mse, sharpen, soft_cross_entropy
 from dbd_dist.models import Classifier
 from dbd_dist.sampling import cycling_batches
 from dbd_dist.stages.context import Context, EpochEnd, Meter
+from dbd_dist.stages.recorded import Recorded
 from dbd_dist.stages.split import measure_losses, split
 
 
@@ -37,8 +38,6 @@ def fine_tune(
     Returns:
         The split: "loss", "kept" of the last epoch and "first_loss", "first_kept" of the first, each (N,).
     """
-    world, images = context.world, context.images
-    device = world.device
     optimizer = optim.adam(model.parameters(), config.lr)
     if warmup_optimizer:
         optimizer.load_state_dict(warmup_optimizer)
@@ -47,12 +46,10 @@ def fine_tune(
         model.load_state_dict(resume["model"])
         optimizer.load_state_dict(resume["optimizer"])
         done, verdict = resume["epoch"], resume["split"]
-    network = world.data_parallel(model)
-    mine = context.mine(config.batch)
-    ramp_steps = (config.ramp_epochs or config.epochs) * config.steps
+    backward = make_backward(config, model, context)
 
     for epoch in range(done + 1, config.epochs + 1):
-        meter = Meter("mixmatch", epoch, config.epochs, world, context.tick)
+        meter = Meter("mixmatch", epoch, config.epochs, context.world, context.tick)
         losses = measure_losses(split_config, warmup, model, context, epoch)
         kept = split(losses, split_config)
         verdict = {
@@ -61,46 +58,7 @@ def fine_tune(
             "first_loss": verdict.get("first_loss", losses),
             "first_kept": verdict.get("first_kept", kept),
         }
-        positions = torch.arange(len(images))
-        labelled, unlabelled = (
-            cycling_batches(positions[part], config.steps, config.batch, context.generator("mixmatch", epoch, name))
-            for part, name in ((kept, "labelled"), (~kept, "unlabelled"))
-        )
-        chosen = torch.cat([labelled[:, mine], unlabelled[:, mine]], dim=1)
-        draws = context.generator("mixmatch", epoch, "augment")
-        mixing = context.generator("mixmatch", epoch, "mix", world.rank)
-        lambdas = _mixing_weights(config, context.generator("mixmatch", epoch, "lambda"))
-        network.train()
-
-        for step, pixels in enumerate(meter.steps(images.batches(chosen), config.steps)):
-            height, width = pixels.shape[2:]
-            labelled_pixels, unlabelled_pixels = pixels.chunk(2)
-            sharp, first, second = (
-                augment.apply(
-                    config.augment,
-                    source,
-                    augment.draw(config.augment, config.batch, height=height, width=width, generator=draws)[mine],
-                )
-                for source in (labelled_pixels, unlabelled_pixels, unlabelled_pixels)
-            )
-            given = images.labels[labelled[step, mine].to(device)]
-            with context.autocast():
-                loss, supervised, consistency = mixmatch_losses(
-                    network,
-                    model,
-                    (sharp, first, second),
-                    F.one_hot(given, context.num_classes).float(),
-                    temperature=config.temperature,
-                    mix=float(lambdas[step]),
-                    order=torch.randperm(3 * len(sharp), generator=mixing).to(device, non_blocking=True),
-                    lambda_u=config.lambda_u * min(((epoch - 1) * config.steps + step) / ramp_steps, 1.0),
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            progress = (epoch - 1 + step / config.steps) / config.epochs
-            optim.set_lr(optimizer, config.lr * (optim.cosine(progress) if config.lr_schedule == "cosine" else 1.0))
-            optimizer.step()
-            meter.add(2 * config.batch, loss=loss, loss_labelled=supervised, loss_unlabelled=consistency)
+        train_epoch(config, model, backward, optimizer, context, epoch, kept, meter)
         context.report(
             EpochEnd(
                 stage="mixmatch",
@@ -120,6 +78,85 @@ def fine_tune(
     return verdict
 
 
+class Backward(Protocol):
+    """Forward and backward pass of one step: leaves the gradient of its loss in the parameters."""
+
+    def __call__(
+        self, views: tuple[Tensor, Tensor, Tensor], given_BK: Tensor, *, mix: float, order: Tensor, lambda_u: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `mixmatch_losses`."""
+        ...
+
+
+def make_backward(config: MixMatchConfig, model: Classifier, context: Context) -> Backward:
+    """The plain pass, or one that replays a recording of it."""
+    network = context.world.data_parallel(model)
+
+    def backward(views, given_BK, *, mix, order, lambda_u):
+        model.zero_grad()
+        with context.autocast():
+            losses = mixmatch_losses(
+                network, model, views, given_BK,
+                temperature=config.temperature, mix=mix, order=order, lambda_u=lambda_u,
+            )  # fmt: skip
+        losses[0].backward()
+        return losses
+
+    return Recorded(backward, model) if context.cuda_graphs else backward
+
+
+def train_epoch(
+    config: MixMatchConfig,
+    model: Classifier,
+    backward: Backward,
+    optimizer: torch.optim.Optimizer,
+    context: Context,
+    epoch: int,
+    kept: Tensor,
+    meter: Meter,
+) -> None:
+    """`config.steps` steps on the labels of the `kept` (N,) images and on the others without theirs."""
+    world, images = context.world, context.images
+    mine = context.mine(config.batch)
+    ramp_steps = (config.ramp_epochs or config.epochs) * config.steps
+    positions = torch.arange(len(images))
+    labelled, unlabelled = (
+        cycling_batches(positions[part], config.steps, config.batch, context.generator("mixmatch", epoch, name))
+        for part, name in ((kept, "labelled"), (~kept, "unlabelled"))
+    )
+    draws = context.generator("mixmatch", epoch, "augment")
+    mixing = context.generator("mixmatch", epoch, "mix", world.rank)
+    mixes = _mixing_weights(config, context.generator("mixmatch", epoch, "lambda"))
+    chosen = torch.cat([labelled[:, mine], unlabelled[:, mine]], dim=1)
+    in_step = 3 * (mine.stop - mine.start)
+    orders = torch.stack([torch.randperm(in_step, generator=mixing) for _ in range(config.steps)])
+    # once an epoch: a copy in a step would wait for the device
+    orders, answers = orders.to(world.device), labelled[:, mine].to(world.device)
+    model.train()
+
+    for step, pixels in enumerate(meter.steps(images.batches(chosen), config.steps)):
+        height, width = pixels.shape[2:]
+        params = [
+            augment.draw(config.augment, config.batch, height=height, width=width, generator=draws)[mine]
+            for _ in range(3)
+        ]
+        # labelled images, then two views of the others, in one call: on a GPU launches cost more than the work
+        sources = torch.cat([pixels, pixels[len(pixels) // 2 :]])
+        sharp, first, second = augment.apply(config.augment, sources, augment.join(params)).chunk(3)
+        given_BK = F.one_hot(images.labels[answers[step]], context.num_classes).float()
+        loss, supervised, consistency = backward(
+            (sharp, first, second),
+            given_BK,
+            mix=float(mixes[step]),
+            order=orders[step],
+            lambda_u=config.lambda_u * min(((epoch - 1) * config.steps + step) / ramp_steps, 1.0),
+        )
+        progress = (epoch - 1 + step / config.steps) / config.epochs
+        optim.set_lr(optimizer, config.lr * (optim.cosine(progress) if config.lr_schedule == "cosine" else 1.0))
+        optimizer.step()
+        meter.add(2 * config.batch, loss=loss, loss_labelled=supervised, loss_unlabelled=consistency)
+
+
 def mixmatch_losses(
     network: Callable[[Tensor], Tensor],
     model: Classifier,
@@ -127,9 +164,9 @@ def mixmatch_losses(
     given_BK: Tensor,
     *,
     temperature: float,
-    mix: float,
+    mix: float | Tensor,
     order: Tensor,
-    lambda_u: float,
+    lambda_u: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step's loss: (loss, labelled part, unlabelled part), scalars.
 
@@ -137,7 +174,7 @@ def mixmatch_losses(
         network: `model`, wrapped for data parallelism.
         views: labelled images and two views of the unlabelled ones, (B, 3, H, W) each.
         given_BK: one-hot labels.
-        mix: lambda' = max(l, 1 - l) of eq. 10, one for the whole batch.
+        mix: lambda' = max(l, 1 - l) of eq. 10, one for the whole batch; a scalar, as lambda_u.
         order: int64 (3B,), who is mixed with whom.
     """
     labelled, first, second = views

@@ -22,18 +22,20 @@ def measure_losses(
     world, images = context.world, context.images
     total = len(images)
     positions = torch.arange(total)[rank_slice(total, world.rank, world.size)]
-    chunks = positions.split(max(config.batch // world.size, 1))
+    size = max(config.batch // world.size, 1)
+    chunks = positions.split(size)
+    labels = images.labels[positions.to(world.device)].split(size)
     draws = context.generator("split", epoch, "augment")
     params = None
     was_training = model.training
     model.eval()
     losses = []
-    for chunk, pixels in zip(chunks, images.batches(chunks)):
+    for chunk, given, pixels in zip(chunks, labels, images.batches(chunks)):
         if params is None:
             params = augment.draw(config.augment, total, height=pixels.shape[2], width=pixels.shape[3], generator=draws)
         with context.autocast():
             logits = model(augment.apply(config.augment, pixels, params[chunk]))
-        losses.append(sample_losses(warmup, logits, images.labels[chunk.to(world.device)]))
+        losses.append(sample_losses(warmup, logits, given))
     model.train(was_training)
     return world.gather(torch.cat(losses)).cpu()
 

@@ -30,6 +30,7 @@ def train(config: SupervisedConfig, model: Classifier, context: Context, resume:
         draws = context.generator("supervised", epoch, "augment")
         meter = Meter("supervised", epoch, config.epochs, world, context.tick)
         chosen = order[:, mine]
+        here = chosen.to(world.device)  # once an epoch: a copy in a step would wait for the device
         network.train()
         for step, pixels in enumerate(meter.steps(images.batches(chosen), len(order))):
             params = augment.draw(
@@ -38,7 +39,7 @@ def train(config: SupervisedConfig, model: Classifier, context: Context, resume:
             views = augment.apply(config.augment, pixels, params[mine])
             with context.autocast():
                 logits = network(views)
-            loss = F.cross_entropy(logits.float(), images.labels[chosen[step].to(world.device)])
+            loss = F.cross_entropy(logits.float(), images.labels[here[step]])
             optimizer.zero_grad()
             loss.backward()
             if config.schedule == "cosine":

@@ -50,11 +50,12 @@ def train_head(
         draws = context.generator("warmup", epoch, "augment")
         meter = Meter("warmup", epoch, config.epochs, world, context.tick)
         chosen = order[:, mine]
-        for positions, pixels in zip(chosen, meter.steps(images.batches(chosen), len(order))):
+        here = chosen.to(world.device)  # once an epoch: a copy in a step would wait for the device
+        for positions, pixels in zip(here, meter.steps(images.batches(chosen), len(order))):
             params = augment.draw(
                 config.augment, config.batch, height=pixels.shape[2], width=pixels.shape[3], generator=draws
             )
-            labels = images.labels[positions.to(world.device)]
+            labels = images.labels[positions]
             with context.autocast():
                 with torch.no_grad():
                     features = model.backbone(augment.apply(config.augment, pixels, params[mine]))

@@ -39,8 +39,8 @@ DIGITS = {
         Case("badnets", ("badnets",)),
         Case("blended", ("blended",)),
         # the originals have 8 x 8 pixels: the default field, 4 x 4 vectors of a quarter of a pixel, is lost in them
-        Case("wanet", ("wanet", "--grid", "2", "--strength", "5")),
-        Case("wanet-no-noise", ("wanet", "--grid", "2", "--strength", "5", "--noise-ratio", "0")),
+        Case("wanet", ("wanet", "--grid", "2", "--strength", "4")),
+        Case("wanet-no-noise", ("wanet", "--grid", "2", "--strength", "4", "--noise-ratio", "0")),
         Case(
             "label-consistent",
             ("label-consistent", "--artefact", "{artefact}", "--patch-px", "4"),

@@ -175,7 +175,7 @@ def test_unusable_trigger_images(make, tmp_path):
     text.write_text("no image")
     Image.new("RGBA", (4, 4)).save(rgba)
     Image.new("P", (4, 4)).save(palette, transparency=0)
-    for path, says in ((missing, "cannot read"), (text, "cannot"), (rgba, "alpha"), (palette, "alpha")):
+    for path, says in ((missing, "cannot read"), (text, "not an image"), (rgba, "alpha"), (palette, "alpha")):
         with pytest.raises(UserError, match=says) as error:
             make(path).train_trigger(16)
         assert str(path) in str(error.value)

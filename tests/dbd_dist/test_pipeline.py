@@ -370,3 +370,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint_before(
     latest = FolderCheckpoints(tmp_path / RUN / "checkpoints", is_main=True).latest()
     assert latest is not None
     assert not (tmp_path / RUN / "result.json").exists()
+
+
+def test_a_staged_data_set_changes_nothing(defended, smoke_config, digits, tmp_path):
+    config = replace(smoke_config, compute=replace(smoke_config.compute, stage=tmp_path / "node"))
+    result = train(config, tmp_path / "runs")
+    assert result is not None
+    assert numbers(result) == numbers(result_of(defended))
+    (copy,) = (p for p in (tmp_path / "node").iterdir() if p.is_dir())
+    assert content(copy) == content(digits)
+
+
+def test_a_relative_place_for_copies_is_refused(smoke_config):
+    with pytest.raises(UserError, match=r"compute\.stage: 'node' is relative.*an absolute path"):
+        replace(smoke_config.compute, stage=Path("node"))

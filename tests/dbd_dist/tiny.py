@@ -35,13 +35,13 @@ MIXMATCH = MixMatchConfig(epochs=1, steps=3, batch=12, augment=WEAK)
 SUPERVISED = SupervisedConfig(epochs=1, batch=24, augment=WEAK)
 
 
-def make_images(count: int = 48, px: int = 16) -> ResidentImages:
+def make_images(count: int = 48, px: int = 16, device: torch.device | str = "cpu") -> ResidentImages:
     """Noise whose brightness tells its class, so that there is something to learn."""
     generator = torch.Generator().manual_seed(count)
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
     pixels = torch.randint(0, 128, (count, px, px, 3), dtype=torch.uint8, generator=generator)
     pixels += (labels * 40).to(torch.uint8)[:, None, None, None]
-    return ResidentImages(pixels, labels)
+    return ResidentImages(pixels.to(device), labels.to(device))
 
 
 def make_context(
@@ -114,9 +114,18 @@ def train_stage(world: World, stage: str) -> tuple[dict[str, Tensor], dict[str, 
     """Weights and metrics after an epoch of a stage."""
     config, run, make = STAGES[stage]
     rows: list[dict[str, float]] = []
-    context = make_context(world, make_images(), report=lambda end: rows.append(end.metrics))
+    context = make_context(world, make_images(device=world.device), report=lambda end: rows.append(end.metrics))
     model = make(context)
     run(config, context, model)
+    return weights_of(model), rows[-1]
+
+
+def train_chunked(world: World) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """As `train_stage` with pretraining in three chunks a batch."""
+    rows: list[dict[str, float]] = []
+    context = make_context(world, make_images(), report=lambda end: rows.append(end.metrics))
+    model = make_contrastive(context)
+    run_simclr(replace(SIMCLR, chunk=8), context, model)
     return weights_of(model), rows[-1]
 
 

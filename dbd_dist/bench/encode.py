@@ -1,11 +1,12 @@
-"""Time and memory of `dbd prepare` on a folder of Parquet files, measured from outside as a user would see them.
+"""Time and memory of `dbd prepare`, measured from outside as a user would see them.
 
-    python -m tests.benchmarks.encode FOLDER [--attack badnets] [--train-per-class N] [--workers N] [--scratch FOLDER]
-                                      [-- FLAGS]
+    python -m dbd_dist.bench.encode FOLDER [--attack badnets] [--train-per-class N] [--workers N] [--scratch FOLDER]
+                                    [-- FLAGS]
 
-Prints one JSON line. `seconds` is the whole command, start of Python included; `images_per_s` counts each image of
-the source once, though a test image is written twice, without and with the trigger. The data set is made in a
-scratch folder and removed. Files that were read before come from the system's cache: run it twice for a warm figure.
+measures a folder of Parquet files and prints one JSON line; `dbd bench` measures a folder of small PNG files. `seconds`
+is the whole command, start of Python included; `images_per_s` counts each image of the source once, though a test image
+is written twice, without and with the trigger. The data set is made in a scratch folder and removed. Files that were
+read before come from the system's cache: run it twice for a warm figure.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.errors import UserError
 from data_prep.manifest import read_manifest
 from data_prep.threads import available_cores
+from dbd_dist.bench.images import write_image_folder
+from dbd_dist.bench.row import Row, Setup
 
 SAMPLE_EVERY_S = 0.02
 
@@ -69,19 +74,35 @@ def _resident_kib(pid: int) -> int:
     return pages * resource.getpagesize() // 1024
 
 
-def measure(root: Path, attack: str, flags: list[str], scratch: Path | None) -> dict:
+def measure(setup: Setup) -> Iterator[Row]:
+    px = setup.dataset.manifest.image_px
+    count = setup.pick(cuda=20000, cpu=2000, quick=40) // (1 if px < 64 else 20)
+    root = write_image_folder(setup.scratch / "to-encode", train=count, test=max(count // 5, 10), px=px)
+    source = ["imagefolder", "badnets", "--root", str(root), "--image-px", str(px), "--resize-px", str(px)]
+    found = [encode(source, setup.scratch) for _ in range(1 if setup.quick else min(setup.repeats, 3))]
+    title = f"dbd prepare, PNG files, {px} px, {found[0]['counts']['train']} + {found[0]['counts']['test']} images"
+    seconds = [f["seconds"] for f in found]
+    for name, unit, values in (
+        ("", "s", seconds),
+        (", images", "images/s", [f["images_per_s"] for f in found]),
+        (", memory of all processes", "MiB", [f["peak_rss_sum_mib"] or float("nan") for f in found]),
+    ):
+        yield Row(bench="encode", name=title + name, unit=unit, values=values)
+
+
+def encode(source: list[str], scratch: Path | None) -> dict:
+    """Run `dbd prepare` with these arguments in a process of its own."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         out = Path(folder) / "dataset"
-        command = [sys.executable, "-m", "dbd_dist.cli", "prepare", "parquet", attack]
-        command += ["--root", str(root), "--out", str(out), *flags]
+        command = [sys.executable, "-m", "dbd_dist.cli", "prepare", *source, "--out", str(out)]
         start_s = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         memory = TreeMemory(process.pid)
         code = process.wait()
         seconds = time.perf_counter() - start_s
         memory.stop()
         if code:
-            sys.exit(code)
+            raise UserError(f"dbd prepare ended with code {code}", where=" ".join(command))
         manifest = read_manifest(out)
         written = sum(record.bytes for record in manifest.files.values())
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -89,9 +110,6 @@ def measure(root: Path, attack: str, flags: list[str], scratch: Path | None) -> 
     images = manifest.counts["train"] + manifest.counts["test"]
     return {
         "benchmark": "encode",
-        "root": root.resolve().name,
-        "attack": attack,
-        "flags": flags,
         "image_px": manifest.image_px,
         "counts": dict(manifest.counts),
         "seconds": round(seconds, 2),
@@ -120,7 +138,9 @@ def main() -> None:
         value = getattr(arguments, name)
         if value is not None:
             flags += [f"--{name.replace('_', '-')}", str(value)]
-    print(json.dumps(measure(arguments.root, arguments.attack, flags, arguments.scratch)), flush=True)
+    found = encode(["parquet", arguments.attack, "--root", str(arguments.root), *flags], arguments.scratch)
+    found |= {"root": arguments.root.resolve().name, "attack": arguments.attack, "flags": flags}
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
