@@ -242,6 +242,8 @@ def test_damaged_images(refused_train, digits_copy):
     [
         (None, "No such file"),
         ("not json", "not a run description"),
+        ("[" * 100_000, "not a run description"),
+        ('{"config": {"simclr": {"lr": 1' + "0" * 400 + "}}}", "not a run description"),
         ("[]", "not a run description"),
         ('{"seed": 1}', "not a run description"),
         ('{"config": {"seeds": 1}}', "unknown field 'seeds'"),

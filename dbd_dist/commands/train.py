@@ -87,7 +87,7 @@ def _stored(path: Path) -> TrainConfig:
         return from_dict(TrainConfig, json.loads(path.read_text())["config"], where=f"{path}: config")
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=f"--config {path}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError("not a run description", where=path, allowed="the run.json of a run folder") from error
 
 
