@@ -59,7 +59,7 @@ def run_sweep(
         base = dataclasses.replace(base, compute=dataclasses.replace(base.compute, threads=threads))
         results = _tune(base, space, storage, name, parallel, cpus)
     rows = [_row(space, storage / name / trial) for trial in results]
-    rows.sort(key=lambda row: -row["score"])
+    rows.sort(key=lambda row: (-row["score"], row["folder"]))
     write_json(storage / name / "sweep.json", {"space": _grid(space), "trials": rows})
     return rows
 

@@ -87,6 +87,6 @@ def test_mistakes_are_refused(capsys, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["augmentation", "encode", "epoch", "scaling", "memory"])
+@pytest.mark.parametrize("name", ["augmentation", "encode", "epoch", "memory"])
 def test_the_others_run(setup, name):
     assert run.run([name], setup, lambda row: None)

@@ -630,18 +630,15 @@ def test_two_ranks_of_torchrun_train_and_craft(clean, place):
 def test_two_ray_workers_make_what_one_process_makes(clean, run, place, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with session.connect(num_cpus=2):
-        for attack in ("label-consistent", "adaptive"):
-            argv = flags(attack, clean, run, *(["--batch", 2] if attack == "label-consistent" else []))
-            assert main(["craft", *argv, "--out", "by-ray", "--launcher", "ray", "--workers", "2"]) == 0
-            assert main(["craft", *argv]) == 0
-            one, ray = (read_artefact(place / name, attack) for name in ("made", "by-ray"))
-            assert ray.settings == one.settings
-            name = "images" if attack == "label-consistent" else "pattern"
-            difference = np.abs(ray.arrays[name].astype(int) - one.arrays[name].astype(int))
-            assert np.mean(difference > 1) < 0.01
-            assert {p.name for p in place.iterdir()} == {"made", "by-ray"}
-            shutil.rmtree(place / "made")
-            shutil.rmtree(place / "by-ray")
+        argv = flags("label-consistent", clean, run, "--batch", 2)
+        assert main(["craft", *argv, "--out", "by-ray", "--launcher", "ray", "--workers", "2"]) == 0
+        assert main(["craft", *argv]) == 0
+        one, ray = (read_artefact(place / name, "label-consistent") for name in ("made", "by-ray"))
+        assert ray.settings == one.settings
+        difference = np.abs(ray.arrays["images"].astype(int) - one.arrays["images"].astype(int))
+        assert np.mean(difference > 1) < 0.01
+        assert {p.name for p in place.iterdir()} == {"made", "by-ray"}
+        shutil.rmtree(place / "made")
 
         broken, config = Path(shutil.copytree(run, tmp_path / "broken")), TrainConfig(model=tiny.MODEL)
         classifier = Classifier(tiny.MODEL, 10)
