@@ -351,7 +351,12 @@ def test_ctrl_c_while_threads_decode(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(encode, "_decode", interrupt)
     arguments = ["--train-per-class", "20", "--workers", "2", "--datasets", str(tmp_path / "datasets")]
-    assert main(["prepare", "digits", "badnets", *arguments]) == 130
+    # a shell starts what it puts in the background with Ctrl-C ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["prepare", "digits", "badnets", *arguments]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.startswith("interrupted")
     assert not (tmp_path / "datasets").exists()
 
