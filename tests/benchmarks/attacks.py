@@ -40,6 +40,8 @@ DIGITS = {
         Case("blended", ("blended",)),
         # the originals have 8 x 8 pixels: the default field, 4 x 4 vectors of a quarter of a pixel, is lost in them
         Case("wanet", ("wanet", "--grid", "2", "--strength", "4")),
+        # the rate of WaNet's own paper: 10 % with the trigger, 20 % noise samples
+        Case("wanet-10", ("wanet", "--grid", "2", "--strength", "4", "--rate", "0.1")),
         Case("wanet-no-noise", ("wanet", "--grid", "2", "--strength", "4", "--noise-ratio", "0")),
         Case(
             "label-consistent",
