@@ -39,7 +39,8 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 130 interrupted,
+    143 terminated."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
@@ -64,8 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, ClusterError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        code = getattr(error, "exit_code", None)  # of a run that was asked to stop, which is no error
+        print(f"error: {error}" if code is None else error, file=sys.stderr)
+        return 2 if code is None else code
     except KeyboardInterrupt:
         if debug:
             raise

@@ -209,9 +209,29 @@ class ComputeConfig:
     """Training images up to this size (decoded, GiB a worker) stay on the device; larger sets stream from disk."""
     stage: Path | None = None
     """Folder on each node's own disk that the data set is copied to once a node, and read from; for shared storage."""
+    checkpoint_s: float = 0.0
+    """Seconds between two states to go on from, at least; they are saved when an epoch ends. 0: after every epoch."""
+    checkpoint_steps: int | None = None
+    """Save a state also inside epochs, every so many steps; for epochs that are too long to lose."""
+    patience_s: float = 120.0
+    """How long to try again, in seconds, while storage is full, read-only or gone, before the run ends."""
+    mirror: str | None = None
+    """A second place for states, e.g. s3://BUCKET/FOLDER or file:///FOLDER: copied there in the background, and fetched
+    from there where they are missing here."""
+    min_workers: int | None = None
+    """Go on with fewer workers, down to this many, while nodes are missing. Default: wait for all."""
 
     def __post_init__(self):
-        require(self, "compute", workers=">= 1", threads="in [1, 1024]", resident_gib=">= 0")
+        require(
+            self, "compute", workers=">= 1", threads="in [1, 1024]", resident_gib=">= 0", checkpoint_s=">= 0",
+            checkpoint_steps=">= 1", patience_s=">= 0", min_workers=">= 1",
+        )  # fmt: skip
+        if self.min_workers is not None and (self.workers is None or self.min_workers > self.workers):
+            raise UserError(
+                f"{self.min_workers} is not between 1 and compute.workers",
+                where="compute.min_workers",
+                allowed="at most compute.workers, which has to be given too",
+            )
         if self.stage is not None and not self.stage.is_absolute():
             raise UserError(f"{str(self.stage)!r} is relative", where="compute.stage", allowed="an absolute path")
 

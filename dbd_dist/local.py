@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +11,11 @@ from data_prep.errors import UserError
 from data_prep.manifest import Dataset, open_dataset
 from data_prep.staging import stage
 from dbd_dist import pipeline
-from dbd_dist.checkpoint import CHECKPOINTS_KEPT, FolderCheckpoints
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import job as crafting
 from dbd_dist.progress import Display, Follower
 from dbd_dist.runfolder import RunFolder
+from dbd_dist.stopping import StopRequest, signals
 from dbd_dist.world import World
 
 RESERVED = ("datasets", "stages")
@@ -74,16 +75,16 @@ def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = Fa
     try:
         folder, dataset, stages = prepare_folder(config, storage, name)
         pipeline.check(config, dataset, world.size)
+        request = StopRequest(folder.stop)
         if world.is_main:
             folder.claim(config, dataset)
+            request.clear()
         world.barrier()
         if config.compute.stage is not None:
             dataset = stage(dataset.folder, config.compute.stage)
-        checkpoints = FolderCheckpoints(folder.checkpoints, is_main=world.is_main, keep=CHECKPOINTS_KEPT)
-        if quiet or not world.is_main:
-            return pipeline.run(config, dataset, folder, stages, world, checkpoints)
-        with Follower(folder.progress, Display()):
-            return pipeline.run(config, dataset, folder, stages, world, checkpoints)
+        shown = nullcontext() if quiet or not world.is_main else Follower(folder.progress, Display())
+        with signals(request.set), shown:
+            return pipeline.run(config, dataset, folder, stages, world, request=request)
     finally:
         world.leave()
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +21,25 @@ from torch import nn
 from data_prep.errors import UserError
 from data_prep.manifest import Dataset
 from dbd_dist import seeds
-from dbd_dist.checkpoint import Checkpoints, StageStore
+from dbd_dist.checkpoint import STATE_FILE, Checkpoints, StageStore, on_cpu, patiently, sweep_asides
 from dbd_dist.config import TrainConfig, digest, to_dict
 from dbd_dist.evaluate import Examiner, Measured, pooled_features
 from dbd_dist.loaders import Images, open_images
+from dbd_dist.mirror import Mirror
 from dbd_dist.models import Classifier, ContrastiveModel, seeded
 from dbd_dist.progress import ProgressFile
 from dbd_dist.runfolder import RunFolder, describe, method_hash
 from dbd_dist.stages import mixmatch, simclr, supervised, warmup
-from dbd_dist.stages.context import Context, EpochEnd
+from dbd_dist.stages.context import Context, Diverged, EpochEnd, StepEnd
+from dbd_dist.stopping import Lookout, Stopped, StopRequest
 from dbd_dist.world import World
 
+log = logging.getLogger(__name__)
+
 FEATURE_SAMPLES = 2000
-REVISION = 2
+START = "the start"
+REVISION = 3
 """Counted up whenever a change of the code changes what a stage computes: stages stored before are not reused then."""
-ORDER = {"simclr": 0, "warmup": 1, "mixmatch": 2, "supervised": 0}
 
 
 def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
@@ -109,12 +116,22 @@ def run(
     folder: RunFolder,
     stages_root: Path,
     world: World,
-    checkpoints: Checkpoints,
+    *,
+    request: StopRequest | None = None,
+    note: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any] | None:
-    """Run `config` to its end, going on from the newest checkpoint.
+    """Run `config` to its end, going on from the newest state.
+
+    Args:
+        request: tells whether somebody wants the run to stop.
+        note: is given every row of the metrics, on all ranks.
 
     Returns:
         The result (also in result.json); None where `config.stop_after` ends the run before there is one.
+
+    Raises:
+        Stopped: on request, with a state to go on from.
+        UserError: a loss that is not finite, no memory, or storage that cannot be written.
     """
     done = folder.result()
     if done is not None:
@@ -123,7 +140,28 @@ def run(
     threads = config.compute.threads or _threads(world)
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True  # on CUDA alone: batches have a handful of shapes
-    return _Run(config, dataset, folder, stages_root, world, checkpoints).go()
+    patience = config.compute.patience_s
+    mirror = None
+    if config.compute.mirror is not None and world.is_main:
+        mirror = Mirror(config.compute.mirror, stages_root.parent)
+    checkpoints = Checkpoints(folder.checkpoints, is_main=world.is_main, mirror=mirror, patience_s=patience)
+    store = StageStore(stages_root, mirror=mirror, patience_s=patience)
+    request = request or StopRequest(folder.stop)
+    the_run = _Run(config, dataset, folder, world, checkpoints, store, request, note)
+    try:
+        if world.is_main:
+            the_run.tidy()
+            if mirror is not None:
+                the_run.fetch(mirror, stages_root)
+        return the_run.go()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise the_run.out_of_memory(error) from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # how torch says it of the CPU's
+            raise
+        raise the_run.out_of_memory(error) from error
+    finally:
+        checkpoints.close()
 
 
 def _threads(world: World) -> int:
@@ -140,12 +178,15 @@ class _Run:
         config: TrainConfig,
         dataset: Dataset,
         folder: RunFolder,
-        stages_root: Path,
         world: World,
         checkpoints: Checkpoints,
+        store: StageStore,
+        request: StopRequest,
+        note: Callable[[dict[str, Any]], None],
     ):
         self.config, self.dataset, self.folder, self.world = config, dataset, folder, world
-        self.store, self.checkpoints = StageStore(stages_root), checkpoints
+        self.store, self.checkpoints, self.note = store, checkpoints, note
+        self.lookout = Lookout(world, request)
         self.bf16 = uses_bf16(config, world.device)
         self.images: Images = open_images(dataset, world.device, resident_gib=config.compute.resident_gib)
         self.examiner = Examiner(dataset, world, config.normalise, bf16=self.bf16)
@@ -161,15 +202,52 @@ class _Run:
             cuda_graphs=records(config, world),
             report=self._report,
             tick=self.progress.tick if world.is_main else lambda *_: None,
+            after_step=self._after_step,
         )
         self.measured: Measured | None = None
         self.keys = self._keys()
-        saved = checkpoints.latest()
-        self.saved = saved if saved and saved["key"] == self.keys.get(saved["stage"]) else None
-        if world.is_main:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            at = (-1, 0) if self.saved is None else (ORDER[self.saved["stage"]], self.saved["state"]["epoch"])
-            folder.keep_rows(lambda row: (ORDER[row["stage"]], row["epoch"]) <= at)
+        self.saved: dict[str, Any] | None = None
+        self.at = START
+        self.saved_s = time.monotonic()
+
+    def tidy(self) -> None:
+        """Remove what a killed process left aside. For rank 0."""
+        for folder in (self.folder.path, self.folder.checkpoints):
+            if folder.exists():
+                sweep_asides(folder)
+
+    def fetch(self, mirror: Mirror, stages_root: Path) -> None:
+        """Get states back that are in the mirror and not here. For rank 0."""
+        if self.checkpoints.newest() is None:
+            for path in mirror.fetch(self.folder.checkpoints, pattern="checkpoint_*.pt"):
+                log.info("%s fetched from %s", path, mirror.uri)
+        for stage in ("simclr", "warmup"):
+            mirror.fetch(self.store.path(stage, self.keys[stage]).parent, pattern=STATE_FILE)
+
+    def _go_on(self) -> None:
+        """Find the state to go on from, the same on all ranks, and put the log of metrics back to it."""
+        newest = self.checkpoints.newest() if self.world.is_main else None
+        name = self.world.broadcast(newest[0] if newest else None)
+        if name is not None:
+            saved = newest[1] if newest else self.checkpoints.read(name)
+            if saved["key"] == self.keys.get(saved["stage"]):
+                self.saved = saved
+                self.at = _position(saved)
+                log.info("going on from %s: %s", name, self.at)
+        if self.world.is_main:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            rows = self.saved["rows"] if self.saved else []
+            patiently(lambda: self.folder.restore(rows), self.folder.path, self.config.compute.patience_s)
+
+    def out_of_memory(self, error: BaseException) -> UserError:
+        """What to tell when memory runs out."""
+        text = str(error).strip() or type(error).__name__
+        return UserError(
+            f"out of memory ({text.splitlines()[0]})",
+            where=f"after {self.at}",
+            fix="use --simclr.chunk, more workers, a smaller --compute.resident-gib, or smaller batches, which "
+            "need another --name",
+        )
 
     def _keys(self) -> dict[str, str]:
         """For every stage a hash over exactly what it depends on."""
@@ -188,12 +266,33 @@ class _Run:
         keys["supervised"] = digest([surroundings, values["supervised"]])
         return keys
 
-    # -- what happens at the end of an epoch
+    # -- what happens between steps and epochs
+
+    def _save(self, stage: str, state: dict[str, Any]) -> None:
+        saved = {"stage": stage, "key": self.keys[stage], "state": state, "rows": self.folder.rows()}
+        self.checkpoints.save(saved)
+        self.at, self.saved_s = _position(saved), time.monotonic()
+
+    def _after_step(self, end: StepEnd) -> None:
+        every = self.config.compute.checkpoint_steps
+        wanted = self.lookout.look()
+        if wanted or (every and end.step % every == 0):
+            self._save(end.stage, end.state())
+        self._leave(wanted)
+
+    def _leave(self, wanted: str | None) -> None:
+        if wanted is None or wanted == "state":
+            return
+        self.checkpoints.flush()
+        self._stopped()
+        raise Stopped.at(wanted, self.at, self.folder.path)
 
     def _report(self, end: EpochEnd) -> None:
         row: dict[str, Any] = {"stage": end.stage, "epoch": end.epoch, "epochs": end.epochs, **end.metrics}
-        every = self.config.evaluate_every
-        if end.stage in ("mixmatch", "supervised") and (end.epoch == end.epochs or (every and end.epoch % every == 0)):
+        if not self.config.compute.sync_bn:
+            self.world.share_buffers(end.model)  # what is measured and saved is then every rank's
+        last, every = end.epoch == end.epochs, self.config.evaluate_every
+        if end.stage in ("mixmatch", "supervised") and (last or (every and end.epoch % every == 0)):
             self.measured = self.examiner.measure(end.model)
             row |= {"clean_acc": self.measured.clean_acc}
             if self.measured.asr is not None:
@@ -203,7 +302,13 @@ class _Run:
         if self.world.is_main:
             self.folder.log(row)
             self.progress.note(row)
-        self.checkpoints.save({"stage": end.stage, "key": self.keys[end.stage], "state": end.state()}, row)
+        wanted = self.lookout.look(now=True)
+        if self.world.is_main and (
+            last or wanted or time.monotonic() - self.saved_s >= self.config.compute.checkpoint_s
+        ):
+            self._save(end.stage, end.state())
+        self.note(row)
+        self._leave(wanted)
 
     def _resume(self, stage: str) -> dict[str, Any] | None:
         return self.saved["state"] if self.saved and self.saved["stage"] == stage else None
@@ -214,8 +319,6 @@ class _Run:
         """A stage that this or another run has finished; None where it has to be trained."""
         # one rank looks: another run may finish the stage between two ranks' looks
         if not self.world.broadcast(self.store.has(stage, self.keys[stage])):
-            if self.world.is_main and self._resume(stage) is None:
-                self.folder.keep_rows(lambda row: row["stage"] != stage)
             return None
         state = self.store.load(stage, self.keys[stage])
         if self.world.is_main and not self.folder.rows(stage):
@@ -236,7 +339,7 @@ class _Run:
             weights = seeds.generator(self.config.seed, "simclr", "weights")
             model = self.context.prepare(seeded(lambda: ContrastiveModel(self.config.model), weights))
             simclr.pretrain(self.config.simclr, model, self.context, self._resume("simclr"))
-            state = {"backbone": _on_cpu(model.backbone.state_dict())}
+            state = {"backbone": on_cpu(model.backbone.state_dict())}
             self._keep("simclr", state)
         return state["backbone"]
 
@@ -252,12 +355,24 @@ class _Run:
         state = self._load("warmup")
         if state is None:
             optimizer = warmup.train_head(self.config.warmup, model, self.context, self._resume("warmup"))
-            state = {"model": _on_cpu(model.state_dict()), "optimizer": optimizer.state_dict()}
+            state = {"model": on_cpu(model.state_dict()), "optimizer": optimizer.state_dict()}
             self._keep("warmup", state)
         model.load_state_dict(state["model"])
         return model, state["optimizer"]
 
     def go(self) -> dict[str, Any] | None:
+        """Every stage that is left, and the result."""
+        self._go_on()
+        try:
+            return self._stages()
+        except Diverged as error:
+            self.checkpoints.flush()
+            kept = f"; the checkpoint before it is kept in {self.folder.checkpoints} ({self.at})"
+            if self.at == START:
+                kept = "; there is no checkpoint before it"
+            raise Diverged(error.what, where=error.where, fix=f"{error.fix}{kept}") from error
+
+    def _stages(self) -> dict[str, Any] | None:
         config = self.config
         split: dict[str, torch.Tensor] | None = None
         if config.method == "none":
@@ -267,7 +382,7 @@ class _Run:
         else:
             backbone = self._pretrained()
             if self.world.is_main:
-                self.folder.write_backbone(backbone, config, self.dataset, config.normalise)
+                self._write(lambda: self.folder.write_backbone(backbone, config, self.dataset, config.normalise))
             if config.stop_after == "simclr":
                 return self._stopped()
             model, optimizer = self._warmed_up(backbone)
@@ -288,8 +403,12 @@ class _Run:
         return self._finish(model, features, split)
 
     def _stopped(self) -> None:
+        self.checkpoints.flush()
         if self.world.is_main:
             self.progress.remove()
+
+    def _write(self, write: Callable[[], None]) -> None:
+        patiently(write, self.folder.path, self.config.compute.patience_s)
 
     def _finish(
         self, model: Classifier, features: nn.Module, split: dict[str, torch.Tensor] | None
@@ -304,13 +423,14 @@ class _Run:
             counts |= {"kept": None, "kept_poisoned": None}
         if world.is_main:
             if split is not None:
-                self.folder.write_split(split)
+                self._write(lambda: self.folder.write_split(split))
             chosen = seeds.generator(config.seed, "features")
             positions = torch.randperm(len(self.images), generator=chosen)[:FEATURE_SAMPLES].sort().values
             pixels = next(iter(self.images.batches([positions])))
             kind = "supervised" if split is None else "ssl"
-            self.folder.write_features(positions, pooled_features(features, pixels, config.normalise), kind)
-            self.folder.write_model(model, config, self.dataset, config.normalise)
+            pooled = pooled_features(features, pixels, config.normalise)
+            self._write(lambda: self.folder.write_features(positions, pooled, kind))
+            self._write(lambda: self.folder.write_model(model, config, self.dataset, config.normalise))
             stages = ("supervised",) if split is None else ("simclr", "warmup", "mixmatch")
             result = {
                 "method": config.method,
@@ -327,11 +447,17 @@ class _Run:
                 "config_hash": method_hash(config),
                 **describe(world, config, self.bf16),
             }
-            self.folder.write_result(result)
+            self.checkpoints.flush()
+            self._write(self.folder.write_rows)
+            self._write(lambda: self.folder.write_result(result))
             self.progress.remove()
         world.barrier()
         return self.folder.result()
 
 
-def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.detach().cpu().clone() for name, value in state.items()}
+def _position(saved: dict[str, Any]) -> str:
+    """Where a state is, for people: "mixmatch, epoch 3, step 20"."""
+    state = saved["state"]
+    if state.get("step"):
+        return f"{saved['stage']}, epoch {state['epoch'] + 1}, step {state['step']}"
+    return f"{saved['stage']}, epoch {state['epoch']}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +27,8 @@ from dbd_dist.augment import AugmentConfig
 from dbd_dist.config import TrainConfig, digest, to_dict
 from dbd_dist.world import World
 
+log = logging.getLogger(__name__)
+
 
 class RunFolder:
     """One folder of one run; every method but the constructor is for rank 0 alone."""
@@ -31,6 +36,9 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self._tensorboard: Any = None
+        self._rows: list[dict[str, Any]] = []
+        self._behind = False
+        """Whether metrics.jsonl lacks rows."""
 
     @property
     def progress(self) -> Path:
@@ -39,6 +47,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def stop(self) -> Path:
+        """A request to stop, for workers that no signal reaches."""
+        return self.path / "stop"
 
     def result(self) -> dict[str, Any] | None:
         """The stored result of a finished run."""
@@ -98,33 +111,59 @@ class RunFolder:
 
     # -- figures of an epoch
 
-    def rows(self, stage: str) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds of one stage."""
-        return [row for row in self._all_rows() if row["stage"] == stage]
+    def rows(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, of one stage or of all."""
+        return [dict(row) for row in self._rows if stage is None or row["stage"] == stage]
 
-    def _all_rows(self) -> list[dict[str, Any]]:
-        path = self.path / "metrics.jsonl"
-        rows = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # the torn last line of a killed run
-                continue
-        return rows
+    def restore(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Make these all rows there are, in metrics.jsonl and in the event files: those that a state was saved with.
 
-    def keep_rows(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop other rows of metrics.jsonl: what a killed run logged after the point that it goes on from."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        aside = path.with_name(".metrics.jsonl")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in self._all_rows() if wanted(row)))
-        os.replace(aside, path)
+        What a killed run logged after the state that it goes on from is thereby gone.
+        """
+        self._rows = [dict(row) for row in rows]
+        self._behind = True
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        if (self.path / "tensorboard").exists():
+            shutil.rmtree(self.path / "tensorboard")
+        for row in self._rows:
+            self._add_scalars(row)
+        self.write_rows()
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one row to metrics.jsonl and to the event files (steps there are epochs of the stage)."""
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append one row to metrics.jsonl and to the event files (steps there are epochs of the stage).
+
+        Storage that cannot be written now is caught up with later: rows are kept in memory, and in every state.
+        """
+        self._rows.append(row)
+        try:
+            if self._behind:
+                self.write_rows()
+            else:
+                with open(self.path / "metrics.jsonl", "a") as file:
+                    file.write(json.dumps(row) + "\n")
+            self._add_scalars(row)
+        except OSError as error:
+            self._behind = True
+            log.warning("%s cannot be written now (%s)", self.path / "metrics.jsonl", error.strerror or error)
+
+    def write_rows(self) -> None:
+        """Write metrics.jsonl anew.
+
+        Raises:
+            OSError
+        """
+        aside = self.path / ".metrics.jsonl"
+        try:
+            aside.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+            os.replace(aside, self.path / "metrics.jsonl")
+        finally:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+        self._behind = False
+
+    def _add_scalars(self, row: dict[str, Any]) -> None:
         if self._tensorboard is None:
             from torch.utils.tensorboard.writer import SummaryWriter  # half a second to import
 
@@ -175,11 +214,11 @@ class RunFolder:
         normalise: AugmentConfig,
         more: dict[str, Any],
     ) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         weights = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         aside = self.path / f".{stem}.safetensors"
-        save_file(weights, str(aside))
+        aside.write_bytes(save(weights))
         os.replace(aside, self.path / f"{stem}.safetensors")
         write_json(
             self.path / f"{stem}.json",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,35 +14,13 @@ import ray.train.torch
 from data_prep.errors import UserError
 from data_prep.staging import open_here
 from dbd_dist import pipeline
-from dbd_dist.checkpoint import CHECKPOINT_KEYS, STATE_FILE, load_state, save_state
 from dbd_dist.config import TrainConfig, from_dict
 from dbd_dist.craft import job as crafting
 from dbd_dist.runfolder import RunFolder, write_json
+from dbd_dist.stopping import Stopped, StopRequest
 from dbd_dist.world import World
 
 ERROR_FILE = "error.json"
-
-
-class RayCheckpoints:
-    """Checkpoints in Ray Train's storage. `ray.train.report` is a barrier: every rank calls it once an epoch."""
-
-    def __init__(self, world: World):
-        self._is_main = world.is_main
-
-    def latest(self) -> dict[str, Any] | None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        with checkpoint.as_directory() as folder:
-            return load_state(Path(folder) / STATE_FILE, needs=CHECKPOINT_KEYS)
-
-    def save(self, state: dict[str, Any], metrics: dict[str, Any]) -> None:
-        if not self._is_main:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save_state(state, Path(folder) / STATE_FILE)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
@@ -62,7 +39,9 @@ def train_loop(arguments: dict[str, Any]) -> None:
     with telling(folder.path):
         config = from_dict(TrainConfig, arguments["config"])
         dataset = open_here(Path(arguments["data"]), config.compute.stage)
-        pipeline.run(config, dataset, folder, Path(arguments["stages"]), world, RayCheckpoints(world))
+        request = StopRequest(folder.stop, reads_file=world.is_main, notice=_preemption)
+        stages = Path(arguments["stages"])
+        pipeline.run(config, dataset, folder, stages, world, request=request, note=ray.train.report)
 
 
 def craft_loop(arguments: dict[str, Any]) -> None:
@@ -79,13 +58,25 @@ def craft_loop(arguments: dict[str, Any]) -> None:
         crafting.run(job, world)
 
 
+def _preemption() -> str | None:
+    """Whether Ray says that a node of this run is about to be taken away; all ranks ask together."""
+    if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return None
+    return None if ray.train.get_preemption_info() is None else "state"
+
+
 @contextmanager
 def telling(folder: Path) -> Iterator[None]:
-    """Leave a UserError of the body as ERROR_FILE in `folder`, for the driver."""
+    """Leave a UserError of the body as ERROR_FILE in `folder`, for the driver. A run that stopped on request ends
+    without an error here."""
     try:
         yield
     except UserError as error:
         # the exception itself reaches the driver only as text inside Ray's own
         fields = {"what": error.what, "where": error.where, "allowed": error.allowed, "fix": error.fix}
-        write_json(folder / ERROR_FILE, {k: None if v is None else str(v) for k, v in fields.items()})
+        told = {k: None if v is None else str(v) for k, v in fields.items()}
+        if isinstance(error, Stopped):
+            write_json(folder / ERROR_FILE, told | {"exit_code": error.exit_code})
+            return
+        write_json(folder / ERROR_FILE, told)
         raise  # ends the other ranks too, which may be waiting for this one

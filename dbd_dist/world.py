@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,6 +26,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 TIMEOUT = timedelta(minutes=10)
 _joined = itertools.count()
+_cpu_groups: dict[Any, Any] = {}
 
 
 def check_device(device: Literal["auto", "cpu", "cuda"]) -> None:
@@ -129,6 +131,21 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each value over the ranks. Does not wait for a GPU: it goes through the CPU."""
+        if self.size == 1:
+            return list(values)
+        x = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(x, op=dist.ReduceOp.MAX, group=_cpu_group())
+        return x.tolist()
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every rank rank 0's buffers (batch norm's running statistics where they are a rank's own)."""
+        if self.size == 1:
+            return
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
@@ -167,6 +184,17 @@ class World:
             else:
                 self.synchronise_batch_norm(child)
         return module
+
+
+def _cpu_group() -> Any:
+    """The process group itself where it is gloo's, else one of gloo's beside it, made when all ranks first ask."""
+    if dist.get_backend() == "gloo":
+        return None
+    group = dist.group.WORLD
+    if group not in _cpu_groups:
+        _cpu_groups.clear()  # of a world that was left
+        _cpu_groups[group] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return _cpu_groups[group]
 
 
 class _Gather(torch.autograd.Function):

@@ -181,7 +181,7 @@ def _mixmatch(model: Any, context: Context, chunk: int | None) -> None:
     config = MixMatchConfig(epochs=1, steps=4, batch=16, lr=0.05, augment=WEAK)
     backward = mixmatch.make_backward(config, model, context)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)  # Adam's first steps are signs of gradients
-    meter = Meter("mixmatch", 1, 1, context.world, context.tick)
+    meter = Meter("mixmatch", 1, 1, context)
     kept = torch.arange(len(context.images)) % 2 == 0
     mixmatch.train_epoch(config, model, backward, optimizer, context, 1, kept, meter)
 

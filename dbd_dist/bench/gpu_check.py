@@ -103,17 +103,14 @@ def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) 
     from data_prep.encode import prepare
     from data_prep.sources import Parquet
     from dbd_dist import pipeline
-    from dbd_dist.checkpoint import CHECKPOINTS_KEPT, FolderCheckpoints
     from dbd_dist.config import to_dict
     from dbd_dist.local import prepare_folder
     from dbd_dist.presets import preset
     from dbd_dist.world import World
 
-    class Budgeted(FolderCheckpoints):
-        def save(self, state: dict[str, Any], metrics: dict[str, Any]) -> None:
-            super().save(state, metrics)
-            if time.monotonic() > until:
-                raise OutOfTime
+    def out_of_time(_: dict[str, Any]) -> None:
+        if time.monotonic() > until:  # the epoch's state is saved
+            raise OutOfTime
 
     chosen = preset(name)
     source = Parquet(root=arguments.images)
@@ -128,10 +125,9 @@ def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) 
     folder, dataset, stages = prepare_folder(config, arguments.work, f"{name}-{method}-s{arguments.seed}")
     world = World.join(arguments.device)
     folder.claim(config, dataset)
-    checkpoints = Budgeted(folder.checkpoints, is_main=True, keep=CHECKPOINTS_KEPT)
     about = {"config": to_dict(config), "scale": arguments.scale}
     try:
-        return {"result": pipeline.run(config, dataset, folder, stages, world, checkpoints), **about}
+        return {"result": pipeline.run(config, dataset, folder, stages, world, note=out_of_time), **about}
     except OutOfTime:
         lines = (folder.path / "metrics.jsonl").read_text().splitlines()
         return {"unfinished": True, "last": json.loads(lines[-1]) if lines else None, **about}

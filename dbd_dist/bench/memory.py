@@ -19,7 +19,6 @@ from dbd_dist.config import MixMatchConfig, SimCLRConfig
 from dbd_dist.models import Classifier, ContrastiveModel
 from dbd_dist.stages import mixmatch, simclr
 from dbd_dist.stages.context import Meter
-from dbd_dist.world import World
 
 
 def measure(setup: Setup) -> Iterator[Row]:
@@ -51,12 +50,13 @@ def step(setup: Setup, stage: str, batch: int, chunk: int | None) -> None:
     if stage == "simclr":
         config = SimCLRConfig(batch=batch, chunk=chunk)
         model = context.prepare(ContrastiveModel(network_for(setup)))
-        simclr.train_epoch(config, model, model, simclr.make_optimizer(config, model), context, 1)
+        optimizer = simclr.make_optimizer(config, model)
+        simclr.train_epoch(config, model, model, optimizer, context, 1, Meter("simclr", 1, 1, context))
         return
     config = MixMatchConfig(batch=batch, steps=2)
     model = context.prepare(Classifier(network_for(setup), CLASSES))
     backward = mixmatch.make_backward(config, model, context)
-    meter = Meter("mixmatch", 1, 1, World(device=setup.device), lambda *_: None)
+    meter = Meter("mixmatch", 1, 1, context)
     kept = torch.arange(len(context.images)) % 2 == 0
     mixmatch.train_epoch(config, model, backward, optim.adam(model.parameters(), 1e-3), context, 1, kept, meter)
 

@@ -24,7 +24,7 @@ from dbd_dist.config import SimCLRConfig
 from dbd_dist.loaders import ResidentImages
 from dbd_dist.models import ContrastiveModel, ModelConfig
 from dbd_dist.stages import simclr
-from dbd_dist.stages.context import Context
+from dbd_dist.stages.context import Context, Meter
 from dbd_dist.world import World
 
 WIDTHS = (16, 32, 96, 256)  # the network of cifar10_cpu
@@ -92,7 +92,9 @@ def rank(batch: int, steps: int, repeats: int, quick: bool) -> None:
     for repeat in range(repeats + 1):  # the first is a warm-up
         world.barrier()
         start = time.perf_counter()
-        simclr.train_epoch(config, model, parallel, optimizer, context, repeat + 1)
+        epoch = repeat + 1
+        meter = Meter("simclr", epoch, epoch, context)
+        simclr.train_epoch(config, model, parallel, optimizer, context, epoch, meter)
         world.barrier()
         times.append(time.perf_counter() - start)
     if world.is_main:

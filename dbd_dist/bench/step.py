@@ -110,7 +110,7 @@ def measure_simclr(setup: Setup) -> Iterator[Row]:
             optimizer.step()
 
         def whole(model=model, optimizer=optimizer, context=context, config=config) -> None:
-            simclr.train_epoch(config, model, model, optimizer, context, 1)
+            simclr.train_epoch(config, model, model, optimizer, context, 1, Meter("simclr", 1, 1, context))
 
         count = count or flops(core)  # before anything is compiled: the counter sees single operations
         yield from rows(setup, "simclr", batch, batch, steps, count, whole, core, ", compiled" if compiled else "")
@@ -144,7 +144,7 @@ def measure_mixmatch(setup: Setup) -> Iterator[Row]:
         def whole(
             config=config, model=model, backward=backward, optimizer=optimizer, context=context, kept=kept
         ) -> None:  # fmt: skip
-            meter = Meter("mixmatch", 1, 1, context.world, lambda *_: None)
+            meter = Meter("mixmatch", 1, 1, context)
             mixmatch.train_epoch(config, model, backward, optimizer, context, 1, kept, meter)
 
         count = count or flops(core)

@@ -15,7 +15,7 @@ from dbd_dist.config import MixMatchConfig, SplitConfig, WarmupConfig
 from dbd_dist.losses import probability_mse, sharpen, soft_cross_entropy
 from dbd_dist.models import Classifier
 from dbd_dist.sampling import cycling_batches
-from dbd_dist.stages.context import Context, EpochEnd, Meter
+from dbd_dist.stages.context import Context, EpochEnd, Meter, Position
 from dbd_dist.stages.recorded import Recorded
 from dbd_dist.stages.split import measure_losses, split
 
@@ -41,41 +41,53 @@ def fine_tune(
     optimizer = optim.adam(model.parameters(), config.lr)
     if warmup_optimizer:
         optimizer.load_state_dict(warmup_optimizer)
-    done, verdict = 0, {}
+    verdict: dict[str, Tensor] = {}
     if resume:
         model.load_state_dict(resume["model"])
         optimizer.load_state_dict(resume["optimizer"])
-        done, verdict = resume["epoch"], resume["split"]
+        verdict = resume["split"]
+    start = Position.of(resume)
     backward = make_backward(config, model, context)
 
-    for epoch in range(done + 1, config.epochs + 1):
-        meter = Meter("mixmatch", epoch, config.epochs, context.world, context.tick)
-        losses = measure_losses(split_config, warmup, model, context, epoch)
-        kept = split(losses, split_config)
-        verdict = {
-            "loss": losses,
-            "kept": kept,
-            "first_loss": verdict.get("first_loss", losses),
-            "first_kept": verdict.get("first_kept", kept),
-        }
-        train_epoch(config, model, backward, optimizer, context, epoch, kept, meter)
+    def state() -> dict[str, Any]:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "split": verdict}
+
+    for epoch in range(start.epoch + 1, config.epochs + 1):
+        meter = Meter("mixmatch", epoch, config.epochs, context, state=state, start=start)
+        if meter.done == 0:  # else the state holds this epoch's
+            verdict = renew(verdict, split_config, warmup, model, context, epoch)
+        train_epoch(config, model, backward, optimizer, context, epoch, verdict["kept"], meter)
         context.report(
             EpochEnd(
                 stage="mixmatch",
                 epoch=epoch,
                 epochs=config.epochs,
                 metrics=meter.metrics(lr=optimizer.param_groups[0]["lr"]),
-                state=lambda epoch=epoch, verdict=verdict: {
-                    "epoch": epoch,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "split": verdict,
-                },
+                state=lambda epoch=epoch: {**state(), "epoch": epoch},
                 model=model,
-                kept=kept,
+                kept=verdict["kept"],
             )
         )
     return verdict
+
+
+def renew(
+    verdict: dict[str, Tensor],
+    split_config: SplitConfig,
+    warmup: WarmupConfig,
+    model: Classifier,
+    context: Context,
+    epoch: int,
+) -> dict[str, Tensor]:
+    """The split of an epoch, beside the first one of all."""
+    losses = measure_losses(split_config, warmup, model, context, epoch)
+    kept = split(losses, split_config)
+    return {
+        "loss": losses,
+        "kept": kept,
+        "first_loss": verdict.get("first_loss", losses),
+        "first_kept": verdict.get("first_kept", kept),
+    }
 
 
 class Backward(Protocol):
@@ -124,7 +136,6 @@ def train_epoch(
         cycling_batches(positions[part], config.steps, config.batch, context.generator("mixmatch", epoch, name))
         for part, name in ((kept, "labelled"), (~kept, "unlabelled"))
     )
-    draws = context.generator("mixmatch", epoch, "augment")
     mixing = context.generator("mixmatch", epoch, "mix", world.rank)
     mixes = _mixing_weights(config, context.generator("mixmatch", epoch, "lambda"))
     chosen = torch.cat([labelled[:, mine], unlabelled[:, mine]], dim=1)
@@ -134,10 +145,11 @@ def train_epoch(
     orders, answers = orders.to(world.device), labelled[:, mine].to(world.device)
     model.train()
 
-    for step, pixels in enumerate(meter.steps(images.batches(chosen), config.steps)):
+    left = images.batches(chosen[meter.done :])
+    for step, pixels in enumerate(meter.steps(left, config.steps), start=meter.done):
         height, width = pixels.shape[2:]
         params = [
-            augment.draw(config.augment, config.batch, height=height, width=width, generator=draws)[mine]
+            augment.draw(config.augment, config.batch, height=height, width=width, generator=meter.draws)[mine]
             for _ in range(3)
         ]
         # labelled images, then two views of the others, in one call: on a GPU launches cost more than the work

@@ -15,7 +15,7 @@ from dbd_dist.config import SimCLRConfig
 from dbd_dist.losses import nt_xent
 from dbd_dist.models import ContrastiveModel
 from dbd_dist.sampling import epoch_batches
-from dbd_dist.stages.context import Context, EpochEnd, Meter
+from dbd_dist.stages.context import Context, EpochEnd, Meter, Position
 
 Network = Callable[[Tensor], Tensor]
 LossOf = Callable[[Tensor, Tensor], Tensor]
@@ -25,26 +25,25 @@ LossOf = Callable[[Tensor, Tensor], Tensor]
 def pretrain(config: SimCLRConfig, model: ContrastiveModel, context: Context, resume: dict[str, Any] | None) -> None:
     """Train `model` in place, from scratch or from the `resume` state of an earlier epoch."""
     optimizer = make_optimizer(config, model)
-    done = 0
     if resume:
         model.load_state_dict(resume["model"])
         optimizer.load_state_dict(resume["optimizer"])
-        done = resume["epoch"]
+    start = Position.of(resume)
     network = context.world.data_parallel(model)
 
-    for epoch in range(done + 1, config.epochs + 1):
-        meter = train_epoch(config, model, network, optimizer, context, epoch)
+    def state() -> dict[str, Any]:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    for epoch in range(start.epoch + 1, config.epochs + 1):
+        meter = Meter("simclr", epoch, config.epochs, context, state=state, start=start)
+        train_epoch(config, model, network, optimizer, context, epoch, meter)
         context.report(
             EpochEnd(
                 stage="simclr",
                 epoch=epoch,
                 epochs=config.epochs,
                 metrics=meter.metrics(lr=optimizer.param_groups[0]["lr"]),
-                state=lambda epoch=epoch: {
-                    "epoch": epoch,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                },
+                state=lambda epoch=epoch: {**state(), "epoch": epoch},
                 model=model,
             )
         )
@@ -62,24 +61,24 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     context: Context,
     epoch: int,
-) -> Meter:
+    meter: Meter,
+) -> None:
     """One pass over the images; `network` is `model`, wrapped for data parallelism."""
     world, images = context.world, context.images
     mine = context.mine(config.batch) if config.chunk is None else context.mine_of_chunks(config.batch, config.chunk)
     parts = 1 if config.chunk is None else config.batch // config.chunk
     schedule = config.schedule_epochs or config.epochs
     order = epoch_batches(len(images), config.batch, context.generator("simclr", epoch, "order"))
-    draws = context.generator("simclr", epoch, "augment")
-    meter = Meter("simclr", epoch, config.epochs, world, context.tick)
     network.train()
 
     def loss_of(z_first: Tensor, z_second: Tensor) -> Tensor:
         return nt_xent(z_first, z_second, config.temperature, world, symmetric=config.symmetric)
 
-    for step, pixels in enumerate(meter.steps(images.batches(order[:, mine]), len(order))):
+    left = images.batches(order[meter.done :, mine])
+    for step, pixels in enumerate(meter.steps(left, len(order)), start=meter.done):
         height, width = pixels.shape[2:]
         both = [
-            augment.draw(config.augment, config.batch, height=height, width=width, generator=draws)[mine]
+            augment.draw(config.augment, config.batch, height=height, width=width, generator=meter.draws)[mine]
             for _ in range(2)
         ]
         # in one call: on a GPU the launches of two cost more than the work
@@ -93,7 +92,6 @@ def train_epoch(
         optim.set_lr(optimizer, config.lr * optim.cosine(progress, config.warmup_epochs / schedule))
         optimizer.step()
         meter.add(config.batch, loss=loss)
-    return meter
 
 
 def backward(network: Network, views: Tensor, loss_of: LossOf, context: Context) -> Tensor:

@@ -10,31 +10,33 @@ from dbd_dist import augment, optim
 from dbd_dist.config import SupervisedConfig
 from dbd_dist.models import Classifier
 from dbd_dist.sampling import epoch_batches
-from dbd_dist.stages.context import Context, EpochEnd, Meter
+from dbd_dist.stages.context import Context, EpochEnd, Meter, Position
 
 
 def train(config: SupervisedConfig, model: Classifier, context: Context, resume: dict[str, Any] | None) -> None:
     """Train `model` in place."""
     world, images = context.world, context.images
     optimizer = optim.sgd(model.parameters(), config.lr, config.momentum, config.weight_decay)
-    done = 0
     if resume:
         model.load_state_dict(resume["model"])
         optimizer.load_state_dict(resume["optimizer"])
-        done = resume["epoch"]
+    start = Position.of(resume)
     network = world.data_parallel(model)
     mine = context.mine(config.batch)
 
-    for epoch in range(done + 1, config.epochs + 1):
+    def state() -> dict[str, Any]:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    for epoch in range(start.epoch + 1, config.epochs + 1):
         order = epoch_batches(len(images), config.batch, context.generator("supervised", epoch, "order"))
-        draws = context.generator("supervised", epoch, "augment")
-        meter = Meter("supervised", epoch, config.epochs, world, context.tick)
+        meter = Meter("supervised", epoch, config.epochs, context, state=state, start=start)
         chosen = order[:, mine]
         here = chosen.to(world.device)  # once an epoch: a copy in a step would wait for the device
         network.train()
-        for step, pixels in enumerate(meter.steps(images.batches(chosen), len(order))):
+        left = images.batches(chosen[meter.done :])
+        for step, pixels in enumerate(meter.steps(left, len(order)), start=meter.done):
             params = augment.draw(
-                config.augment, config.batch, height=pixels.shape[2], width=pixels.shape[3], generator=draws
+                config.augment, config.batch, height=pixels.shape[2], width=pixels.shape[3], generator=meter.draws
             )
             views = augment.apply(config.augment, pixels, params[mine])
             with context.autocast():
@@ -55,11 +57,7 @@ def train(config: SupervisedConfig, model: Classifier, context: Context, resume:
                 epoch=epoch,
                 epochs=config.epochs,
                 metrics=meter.metrics(lr=optimizer.param_groups[0]["lr"]),
-                state=lambda epoch=epoch: {
-                    "epoch": epoch,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                },
+                state=lambda epoch=epoch: {**state(), "epoch": epoch},
                 model=model,
             )
         )

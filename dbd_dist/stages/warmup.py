@@ -13,7 +13,7 @@ from dbd_dist.config import WarmupConfig
 from dbd_dist.losses import symmetric_cross_entropy
 from dbd_dist.models import Classifier
 from dbd_dist.sampling import epoch_batches
-from dbd_dist.stages.context import Context, EpochEnd, Meter
+from dbd_dist.stages.context import Context, EpochEnd, Meter, Position
 
 
 def sample_losses(config: WarmupConfig, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -34,26 +34,28 @@ def train_head(
     """
     world, images = context.world, context.images
     optimizer = optim.adam(model.parameters(), config.lr)
-    done = 0
     if resume:
         model.load_state_dict(resume["model"])
         optimizer.load_state_dict(resume["optimizer"])
-        done = resume["epoch"]
+    start = Position.of(resume)
     model.backbone.requires_grad_(False)
     head = world.data_parallel(model.head)
     head.train()
     model.backbone.train(not config.freeze_batch_norm)
     mine = context.mine(config.batch)
 
-    for epoch in range(done + 1, config.epochs + 1):
+    def state() -> dict[str, Any]:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    for epoch in range(start.epoch + 1, config.epochs + 1):
         order = epoch_batches(len(images), config.batch, context.generator("warmup", epoch, "order"))
-        draws = context.generator("warmup", epoch, "augment")
-        meter = Meter("warmup", epoch, config.epochs, world, context.tick)
-        chosen = order[:, mine]
+        meter = Meter("warmup", epoch, config.epochs, context, state=state, start=start)
+        chosen = order[meter.done :, mine]
         here = chosen.to(world.device)  # once an epoch: a copy in a step would wait for the device
-        for positions, pixels in zip(here, meter.steps(images.batches(chosen), len(order))):
+        # the meter first: `zip` looks into what comes first once more, and so ends its last step
+        for pixels, positions in zip(meter.steps(images.batches(chosen), len(order)), here):
             params = augment.draw(
-                config.augment, config.batch, height=pixels.shape[2], width=pixels.shape[3], generator=draws
+                config.augment, config.batch, height=pixels.shape[2], width=pixels.shape[3], generator=meter.draws
             )
             labels = images.labels[positions]
             with context.autocast():
@@ -71,11 +73,7 @@ def train_head(
                 epoch=epoch,
                 epochs=config.epochs,
                 metrics=meter.metrics(lr=config.lr),
-                state=lambda epoch=epoch: {
-                    "epoch": epoch,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                },
+                state=lambda epoch=epoch: {**state(), "epoch": epoch},
                 model=model,
             )
         )

@@ -36,9 +36,9 @@ EPOCHS = [("simclr", 1), ("simclr", 2), ("warmup", 1), ("warmup", 2)] + [
     ("mixmatch", epoch + 1) for epoch in range(FINE_TUNING)
 ]
 KILL_AT = ("mixmatch", 4)
-REGISTERED = ("mixmatch", 1)
-"""Ray Train surely knows this epoch's checkpoint once the row of `KILL_AT` is written: a worker's report waits until
-the controller has taken the one before, and the controller is done with one when it takes the next."""
+SAVED = ("mixmatch", 2)
+"""This epoch's checkpoint is surely on disk once the row of `KILL_AT` is written: a checkpoint is written in the
+background while the next epoch is trained, and waited for before the next but one."""
 WAIT_S = 240.0  # for what must happen, on a slow machine too
 
 
@@ -203,7 +203,7 @@ def test_a_killed_driver_goes_on_by_the_name_of_its_run(described, undisturbed, 
 
     assert main(argv) == 0
     assert outcome(tmp_path) == outcome(undisturbed)
-    kept = EPOCHS.index(REGISTERED) + 1
+    kept = EPOCHS.index(SAVED) + 1
     assert logged(tmp_path)[:kept] == before[:kept]  # with their times: these epochs were not trained again
 
 
@@ -216,7 +216,8 @@ def test_a_mistake_that_a_worker_finds_is_one_message(described, tmp_path, ray_h
     assert main(command(described, tmp_path, "--simclr.lr", "1e30")) == 2
     out, message = capfd.readouterr()
     (line,) = (line for line in message.splitlines() if line.startswith("error: "))
-    assert "simclr, epoch 1: loss is " in line
+    assert "simclr, epoch 1, step 2 of 4: the loss is not a finite number" in line
+    assert "there is no checkpoint before it" in line
     assert "lower simclr.lr" in line
     assert "Traceback" not in out + message
     assert len(failures.read_text().splitlines()) == 1  # Ray Train would try three times more

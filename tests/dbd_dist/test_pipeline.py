@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +22,16 @@ from safetensors.torch import load_file
 from data_prep.errors import UserError
 from data_prep.manifest import open_dataset
 from data_prep.truth import read_truth
-from dbd_dist import pipeline
-from dbd_dist.checkpoint import FolderCheckpoints
+from dbd_dist import checkpoint, pipeline
+from dbd_dist.checkpoint import Checkpoints, load_state, patiently
 from dbd_dist.config import from_dict
 from dbd_dist.evaluate import Examiner, pooled_features
 from dbd_dist.loaders import ResidentImages
 from dbd_dist.local import run_local
 from dbd_dist.models import Classifier, ModelConfig
+from dbd_dist.progress import ProgressFile
+from dbd_dist.runfolder import RunFolder
+from dbd_dist.stopping import Stopped
 from dbd_dist.world import World
 
 TIMES = {"time_s", "images_per_s"}
@@ -161,7 +169,7 @@ def test_features_are_those_of_the_pretrained_backbone(defended, smoke_config, d
     assert found["index"].tolist() == list(range(240))  # fewer than 2,000: all of them
     assert found["features"].shape == (240, smoke_config.model.feature_dim)
     model = Classifier(smoke_config.model, 10)
-    state = torch.load(next((defended / "stages").glob("simclr-*")) / "state.pt", weights_only=True)
+    state = load_state(next((defended / "stages").glob("simclr-*")) / "state.pt", needs=("backbone",))
     model.backbone.load_state_dict(state["backbone"])
     images = ResidentImages.read(open_dataset(digits), torch.device("cpu"))
     pixels = next(images.batches([torch.arange(240)]))
@@ -176,22 +184,23 @@ class Crash(Exception):
     """Stands for a kill: nothing of ours may catch it."""
 
 
-class CrashAfter(FolderCheckpoints):
-    """Dies right after the k-th checkpoint is written."""
+class CrashAfter(Checkpoints):
+    """Dies right after the k-th state is written."""
 
     saves_left = 0
 
-    def save(self, state, metrics) -> None:
-        super().save(state, metrics)
+    def save(self, state) -> None:
+        super().save(state)
         CrashAfter.saves_left -= 1
         if CrashAfter.saves_left == 0:
+            self.flush()
             raise Crash
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 6], ids=lambda k: "{}-{}".format(*EPOCHS[k - 1]))
 def test_crash_and_resume_equal_an_uninterrupted_run(k, defended, smoke_config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("dbd_dist.local.FolderCheckpoints", CrashAfter)
+        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
         patch.setattr(CrashAfter, "saves_left", k)
         with pytest.raises(Crash):
             train(smoke_config, tmp_path)
@@ -216,7 +225,7 @@ def test_crash_and_resume_equal_an_uninterrupted_run(k, defended, smoke_config, 
 def test_crash_and_resume_without_defence(undefended, smoke_config, tmp_path, monkeypatch):
     config = replace(smoke_config, method="none")
     with monkeypatch.context() as patch:
-        patch.setattr("dbd_dist.local.FolderCheckpoints", CrashAfter)
+        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
         patch.setattr(CrashAfter, "saves_left", 1)
         with pytest.raises(Crash):
             train(config, tmp_path)
@@ -230,6 +239,144 @@ def test_another_seed_gives_other_numbers(defended, smoke_config, tmp_path):
     """The control of the tests above: their comparison can fail."""
     train(replace(smoke_config, seed=1), tmp_path)
     assert rows(tmp_path / RUN) != rows(defended / RUN)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 7, 11])
+def test_crash_inside_an_epoch_loses_no_step_after_the_last_state(k, defended, smoke_config, tmp_path, monkeypatch):
+    config = replace(smoke_config, compute=replace(smoke_config.compute, checkpoint_steps=1))
+    with monkeypatch.context() as patch:
+        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
+        patch.setattr(CrashAfter, "saves_left", k)
+        with pytest.raises(Crash):
+            train(config, tmp_path)
+    newest = Checkpoints(tmp_path / RUN / "checkpoints", is_main=True).newest()
+    assert newest is not None
+    steps: list[tuple[str, int, int]] = []
+    tick = ProgressFile.tick
+
+    def note(self, stage, epoch, epochs, step, total) -> None:
+        steps.append((stage, epoch, step))
+        tick(self, stage, epoch, epochs, step, total)
+
+    monkeypatch.setattr(ProgressFile, "tick", note)
+    result = train(smoke_config, tmp_path)  # how often states are saved is no part of the method
+    state = newest[1]["state"]
+    epoch, step = (state["epoch"] + 1, state["step"] + 1) if "step" in state else (state["epoch"] + 1, 1)
+    assert steps[0] == (newest[1]["stage"], epoch, step) or state["epoch"] == 2  # else with the next stage
+    assert len(steps) == len(set(steps))
+    assert numbers(result) == numbers(result_of(defended))
+    assert rows(tmp_path / RUN) == rows(defended / RUN)
+    for name in ("model.safetensors", "split.parquet"):
+        assert (tmp_path / RUN / name).read_bytes() == (defended / RUN / name).read_bytes()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("after", [("simclr", 1, 2), ("warmup", 2, 1), ("mixmatch", 1, 1), ("mixmatch", 2, 4)])
+def test_a_signal_leaves_a_state_and_the_run_goes_on_from_it(
+    number, code, after, defended, smoke_config, tmp_path, monkeypatch, capfd
+):
+    ticks: list[tuple[str, int, int]] = []
+    tick = ProgressFile.tick
+
+    def kill(self, stage, epoch, epochs, step, steps) -> None:
+        tick(self, stage, epoch, epochs, step, steps)
+        ticks.append((stage, epoch, step))
+        if ticks[-1] == after:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(ProgressFile, "tick", kill)
+    monkeypatch.setattr("dbd_dist.stopping.Lookout.EVERY_S", 0.0)  # steps take milliseconds here: ask after each
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=rf"stopped after {after[0]}, epoch {after[1]}") as caught:
+        train(smoke_config, tmp_path)
+    assert caught.value.exit_code == code
+    assert signal.getsignal(number) is before
+    assert "stopping after this step" in capfd.readouterr().err
+    assert {p.name for p in (tmp_path / RUN).iterdir()} <= {
+        "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "backbone.safetensors", "backbone.json",
+    }  # fmt: skip
+    assert numbers(train(smoke_config, tmp_path)) == numbers(result_of(defended))
+    assert len(ticks) == len(set(ticks))  # no step twice
+    assert ticks[-1] == ("mixmatch", 2, 4)  # the last of all
+    assert rows(tmp_path / RUN) == rows(defended / RUN)
+    assert (tmp_path / RUN / "model.safetensors").read_bytes() == (defended / RUN / "model.safetensors").read_bytes()
+
+
+def test_a_second_signal_stops_at_once(smoke_config, tmp_path, monkeypatch):
+    def kill(self, *_) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ProgressFile, "tick", kill)
+    with pytest.raises(KeyboardInterrupt):
+        train(smoke_config, tmp_path)
+    monkeypatch.undo()
+    assert not (tmp_path / RUN / "checkpoints").exists()
+    assert train(smoke_config, tmp_path) is not None
+
+
+def test_event_files_hold_no_epoch_twice(defended, smoke_config, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
+        patch.setattr(CrashAfter, "saves_left", 3)
+        with pytest.raises(Crash):
+            train(smoke_config, tmp_path)
+    train(smoke_config, tmp_path)
+    events = EventAccumulator(str(tmp_path / RUN / "tensorboard"))
+    events.Reload()
+    for stage in ("simclr", "warmup", "mixmatch"):
+        assert [event.step for event in events.Scalars(f"{stage}/loss")] == [1, 2]
+
+
+def test_storage_that_is_gone_for_a_while_changes_nothing(defended, smoke_config, tmp_path, monkeypatch):
+    """Whatever is renamed into place fails at first, every time that it is new."""
+    calls, rename = Counter(), os.replace
+
+    def flaky(source, target) -> None:
+        calls[str(target)] += 1
+        if calls[str(target)] % 2:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(target))
+        rename(source, target)
+
+    folder = tmp_path / RUN
+    config = replace(smoke_config, compute=replace(smoke_config.compute, patience_s=30.0))
+    monkeypatch.setattr(checkpoint, "FIRST_WAIT_S", 0.01)
+    for module in ("checkpoint", "runfolder"):
+        monkeypatch.setattr(f"dbd_dist.{module}.os", SimpleNamespace(**{**vars(os), "replace": flaky}))
+    folder.mkdir()
+    claim = RunFolder.claim
+    monkeypatch.setattr(RunFolder, "claim", lambda self, *args: patiently(lambda: claim(self, *args), folder, 30.0))
+    assert numbers(train(config, tmp_path)) == numbers(result_of(defended))
+    failed = {Path(target).name for target in calls}
+    assert failed >= {"metrics.jsonl", "state.pt", "checkpoint_000005.pt", "model.safetensors", "model.json",
+                      "split.parquet", "features.npz", "backbone.json", "result.json"}  # fmt: skip
+    assert rows(folder) == rows(defended / RUN)
+    assert {p.name for p in folder.iterdir()} == {p.name for p in (defended / RUN).iterdir()}
+
+
+def test_no_memory_is_one_message(smoke_config, tmp_path, monkeypatch):
+    def too_large(*_, **__):
+        torch.empty(2**60)
+
+    monkeypatch.setattr("dbd_dist.stages.mixmatch.mixmatch_losses", too_large)
+    with pytest.raises(UserError, match=r"after warmup, epoch 2: out of memory .*--simclr\.chunk"):
+        train(smoke_config, tmp_path)
+
+
+def test_a_mirror_brings_a_lost_run_back(defended, smoke_config, tmp_path, monkeypatch):
+    config = replace(smoke_config, compute=replace(smoke_config.compute, mirror=(tmp_path / "far").as_uri()))
+    with monkeypatch.context() as patch:
+        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
+        patch.setattr(CrashAfter, "saves_left", 5)
+        with pytest.raises(Crash):
+            train(config, tmp_path / "lost")
+    shutil.rmtree(tmp_path / "lost")
+    trained = record_epochs(monkeypatch)
+    assert numbers(train(config, tmp_path / "new")) == numbers(result_of(defended))
+    assert trained == EPOCHS[5:]
+    assert rows(tmp_path / "new" / RUN) == rows(defended / RUN)
 
 
 def record_epochs(monkeypatch) -> list[tuple[str, int]]:
@@ -365,10 +512,14 @@ def test_batches_of_stages_that_do_not_run_are_no_fault(smoke_config, digits):
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint_before(smoke_config, tmp_path):
     config = replace(smoke_config, mixmatch=replace(smoke_config.mixmatch, lr=1e30))
-    with pytest.raises(UserError, match=r"mixmatch, epoch \d: .*(nan|inf)"):
+    with pytest.raises(
+        UserError, match=r"mixmatch, epoch 1, step \d+ of \d+: the loss is not a finite number"
+    ) as caught:
         train(config, tmp_path)
-    latest = FolderCheckpoints(tmp_path / RUN / "checkpoints", is_main=True).latest()
-    assert latest is not None
+    assert f"kept in {tmp_path / RUN / 'checkpoints'} (warmup, epoch 2)" in str(caught.value)
+    newest = Checkpoints(tmp_path / RUN / "checkpoints", is_main=True).newest()
+    assert newest is not None
+    assert (newest[1]["stage"], newest[1]["state"]["epoch"]) == ("warmup", 2)
     assert not (tmp_path / RUN / "result.json").exists()
 
 

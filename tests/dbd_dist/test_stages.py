@@ -20,7 +20,7 @@ from dbd_dist import augment, seeds
 from dbd_dist.checkpoint import load_state, save_state
 from dbd_dist.loaders import ResidentImages
 from dbd_dist.stages import mixmatch, split, warmup
-from dbd_dist.stages.context import EpochEnd
+from dbd_dist.stages.context import EpochEnd, StepEnd
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -67,6 +67,66 @@ def test_resume_after_any_epoch_is_bit_exact(alone, tmp_path, stage):
     if stage not in ("simclr", "mixmatch"):  # their schedules depend on the number of epochs
         assert_same(shorter, load_state(tmp_path / "2.pt", needs=("model",))["model"])
     assert differ(shorter, whole)
+
+
+def test_the_first_step_with_a_loss_that_is_not_finite_is_named(alone):
+    """The weights are spoilt after step 5; step 6 is the first to see it, whatever comes later."""
+    config, run, make = tiny.STAGES["mixmatch"]
+
+    def spoil(end: StepEnd) -> None:
+        if (end.epoch, end.step) == (2, 5):
+            with torch.no_grad():
+                next(model.parameters()).fill_(float("nan"))
+
+    context = replace(tiny.make_context(alone, tiny.make_images()), after_step=spoil)
+    model = make(context)
+    with pytest.raises(UserError) as caught:
+        run(replace(config, steps=9, epochs=3), context, model)
+    assert caught.value.where == "mixmatch, epoch 2, step 6 of 9"
+
+
+# -- going on inside an epoch
+
+
+def steps_of(stage: str) -> list[tuple[int, int]]:
+    """(epoch, step) of every step of two epochs but the last of each."""
+    steps = tiny.MIXMATCH.steps if stage == "mixmatch" else 2
+    return [(epoch, step) for epoch in (1, 2) for step in range(1, steps)]
+
+
+@pytest.mark.parametrize("stage", tiny.STAGES)
+def test_every_step_ticks(alone, stage):
+    config, run, make = tiny.STAGES[stage]
+    ticks: list[tuple[str, int, int, int, int]] = []
+    context = replace(tiny.make_context(alone, tiny.make_images()), tick=lambda *at: ticks.append(at))
+    run(config, context, make(context))
+    steps = tiny.MIXMATCH.steps if stage == "mixmatch" else 2
+    assert ticks == [(stage, 1, 1, step, steps) for step in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize("stage", tiny.STAGES)
+def test_resume_after_any_step_is_bit_exact(alone, tmp_path, stage):
+    config, run, make = tiny.STAGES[stage]
+    rows: list[dict[str, float]] = []
+
+    def report(end: EpochEnd) -> None:
+        rows.append({"epoch": end.epoch} | {k: v for k, v in end.metrics.items() if "_s" not in k})
+
+    def keep(end: StepEnd) -> None:
+        save_state(end.state(), tmp_path / f"{end.epoch}-{end.step}.pt")
+
+    context = replace(tiny.make_context(alone, tiny.make_images(), report=report), after_step=keep)
+    model = make(context)
+    run(replace(config, epochs=2), context, model)
+    whole, all_rows = tiny.weights_of(model), rows.copy()
+    points = steps_of(stage)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"{epoch}-{step}.pt" for epoch, step in points)
+    for epoch, step in points:
+        state = load_state(tmp_path / f"{epoch}-{step}.pt", needs=("epoch", "step", "meter"))
+        assert (state["epoch"], state["step"]) == (epoch - 1, step)
+        resumed, later = run_stage(alone, stage, 2, resume=state)
+        assert later == all_rows[epoch - 1 :]  # the epoch's mean holds the steps before
+        assert_same(resumed, whole)
 
 
 # -- stage 1
@@ -428,7 +488,7 @@ def test_a_loss_that_is_not_finite_ends_a_stage(alone, stage):
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(UserError) as caught:
         run(config, context, model)
-    assert str(caught.value.where) == f"{stage}, epoch 1"
+    assert str(caught.value.where).startswith(f"{stage}, epoch 1, step 1 of ")
     assert f"{stage}.lr" in str(caught.value.fix)
     assert ends == []  # nothing was reported, so no checkpoint was written
 
