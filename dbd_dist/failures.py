@@ -71,7 +71,7 @@ def run_failed(
 
 
 def _remedy(what: str) -> str:
-    if "memory" in what:
+    if "memory of its machine ran out" in what:
         return "free memory, or use fewer --compute.workers or smaller batches; then "
     if "resources" in what:
         return "see what is free with `ray status`, or use fewer --compute.workers; then "
