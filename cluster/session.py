@@ -3,7 +3,10 @@
 A cluster is found by RAY_ADDRESS (set inside a submitted job) or by the note that `ray start` leaves on its
 host. Connecting says nothing of CPUs or addresses: Ray refuses both there. Otherwise a Ray of our own is
 started, with its dashboard (Tune frees the resources of stopped trials through it) on the loopback address,
-and guarded by a token.
+and guarded by a token. It ends with this process, even where this process is killed (see reaper.py).
+
+A process that is connected to Ray is ended by it, from C++ and without a word that a person could use, some seconds
+after Ray has ended; `lost` says so earlier.
 """
 
 from __future__ import annotations
@@ -11,18 +14,27 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from . import reaper
 from .errors import ClusterError
 
 # Left to itself, a local ray.init() writes a token into the home folder and so turns authentication on for
 # every later `ray start` there. The token of our own Ray lives in a private folder, and goes with it.
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+HEAD_MAY_BE_AWAY_S = 45.0
+"""How long the head of a cluster may not answer: it may be restarted (KubeRay does), and after 60 s Ray ends us."""
+REAPER_WAIT_S = 10.0
 
 
 def quiet_env(environ: Mapping[str, str]) -> dict[str, str]:
@@ -84,7 +96,8 @@ def connect(
     os.environ.update(quiet_env(os.environ))
     quiet = {"log_to_driver": worker_logs, "logging_level": "warning", "runtime_env": runtime_env}
     address = cluster_address(os.environ)
-    private = None
+    private = guard = None
+    shown = _show_messages(worker_logs)
     try:
         if address is not None:
             try:
@@ -102,6 +115,7 @@ def connect(
                 ) from error
         else:
             private = Path(tempfile.mkdtemp(prefix="dbd-ray-"))  # mode 700
+            guard = _guard(private)
             _write_token(private / "token")
             os.environ.update(token_env(os.environ, private / "token"))
             _reread_environment()
@@ -113,9 +127,14 @@ def connect(
                 dashboard_host="127.0.0.1",
                 **quiet,
             )
+            if guard is not None:
+                _tell(guard, [process.pid for _, process in _own_processes()])
         yield address is not None
     finally:
         ray.shutdown()
+        _show_messages(shown)
+        if guard is not None:
+            _end(guard)
         if private is not None:
             shutil.rmtree(private, ignore_errors=True)
             for name, value in before.items():
@@ -123,6 +142,58 @@ def connect(
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+class Watch:
+    """Tells whether the Ray that this process is connected to is still there. For any thread, one at a time.
+
+    Ask it every second or so while Ray is waited for: asking is what tells Ray's workers too (they live on as long as
+    their raylet, which, killed, stays a zombie until its parent looks).
+    """
+
+    def __init__(self) -> None:
+        from ray._private import worker
+
+        node = getattr(worker, "_global_node", None)  # of a Ray client, there is none
+        self._own = _own_processes()
+        self._head = None if node is None or self._own else node.gcs_address
+        self._raylet = None if node is None or self._own else node.raylet_socket_name
+        self._answered = time.monotonic()
+
+    def lost(self) -> str | None:
+        """What has ended, in words, if Ray cannot go on; else None."""
+        for name, process in self._own:
+            code = process.poll()
+            if code is not None:
+                return f"{name} (pid {process.pid}) {how_it_ended(code)}"
+        if self._raylet is not None and not _listens(self._raylet):
+            return "the raylet of this machine does not answer any more"
+        if self._head is None or _answers(self._head):
+            self._answered = time.monotonic()
+        elif time.monotonic() - self._answered > HEAD_MAY_BE_AWAY_S:
+            return f"Ray's head at {self._head} has not answered for {HEAD_MAY_BE_AWAY_S:.0f} s"
+        return None
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code as `subprocess` gives it, in words."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
+
+
+def _own_processes() -> list[tuple[str, subprocess.Popen]]:
+    """Processes of the Ray that this process started, those that it cannot do without first; elsewhere none."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    if node is None:
+        return []
+    needed = {"gcs_server": "Ray's head process, gcs_server,", "raylet": "Ray's process for this machine, raylet,"}
+    return [(phrase, info.process) for kind, phrase in needed.items() for info in node.all_processes.get(kind, ())]
 
 
 def _answers(address: str) -> bool:
@@ -133,6 +204,62 @@ def _answers(address: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
+
+
+def _listens(path: str) -> bool:
+    """Does someone listen on a socket of this machine?"""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(2)
+        try:
+            client.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # full for the moment: someone has it open
+            return True
+    return True
+
+
+def _guard(folder: Path) -> subprocess.Popen | None:
+    """Start the process that cleans up after this one; None where there is no /proc to do it with."""
+    if not Path("/proc/self/stat").exists():
+        return None
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", reaper.__file__, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # what ends this process and its group must not end it
+        cwd="/",
+    )
+
+
+def _tell(guard: subprocess.Popen, pids: list[int]) -> None:
+    assert guard.stdin is not None
+    try:
+        guard.stdin.write("".join(f"{pid}\n" for pid in pids).encode())
+        guard.stdin.flush()
+    except BrokenPipeError:  # someone ended it; Ray's own ways remain
+        pass
+
+
+def _end(guard: subprocess.Popen) -> None:
+    """Let it clean up, and wait for it."""
+    assert guard.stdin is not None
+    try:
+        guard.stdin.close()
+        guard.wait(REAPER_WAIT_S)
+    except (BrokenPipeError, subprocess.TimeoutExpired):
+        pass
+
+
+def _show_messages(wanted: bool) -> bool:
+    """Let Ray print here what happens to its processes, twenty lines of its log with each, or not; returns whether it
+    did before."""
+    from ray._private import worker
+
+    before = worker._worker_logs_enabled
+    worker._worker_logs_enabled = wanted
+    return before
 
 
 def _write_token(path: Path) -> None:

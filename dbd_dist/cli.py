@@ -1,4 +1,5 @@
-"""The `dbd` command: finds the subcommand, and turns errors that a user can mend into one message and exit code 2.
+"""The `dbd` command: finds the subcommand, and turns errors that a user can mend into one message and exit code 2,
+and what ends a run for no mistake of its user's into one message and exit code 1.
 
 Subcommands are imported when they are called, so that ``dbd --help`` answers at once.
 """
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from cluster.errors import ClusterError
     from data_prep.errors import UserError
+    from dbd_dist.failures import RunFailed
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -68,6 +70,11 @@ def main(argv: list[str] | None = None) -> int:
         code = getattr(error, "exit_code", None)  # of a run that was asked to stop, which is no error
         print(f"error: {error}" if code is None else error, file=sys.stderr)
         return 2 if code is None else code
+    except RunFailed as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if debug:
             raise
