@@ -39,7 +39,8 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 130 interrupted."""
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 70 ended because
+    it hung, 130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from cluster.errors import ClusterError
     from data_prep.errors import UserError
+    from dbd_dist import watchdog
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -66,6 +68,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except watchdog.StalledError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return watchdog.EXIT_CODE
     except KeyboardInterrupt:
         if debug:
             raise

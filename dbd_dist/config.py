@@ -209,9 +209,12 @@ class ComputeConfig:
     """Training images up to this size (decoded, GiB a worker) stay on the device; larger sets stream from disk."""
     stage: Path | None = None
     """Folder on each node's own disk that the data set is copied to once a node, and read from; for shared storage."""
+    stall_s: float = 900.0
+    """A worker that makes no step for so many seconds is taken to hang: it leaves its stacks in the run folder and is
+    ended. Compiling, one checkpoint and reading the data set once have to fit in; 0: never."""
 
     def __post_init__(self):
-        require(self, "compute", workers=">= 1", threads="in [1, 1024]", resident_gib=">= 0")
+        require(self, "compute", workers=">= 1", threads="in [1, 1024]", resident_gib=">= 0", stall_s=">= 0")
         if self.stage is not None and not self.stage.is_absolute():
             raise UserError(f"{str(self.stage)!r} is relative", where="compute.stage", allowed="an absolute path")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cluster import session, topology
 from data_prep.errors import UserError
 from data_prep.manifest import Dataset
-from dbd_dist import pipeline
+from dbd_dist import lock, pipeline, space, watchdog
 from dbd_dist.checkpoint import CHECKPOINTS_KEPT
 from dbd_dist.config import TrainConfig, to_dict
 from dbd_dist.craft.job import Job
@@ -56,31 +56,57 @@ def run_ray(
     if config.compute.workers is not None:
         pipeline.check(config, dataset, config.compute.workers)
 
+    space.check_run(config, dataset, folder.path)
+    with lock.held(folder.path / lock.FILE, str(folder.path)):
+        _train(config, dataset, folder, stages, name, quiet, cpus_per_worker, callbacks)
+    return folder.result()
+
+
+def _train(
+    config: TrainConfig,
+    dataset: Dataset,
+    folder: RunFolder,
+    stages: Path,
+    name: str,
+    quiet: bool,
+    cpus_per_worker: float | None,
+    callbacks: Sequence[Any],
+) -> None:
     os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
     with session.connect(runtime_env=None):
-        from dbd_dist.worker import train_loop
+        from dbd_dist.worker import RetryLog, train_loop
 
         share = _share(config.compute.workers, config.compute.device, topology.of_ray(), "compute.workers")
         config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, workers=share.workers))
         pipeline.check(config, dataset, share.workers)
         folder.claim(config, dataset)
-        _on_workers(
-            train_loop,
-            {
-                "config": {**to_dict(config)},
-                "data": str(dataset.folder.resolve()),
-                "folder": str(folder.path),
-                "stages": str(stages),
-            },
-            share,
-            home=folder.path,
-            name=folder.checkpoints.name,
-            progress=folder.progress,
-            quiet=quiet,
-            cpus_per_worker=cpus_per_worker,
-            callbacks=callbacks,
-        )
-    return folder.result()
+        known = watchdog.stacks(folder.path)
+        try:
+            _on_workers(
+                train_loop,
+                {
+                    "config": {**to_dict(config)},
+                    "name": name,
+                    "data": str(dataset.folder.resolve()),
+                    "folder": str(folder.path),
+                    "stages": str(stages),
+                },
+                share,
+                home=folder.path,
+                name=folder.checkpoints.name,
+                progress=folder.progress,
+                quiet=quiet,
+                cpus_per_worker=cpus_per_worker,
+                callbacks=[RetryLog(folder.path, name), *callbacks],
+                timeout_s=watchdog.collective_timeout_s(config.compute.stall_s),
+            )
+        except UserError:
+            raise
+        except Exception as failure:
+            stalled = watchdog.stalled(folder.path, known)
+            if stalled is None:
+                raise
+            raise stalled from failure
 
 
 def _finished(folder: RunFolder, config: TrainConfig, dataset: Dataset) -> dict[str, Any] | None:
@@ -120,6 +146,7 @@ def _on_workers(
     quiet: bool,
     cpus_per_worker: float | None = None,
     callbacks: Sequence[Any] = (),
+    timeout_s: float = watchdog.collective_timeout_s(0),
 ) -> None:
     """Run `loop(arguments)` on every worker of a share, and wait for all of them.
 
@@ -127,6 +154,7 @@ def _on_workers(
         loop: leaves an ERROR_FILE in `home` for what its user can mend (see `worker.telling`).
         name: of Ray Train's own folder in `home`.
         progress: the file to show meanwhile.
+        timeout_s: how long a collective waits for the other workers.
 
     Raises:
         UserError: the one that a worker left.
@@ -154,7 +182,7 @@ def _on_workers(
             failure_config=ray.train.FailureConfig(max_failures=3),
             callbacks=list(callbacks),
         ),
-        torch_config=TorchConfig(backend="nccl" if share.use_gpu else "gloo", timeout_s=600),
+        torch_config=TorchConfig(backend="nccl" if share.use_gpu else "gloo", timeout_s=int(timeout_s)),
     )
     failure: Exception | None = None
     try:

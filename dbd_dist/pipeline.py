@@ -17,7 +17,7 @@ from torch import nn
 
 from data_prep.errors import UserError
 from data_prep.manifest import Dataset
-from dbd_dist import seeds
+from dbd_dist import seeds, watchdog
 from dbd_dist.checkpoint import Checkpoints, StageStore
 from dbd_dist.config import TrainConfig, digest, to_dict
 from dbd_dist.evaluate import Examiner, Measured, pooled_features
@@ -160,7 +160,7 @@ class _Run:
             compile=compiles(config, world.device),
             cuda_graphs=records(config, world),
             report=self._report,
-            tick=self.progress.tick if world.is_main else lambda *_: None,
+            tick=watchdog.ticking(self.progress.tick if world.is_main else None),
         )
         self.measured: Measured | None = None
         self.keys = self._keys()

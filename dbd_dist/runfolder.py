@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,9 +22,20 @@ from torch import Tensor
 from data_prep.errors import UserError
 from data_prep.hashes import refuse_pipes
 from data_prep.manifest import Dataset
+from dbd_dist import logs
 from dbd_dist.augment import AugmentConfig
 from dbd_dist.config import TrainConfig, digest, to_dict
 from dbd_dist.world import World
+
+
+class _NoWriter:
+    """In the place of a SummaryWriter that failed."""
+
+    def add_scalar(self, *_: object) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RunFolder:
@@ -125,6 +138,15 @@ class RunFolder:
         """Append one row to metrics.jsonl and to the event files (steps there are epochs of the stage)."""
         with open(self.path / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
+        if row["epoch"] == row["epochs"]:
+            logs.event("stage is reused" if row.get("reused") else "stage ends", stage=row["stage"], loss=row["loss"])
+        try:
+            self._log_to_tensorboard(row)
+        except OSError as error:  # curves are in metrics.jsonl too: no reason to end a run, nor to try again
+            logs.event("event files cannot be written", level=logging.WARNING, why=str(error))
+            self._tensorboard = _NoWriter()
+
+    def _log_to_tensorboard(self, row: dict[str, Any]) -> None:
         if self._tensorboard is None:
             from torch.utils.tensorboard.writer import SummaryWriter  # half a second to import
 
@@ -196,7 +218,8 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / "result.json", result)
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with suppress(OSError):
+                self._tensorboard.close()
 
 
 def method_hash(config: TrainConfig) -> str:

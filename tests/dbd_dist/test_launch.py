@@ -220,4 +220,4 @@ def test_a_mistake_that_a_worker_finds_is_one_message(described, tmp_path, ray_h
     assert "lower simclr.lr" in line
     assert "Traceback" not in out + message
     assert len(failures.read_text().splitlines()) == 1  # Ray Train would try three times more
-    assert {p.name for p in (tmp_path / RUN).iterdir()} <= {"run.json", "checkpoints", "tensorboard"}
+    assert {p.name for p in (tmp_path / RUN).iterdir()} <= {"run.json", "checkpoints", "tensorboard", "logs"}

@@ -110,7 +110,7 @@ def test_files_of_a_run(defended, smoke_config):
     folder = defended / RUN
     assert {p.name for p in folder.iterdir()} == {
         "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "split.parquet", "features.npz",
-        "model.safetensors", "model.json", "backbone.safetensors", "backbone.json", "result.json",
+        "model.safetensors", "model.json", "backbone.safetensors", "backbone.json", "result.json", "logs",
     }  # fmt: skip
     assert list((folder / "tensorboard").iterdir())
     assert sorted(p.name.split("-")[0] for p in (defended / "stages").iterdir()) == ["simclr", "warmup"]
