@@ -25,6 +25,7 @@ MAX_BYTES, OLDER_FILES = 4 << 20, 2
 
 _LOGGERS = ("dbd_dist", "torch")
 _log = logging.getLogger("dbd_dist")
+_log.addHandler(logging.NullHandler())  # without an open log, logging would print warnings to stderr
 _stage: str | None = None
 
 

@@ -111,23 +111,29 @@ def main(argv: list[str]) -> int:
     jobs.check_network(config, exported, dataset)
 
     made_with = jobs.settings(config, dataset, exported)
-    with _alone(out):
-        artefact = jobs.finished(out, config, made_with, training.fingerprint, overwrite=arguments.overwrite)
-        if artefact is None:
-            job = jobs.Job(
-                config=config,
-                data=dataset.folder.resolve(),
-                weights=weights.resolve(),
-                work=jobs.work_folder(out, made_with, config),
-            )
-            if _is_main():
-                check_craft(config, dataset, training.labels, job.work)
-            _craft(arguments, job)
-            if not _is_main():
-                return 0
-            artefact = jobs.finish(job, out, made_with, dataset, training)
-        elif _is_main():
-            print(f"{out} is finished; it stands.")
+
+    def finished():
+        return jobs.finished(out, config, made_with, training.fingerprint, overwrite=arguments.overwrite)
+
+    artefact = finished()
+    if artefact is not None and _is_main():
+        print(f"{out} is finished; it stands.")
+    if artefact is None:
+        with _alone(out):
+            artefact = finished()  # another command may have made it just now
+            if artefact is None:
+                job = jobs.Job(
+                    config=config,
+                    data=dataset.folder.resolve(),
+                    weights=weights.resolve(),
+                    work=jobs.work_folder(out, made_with, config),
+                )
+                if _is_main():
+                    check_craft(config, dataset, training.labels, job.work)
+                _craft(arguments, job)
+                if not _is_main():
+                    return 0
+                artefact = jobs.finish(job, out, made_with, dataset, training)
     if _is_main():
         print(f"{summary(config.kind, artefact.evidence)}\n\n{out}: {config.kind}, {time.monotonic() - start:.0f} s")
     return 0

