@@ -103,7 +103,7 @@ def _train(
         except UserError:
             raise
         except Exception as failure:
-            stalled = watchdog.stalled(folder.path, known)
+            stalled = watchdog.stalled(folder.path, known, died=str(failure))
             if stalled is None:
                 raise
             raise stalled from failure

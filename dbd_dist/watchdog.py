@@ -16,6 +16,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -35,6 +36,8 @@ EXIT_CODE = 70
 
 START_FACTOR = 4
 """How much longer than between two steps it may take to the first one: the data set is read, code is compiled."""
+
+_PID = re.compile(r"^pid +(\d+)$", re.MULTILINE)
 
 Tick = Callable[[str, int, int, int, int], None]
 _current: Watchdog | None = None
@@ -233,17 +236,20 @@ def stacks(folder: Path) -> list[Path]:
     return sorted((folder / FOLDER).glob("*.txt"), key=lambda path: path.stem.split("-")[::-1])
 
 
-def stalled(folder: Path, known: Collection[Path]) -> StalledError | None:
+def stalled(folder: Path, known: Collection[Path], died: str) -> StalledError | None:
     """What to say of a run that has failed, where that was because it hung.
 
     Args:
         known: the stacks that were there when it started.
+        died: what Ray says of the workers that failed last; it names them by "pid=N". Stalls that the run got over
+            before are no reason.
     """
     collect(folder)
     found = [path for path in stacks(folder) if path not in known]
+    found = [path for path in found if any(f"pid={pid}," in died for pid in _PID.findall(path.read_text()))]
     if not found:
         return None
-    return StalledError(message(folder, "its workers hung", ", ".join(map(str, found[-4:]))))
+    return StalledError(message(folder, "its workers hung", ", ".join(map(str, found))))
 
 
 def collective_timeout_s(limit_s: float) -> float:

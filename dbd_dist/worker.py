@@ -96,7 +96,11 @@ class RetryLog(ray.train.UserCallback):
         with logs.written(self._folder, run=self._run, rank="driver"):
             for rank, error in worker_exceptions.items():
                 logs.event(
-                    "retry", level=logging.WARNING, failed_rank=rank, type=type(error).__name__, message=str(error)
+                    "retry",
+                    level=logging.WARNING,
+                    failed_rank=rank,
+                    type=type(error).__name__,
+                    message=str(error)[:4000],
                 )
 
 

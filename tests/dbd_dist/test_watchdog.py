@@ -192,3 +192,18 @@ def test_nothing_is_watched_with_a_limit_of_0(tmp_path):
     with watchdog.watching(tmp_path, rank=0, limit_s=0):
         assert watchdog._current is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stall_that_was_got_over_is_no_reason_for_a_failure(tmp_path):
+    """Only what the workers that failed last have left is named."""
+    folder = tmp_path / watchdog.FOLDER
+    folder.mkdir()
+    old, early, last = (folder / f"rank{i}-2026010{i}T000000Z.txt" for i in range(1, 4))
+    for path, pid in ((old, 11), (early, 22), (last, 333)):
+        path.write_text(f"no step for 900 s\nhost   here\npid    {pid}\nat     simclr\n")
+    assert watchdog.stacks(tmp_path) == [old, early, last]
+    assert watchdog.stalled(tmp_path, [old], died="Worker(pid=11, ...): out of memory, pid=3333,") is None
+    found = watchdog.stalled(tmp_path, [old], died="actor died\n    pid=333,\n")
+    assert found is not None
+    assert str(last) in str(found)
+    assert str(early) not in str(found)
