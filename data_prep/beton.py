@@ -158,6 +158,21 @@ def _expect(info: BetonInfo, count: int | None, px: int | None) -> None:
 # -------------------------------------------------------------------------------- writing
 
 
+def _page_bytes(sample_bytes: int) -> int:
+    # A page holds whole samples: some 32 of them keep the unused rest of a page below a few per cent.
+    return max(_MIN_PAGE, min(_MAX_PAGE, 1 << (32 * sample_bytes - 1).bit_length()))
+
+
+def file_bytes(count: int, px: int) -> int:
+    """The size of a file of `count` images of `px` x `px` pixels: header and table, whole pages of whole samples, and
+    where each sample lies."""
+    sample_bytes = px * px * 3
+    page = _page_bytes(sample_bytes)
+    head = _HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize + count * _SAMPLE.itemsize
+    pages = -(-head // page) + -(-count // (page // sample_bytes))
+    return pages * page + count * _REGION.itemsize
+
+
 class BetonWriter:
     """Writes one file sample by sample, in index order; a context manager.
 
@@ -187,8 +202,7 @@ class BetonWriter:
                 where=self.path,
                 allowed="at most 18,918 px",
             )
-        # A page holds whole samples: some 32 of them keep the unused rest of a page below a few per cent.
-        page = max(_MIN_PAGE, min(_MAX_PAGE, 1 << (32 * sample_bytes - 1).bit_length()))
+        page = _page_bytes(sample_bytes)
         self._plain: PlainFile | None = None
         if not ffcv_installed():
             self._begin_plain(page)

@@ -33,7 +33,7 @@ from data_prep.attacks import (
     Trigger,
     WaNet,
 )
-from data_prep.beton import BetonWriter
+from data_prep.beton import BetonWriter, file_bytes
 from data_prep.errors import UserError
 from data_prep.hashes import ContentHash, data_hash, sha256_json
 from data_prep.manifest import Dataset, Manifest, open_dataset, read_manifest, record_files, write_manifest
@@ -58,6 +58,7 @@ from data_prep.truth import SplitTruth
 _CHUNK_BYTES = 4 << 20  # of decoded pixels: what one thread works on at a time
 _CHUNK_IMAGES = 512
 _PREVIEW_IMAGES = 6
+_ROW_BYTES = 128  # of samples.parquet and truth.parquet together; most of it the name of the image's file
 
 AnySource = (
     Annotated[Digits, tyro.conf.subcommand("digits")]
@@ -288,14 +289,20 @@ def _short(value: object) -> str:
 
 
 def _check_space(folder: Path, source: OpenSource, px: int, has_attack: bool) -> None:
-    images = len(source.train) + len(source.test) * (2 if has_attack else 1)
-    needed, free = images * px * px * 3, shutil.disk_usage(folder).free
+    needed, free = space_bytes(len(source.train), len(source.test), px, has_attack), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"the data set needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
             where=folder.parent,
             fix="make room, or keep fewer images with train_per_class",
         )
+
+
+def space_bytes(train: int, test: int, px: int, has_attack: bool) -> int:
+    """What a dataset folder takes at most: its .beton files, `_ROW_BYTES` an image for both tables, and the preview."""
+    splits = [train, test, *([test] if has_attack else [])]
+    preview_bytes = _PREVIEW_IMAGES * 3 * max(px, 192) ** 2 * 3  # small images are enlarged to at most 192 px
+    return sum(file_bytes(count, px) + count * _ROW_BYTES for count in splits if count) + preview_bytes
 
 
 def _install(partial: Path, config: PrepareConfig, made: dict[str, object]) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from data_prep.errors import UserError
 from data_prep.hashes import refuse_pipes
+from dbd_dist import logs
 from dbd_dist.mirror import Mirror
 
 STATE_FILE = "state.pt"
@@ -219,7 +220,7 @@ class Checkpoints:
             _quietly_remove(old)
             if self._mirror is not None:
                 self._mirror.remove(old)
-        log.info("state of %s written", state["stage"], extra={"path": str(path)})
+        logs.event("checkpoint written", path=str(path))
 
 
 # -------------------------------------------------------------------------------------------- finished stages

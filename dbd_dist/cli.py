@@ -40,8 +40,8 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 130 interrupted,
-    143 terminated."""
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 70 ended because
+    it hung, 130 interrupted, 143 terminated."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from cluster.errors import ClusterError
     from data_prep.errors import UserError
+    from dbd_dist import watchdog
     from dbd_dist.failures import RunFailed
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -75,6 +76,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except watchdog.StalledError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return watchdog.EXIT_CODE
     except KeyboardInterrupt:
         if debug:
             raise

@@ -218,13 +218,16 @@ class ComputeConfig:
     mirror: str | None = None
     """A second place for states, e.g. s3://BUCKET/FOLDER or file:///FOLDER: copied there in the background, and fetched
     from there where they are missing here."""
+    stall_s: float = 900.0
+    """A worker that makes no step for so many seconds is taken to hang: it leaves its stacks in the run folder and is
+    ended. Compiling, one checkpoint and reading the data set once have to fit in; 0: never."""
     min_workers: int | None = None
     """Go on with fewer workers, down to this many, while nodes are missing. Default: wait for all."""
 
     def __post_init__(self):
         require(
             self, "compute", workers=">= 1", threads="in [1, 1024]", resident_gib=">= 0", checkpoint_s=">= 0",
-            checkpoint_steps=">= 1", patience_s=">= 0", min_workers=">= 1",
+            checkpoint_steps=">= 1", patience_s=">= 0", min_workers=">= 1", stall_s=">= 0",
         )  # fmt: skip
         if self.min_workers is not None and (self.workers is None or self.min_workers > self.workers):
             raise UserError(

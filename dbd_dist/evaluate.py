@@ -15,6 +15,7 @@ from data_prep.truth import read_truth
 from dbd_dist import augment
 from dbd_dist.augment import AugmentConfig
 from dbd_dist.sampling import rank_slice
+from dbd_dist.watchdog import beat
 from dbd_dist.world import World
 
 FORWARD_BATCH = 500
@@ -61,6 +62,7 @@ class Examiner:
     def _predict(self, model: nn.Module, images_NHWC: Tensor) -> Tensor:
         predictions = []
         for chunk in images_NHWC.split(FORWARD_BATCH):
+            beat()
             with torch.autocast(chunk.device.type, dtype=torch.bfloat16, enabled=self._bf16):
                 logits = model(augment.normalise(self._normalise, chunk.permute(0, 3, 1, 2)))
             predictions.append(logits.argmax(dim=1))

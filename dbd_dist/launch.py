@@ -17,9 +17,10 @@ from cluster import session, topology
 from cluster.errors import ClusterError
 from data_prep.errors import UserError
 from data_prep.manifest import Dataset
-from dbd_dist import pipeline, stopping
+from dbd_dist import lock, pipeline, space, stopping, watchdog
 from dbd_dist.config import TrainConfig, to_dict
 from dbd_dist.craft.job import Job
+from dbd_dist.failures import RunFailed, run_failed
 from dbd_dist.local import prepare_folder
 from dbd_dist.progress import Display, Follower
 from dbd_dist.runfolder import RunFolder
@@ -33,8 +34,10 @@ ALONE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """For a Ray of this machine's own, whose only node nobody takes away; watching costs seconds at the start."""
 RAY_FOLDER = "ray"
 """Ray Train's own files, in a run folder while it is under way."""
-FAILURES = 3
-"""How often workers may be lost before the run ends."""
+RETRIES = 3
+"""How often workers are started again after one has ended."""
+LOOK_S = 0.3
+"""Between looks at whether Ray is still there."""
 
 
 def run_ray(
@@ -54,6 +57,9 @@ def run_ray(
 
     Raises:
         UserError, ClusterError: the run cannot start, or ended for a reason that its user can mend.
+        Stopped: it was asked to.
+        StalledError: its workers hung, time and again.
+        RunFailed: it ended for another reason.
     """
     folder, dataset, stages = prepare_folder(config, storage, name)
     done = _finished(folder, config, dataset)
@@ -66,9 +72,31 @@ def run_ray(
         for count in range(config.compute.min_workers or config.compute.workers, config.compute.workers + 1):
             pipeline.check(config, dataset, count)
 
+    space.check_run(config, dataset, folder.path)
+    with lock.held(folder.path / lock.FILE, str(folder.path)):
+        known = watchdog.stacks(folder.path)
+        failure = _train(config, dataset, folder, stages, name, quiet, cpus_per_worker, callbacks)
+    if failure is not None:  # told when Ray is gone: only then nobody goes on
+        stalled = watchdog.stalled(folder.path, known, died=str(failure))
+        if stalled is not None:
+            raise stalled from _exception(failure)
+        raise _failed(failure, folder.path, folder.last_checkpoint())
+    return folder.result()
+
+
+def _train(
+    config: TrainConfig,
+    dataset: Dataset,
+    folder: RunFolder,
+    stages: Path,
+    name: str,
+    quiet: bool,
+    cpus_per_worker: float | None,
+    callbacks: Sequence[Any],
+) -> BaseException | str | None:
     _set_environment()
     with session.connect(runtime_env=None):
-        from dbd_dist.worker import train_loop
+        from dbd_dist.worker import RetryLog, train_loop
 
         fewest = config.compute.min_workers
         share = _share(config.compute.workers, config.compute.device, topology.of_ray(), "compute.workers", fewest)
@@ -77,10 +105,11 @@ def run_ray(
         for count in range(fewest or most, most + 1):
             pipeline.check(config, dataset, count)
         folder.claim(config, dataset)
-        _on_workers(
+        return _on_workers(
             train_loop,
             {
                 "config": {**to_dict(config)},
+                "name": name,
                 "data": str(dataset.folder.resolve()),
                 "folder": str(folder.path),
                 "stages": str(stages),
@@ -91,9 +120,9 @@ def run_ray(
             progress=folder.progress,
             quiet=quiet,
             cpus_per_worker=cpus_per_worker,
-            callbacks=callbacks,
+            callbacks=[RetryLog(folder.path, name), *callbacks],
+            timeout_s=watchdog.collective_timeout_s(config.compute.stall_s),
         )
-    return folder.result()
 
 
 def _finished(folder: RunFolder, config: TrainConfig, dataset: Dataset) -> dict[str, Any] | None:
@@ -109,7 +138,7 @@ def craft_ray(job: Job, *, workers: int | None, device: Literal["auto", "cpu", "
     """Do the work of an artefact on Ray Train workers; see `run_ray` for where they are.
 
     Raises:
-        UserError, ClusterError: as `run_ray`.
+        UserError, ClusterError, RunFailed: as `run_ray`.
     """
     if session.cluster_address(os.environ) is None:
         job.check(_share(workers, device, topology.this_machine(), "--workers").workers)
@@ -119,9 +148,11 @@ def craft_ray(job: Job, *, workers: int | None, device: Literal["auto", "cpu", "
 
         share = _share(workers, device, topology.of_ray(), "--workers")
         job.check(share.workers)
-        _on_workers(
+        failure = _on_workers(
             craft_loop, job.to_dict(), share, count=share.workers, home=job.work, progress=job.progress, quiet=quiet
         )
+    if failure is not None:
+        raise _failed(failure, job.work, "the last finished part")
 
 
 def _set_environment() -> None:
@@ -140,7 +171,8 @@ def _on_workers(
     quiet: bool,
     cpus_per_worker: float | None = None,
     callbacks: Sequence[Any] = (),
-) -> None:
+    timeout_s: float = watchdog.collective_timeout_s(0),
+) -> BaseException | str | None:
     """Run `loop(arguments)` on workers of a share's size, and wait for all of them.
 
     SIGINT and SIGTERM are passed on to the workers through a file in `home`; see `stopping`.
@@ -149,10 +181,15 @@ def _on_workers(
         loop: leaves an ERROR_FILE in `home` for what its user can mend (see `worker.telling`).
         count: workers; or how many at least and at most.
         progress: the file to show meanwhile.
+        timeout_s: how long a collective waits for the other workers.
+
+    Returns:
+        What ended them before their end, if something did.
 
     Raises:
         UserError: the one that a worker left; Stopped among them.
     """
+    import ray.exceptions
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -173,51 +210,73 @@ def _on_workers(
         run_config=ray.train.RunConfig(
             name=RAY_FOLDER,
             storage_path=str(home),
-            failure_config=ray.train.FailureConfig(max_failures=FAILURES),
+            failure_config=ray.train.FailureConfig(max_failures=RETRIES),
             callbacks=list(callbacks),
         ),
-        torch_config=TorchConfig(backend="nccl" if share.use_gpu else "gloo", timeout_s=600),
+        torch_config=TorchConfig(backend="nccl" if share.use_gpu else "gloo", timeout_s=int(timeout_s)),
     )
-    failure: Exception | None = None
+    failure: BaseException | str | None = None
     try:
         with nullcontext() if quiet else Follower(progress, Display()), stopping.signals(request.leave):
-            _fit(trainer)
-    except ray.train.TrainingFailedError as error:
+            failure = _wait_for(trainer.fit)
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         failure = error
-    request.clear()
-    shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)
+    finally:
+        request.clear()
+        shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)
     if error_file.exists():
         fields = json.loads(error_file.read_text())
         error_file.unlink()
         progress.unlink(missing_ok=True)
+        what, where, fix = fields["what"], fields["where"], fields["fix"]
         if "exit_code" in fields:
-            raise stopping.Stopped(
-                fields["what"], where=fields["where"], fix=fields["fix"], exit_code=fields["exit_code"]
-            )
-        raise UserError(
-            fields["what"], where=fields["where"], allowed=fields["allowed"], fix=fields["fix"]
-        ) from failure
+            raise stopping.Stopped(what, where=where, fix=fix, exit_code=fields["exit_code"])
+        raise UserError(what, where=where, allowed=fields["allowed"], fix=fix) from _exception(failure)
     if failure is not None:
-        raise failure
+        progress.unlink(missing_ok=True)
+    return failure
 
 
-def _fit(trainer: Any) -> None:
-    """`trainer.fit()` in a thread of its own, so that signals are ours: in the main thread Ray Train takes Ctrl-C as an
-    order to abort."""
-    raised: list[BaseException] = []
+def _exception(failure: BaseException | str | None) -> BaseException | None:
+    return failure if isinstance(failure, BaseException) else None
 
-    def fit() -> None:
+
+def _failed(failure: BaseException | str, where: Path, goes_on_from: str | None) -> RunFailed:
+    failed = run_failed(failure, where=where, goes_on_from=goes_on_from, tries=RETRIES + 1)
+    failed.__cause__ = _exception(failure)  # --debug shows it
+    return failed
+
+
+def _wait_for(fit: Callable[[], object]) -> str | None:
+    """Call `fit` and wait for it while Ray is there; returns what Ray has lost where it is not.
+
+    In a thread of its own: in the main one Ray Train takes Ctrl-C as an order to abort; and where Ray has ended, `fit`
+    never returns, and some seconds later Ray ends this process. Such threads are not waited for at the end.
+
+    Raises:
+        What `fit` raises.
+    """
+    ended: list[BaseException | None] = []
+
+    def body() -> None:
         try:
-            trainer.fit()
-        except BaseException as error:
-            raised.append(error)
+            fit()
+            ended.append(None)
+        except BaseException as error:  # also SystemExit, which Ray raises in those who wait when it is shut down
+            ended.append(error)
 
-    thread = threading.Thread(target=fit, name="fit", daemon=True)
+    thread = threading.Thread(target=body, name="fit", daemon=True)
+    watch = session.Watch()
     thread.start()
     while thread.is_alive():
-        thread.join(0.2)
-    if raised:
-        raise raised[0]
+        thread.join(LOOK_S)
+        lost = watch.lost()
+        if lost is not None and thread.is_alive():
+            return lost
+    (error,) = ended
+    if error is not None:
+        raise error
+    return None
 
 
 def _share(

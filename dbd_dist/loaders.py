@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data_prep.beton import BetonStream, read_beton
 from data_prep.manifest import Dataset
+from dbd_dist.watchdog import beat
 
 
 class Images(Protocol):
@@ -48,6 +49,7 @@ class ResidentImages:
         # one copy for all batches: each would wait for the device
         order = torch.cat(chosen).to(self._images.device)
         for part in order.split([len(c) for c in chosen]):
+            beat()
             yield self._images[part].permute(0, 3, 1, 2)
 
 
@@ -78,6 +80,7 @@ class StreamedImages:
         else:  # views into FFCV's ring, overwritten by what comes next: copy before handing out
             read = (images.clone() for images in read)
         for images in read:
+            beat()
             yield images.permute(0, 3, 1, 2)
 
 

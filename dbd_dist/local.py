@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import stat
-from contextlib import nullcontext
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.errors import UserError
 from data_prep.manifest import Dataset, open_dataset
 from data_prep.staging import stage
-from dbd_dist import pipeline
+from dbd_dist import lock, logs, pipeline, space, watchdog
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import job as crafting
 from dbd_dist.progress import Display, Follower
-from dbd_dist.runfolder import RunFolder
+from dbd_dist.runfolder import RunFolder, versions
 from dbd_dist.stopping import StopRequest, signals
 from dbd_dist.world import World
 
@@ -71,20 +72,34 @@ def prepare_folder(config: TrainConfig, storage: Path, name: str) -> tuple[RunFo
 def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = False) -> dict[str, Any] | None:
     """Run in this process; under torchrun, as one rank of several, whatever `config.compute.workers` says. Needs no
     Ray."""
-    world = World.join(config.compute.device)
+    limit_s = config.compute.stall_s
+    world = World.join(config.compute.device, timedelta(seconds=watchdog.collective_timeout_s(limit_s)))
     try:
         folder, dataset, stages = prepare_folder(config, storage, name)
         pipeline.check(config, dataset, world.size)
         request = StopRequest(folder.stop)
-        if world.is_main:
-            folder.claim(config, dataset)
-            request.clear()
-        world.barrier()
-        if config.compute.stage is not None:
-            dataset = stage(dataset.folder, config.compute.stage)
-        shown = nullcontext() if quiet or not world.is_main else Follower(folder.progress, Display())
-        with signals(request.set), shown:
-            return pipeline.run(config, dataset, folder, stages, world, request=request)
+        with ExitStack() as around:
+            done = world.broadcast(folder.result() is not None)  # one rank looks, as the file may appear meanwhile
+            if world.is_main:
+                if not done:
+                    space.check_run(config, dataset, folder.path)
+                    around.enter_context(lock.held(folder.path / lock.FILE, str(folder.path)))
+                folder.claim(config, dataset)
+                request.clear()
+            world.barrier()
+            if done:
+                return folder.result()
+            around.enter_context(logs.written(folder.path, run=name, rank=world.rank))
+            around.enter_context(watchdog.watching(folder.path, rank=world.rank, limit_s=limit_s))
+            logs.start(world.size, str(world.device), versions())
+            if config.compute.stage is not None:
+                dataset = stage(dataset.folder, config.compute.stage)
+            if not quiet and world.is_main:
+                around.enter_context(Follower(folder.progress, Display()))
+            around.enter_context(signals(request.set))
+            result = pipeline.run(config, dataset, folder, stages, world, request=request)
+            logs.event("finish", stage=None)
+            return result
     finally:
         world.leave()
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import logging
 import os
 import shutil
 import time
@@ -20,7 +19,7 @@ from torch import nn
 
 from data_prep.errors import UserError
 from data_prep.manifest import Dataset
-from dbd_dist import seeds
+from dbd_dist import logs, seeds, watchdog
 from dbd_dist.checkpoint import STATE_FILE, Checkpoints, StageStore, on_cpu, patiently, sweep_asides
 from dbd_dist.config import TrainConfig, digest, to_dict
 from dbd_dist.evaluate import Examiner, Measured, pooled_features
@@ -33,8 +32,6 @@ from dbd_dist.stages import mixmatch, simclr, supervised, warmup
 from dbd_dist.stages.context import Context, Diverged, EpochEnd, StepEnd
 from dbd_dist.stopping import Lookout, Stopped, StopRequest
 from dbd_dist.world import World
-
-log = logging.getLogger(__name__)
 
 FEATURE_SAMPLES = 2000
 START = "the start"
@@ -201,7 +198,7 @@ class _Run:
             compile=compiles(config, world.device),
             cuda_graphs=records(config, world),
             report=self._report,
-            tick=self.progress.tick if world.is_main else lambda *_: None,
+            tick=watchdog.ticking(self.progress.tick if world.is_main else None),
             after_step=self._after_step,
         )
         self.measured: Measured | None = None
@@ -220,7 +217,7 @@ class _Run:
         """Get states back that are in the mirror and not here. For rank 0."""
         if self.checkpoints.newest() is None:
             for path in mirror.fetch(self.folder.checkpoints, pattern="checkpoint_*.pt"):
-                log.info("%s fetched from %s", path, mirror.uri)
+                logs.event("checkpoint fetched", path=str(path), mirror=mirror.uri)
         for stage in ("simclr", "warmup"):
             mirror.fetch(self.store.path(stage, self.keys[stage]).parent, pattern=STATE_FILE)
 
@@ -233,7 +230,7 @@ class _Run:
             if saved["key"] == self.keys.get(saved["stage"]):
                 self.saved = saved
                 self.at = _position(saved)
-                log.info("going on from %s: %s", name, self.at)
+                logs.event("resumed", checkpoint=name, after=self.at)
         if self.world.is_main:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             rows = self.saved["rows"] if self.saved else []
@@ -283,6 +280,7 @@ class _Run:
     def _leave(self, wanted: str | None) -> None:
         if wanted is None or wanted == "state":
             return
+        logs.event("stop requested", by=wanted, after=self.at)
         self.checkpoints.flush()
         self._stopped()
         raise Stopped.at(wanted, self.at, self.folder.path)

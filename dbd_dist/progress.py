@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ProgressFile:
-    """Written by rank 0 of the training, at most twice a second; a reader finds a whole file or none."""
+    """Written by rank 0 of the training, at most twice a second; a reader finds a whole file or none. Best effort."""
 
     def __init__(self, path: Path, interval_s: float = 0.5):
         self._path, self._interval = path, interval_s
@@ -41,11 +42,13 @@ class ProgressFile:
 
     def _write(self, state: dict[str, Any]) -> None:
         aside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(state))
-        os.replace(aside, self._path)
+        with suppress(OSError):  # a full or failing disk ends no run for the sake of a progress bar
+            aside.write_text(json.dumps(state))
+            os.replace(aside, self._path)
 
     def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 class Display:

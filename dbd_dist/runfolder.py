@@ -23,11 +23,20 @@ from torch import Tensor
 from data_prep.errors import UserError
 from data_prep.hashes import refuse_pipes
 from data_prep.manifest import Dataset
+from dbd_dist import logs
 from dbd_dist.augment import AugmentConfig
 from dbd_dist.config import TrainConfig, digest, to_dict
 from dbd_dist.world import World
 
-log = logging.getLogger(__name__)
+
+class _NoWriter:
+    """In the place of a SummaryWriter that failed."""
+
+    def add_scalar(self, *_: object) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RunFolder:
@@ -122,14 +131,12 @@ class RunFolder:
         """
         self._rows = [dict(row) for row in rows]
         self._behind = True
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        self.write_rows()
+        self._tensorboard = None
         if (self.path / "tensorboard").exists():
             shutil.rmtree(self.path / "tensorboard")
         for row in self._rows:
-            self._add_scalars(row)
-        self.write_rows()
+            self._curve(row)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one row to metrics.jsonl and to the event files (steps there are epochs of the stage).
@@ -143,10 +150,12 @@ class RunFolder:
             else:
                 with open(self.path / "metrics.jsonl", "a") as file:
                     file.write(json.dumps(row) + "\n")
-            self._add_scalars(row)
         except OSError as error:
             self._behind = True
-            log.warning("%s cannot be written now (%s)", self.path / "metrics.jsonl", error.strerror or error)
+            logs.event("metrics.jsonl cannot be written now", level=logging.WARNING, why=str(error))
+        if row["epoch"] == row["epochs"]:
+            logs.event("stage is reused" if row.get("reused") else "stage ends", stage=row["stage"], loss=row["loss"])
+        self._curve(row)
 
     def write_rows(self) -> None:
         """Write metrics.jsonl anew.
@@ -163,6 +172,13 @@ class RunFolder:
                 aside.unlink(missing_ok=True)
         self._behind = False
 
+    def _curve(self, row: dict[str, Any]) -> None:
+        try:
+            self._add_scalars(row)
+        except OSError as error:  # curves are in metrics.jsonl too: no reason to end a run, nor to try again
+            logs.event("event files cannot be written", level=logging.WARNING, why=str(error))
+            self._tensorboard = _NoWriter()
+
     def _add_scalars(self, row: dict[str, Any]) -> None:
         if self._tensorboard is None:
             from torch.utils.tensorboard.writer import SummaryWriter  # half a second to import
@@ -172,6 +188,15 @@ class RunFolder:
             if isinstance(value, int | float) and name not in ("epoch", "epochs", "reused"):
                 self._tensorboard.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])
         self._tensorboard.flush()
+
+    def last_checkpoint(self) -> str | None:
+        """Up to where metrics.jsonl goes, for people: "mixmatch, epoch 3"."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+            row = json.loads([line for line in lines if line.endswith("\n")][-1])
+        except (OSError, ValueError, IndexError):
+            return None
+        return f"about {row['stage']}, epoch {row['epoch']}"
 
     # -- results
 
@@ -235,7 +260,8 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / "result.json", result)
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with suppress(OSError):
+                self._tensorboard.close()
 
 
 def method_hash(config: TrainConfig) -> str:

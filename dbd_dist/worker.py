@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,10 @@ import ray.train.torch
 
 from data_prep.errors import UserError
 from data_prep.staging import open_here
-from dbd_dist import pipeline
+from dbd_dist import logs, pipeline, watchdog
 from dbd_dist.config import TrainConfig, from_dict
 from dbd_dist.craft import job as crafting
-from dbd_dist.runfolder import RunFolder, write_json
+from dbd_dist.runfolder import RunFolder, versions, write_json
 from dbd_dist.stopping import Stopped, StopRequest
 from dbd_dist.world import World
 
@@ -27,8 +28,8 @@ def train_loop(arguments: dict[str, Any]) -> None:
     """Run one configuration in this worker.
 
     Args:
-        arguments: plain values: "config" (see `config.to_dict`), "data", "folder" and "stages" (absolute paths on
-            storage that all nodes share).
+        arguments: plain values: "config" (see `config.to_dict`), "name" of the run, "data", "folder" and "stages"
+            (absolute paths on storage that all nodes share).
     """
     # Ray leaves OMP_NUM_THREADS at the worker's CPUs; the run sets torch's threads itself
     os.environ.pop("OMP_NUM_THREADS", None)
@@ -36,12 +37,18 @@ def train_loop(arguments: dict[str, Any]) -> None:
     folder = RunFolder(Path(arguments["folder"]))
     if (folder.path / ERROR_FILE).exists():
         return  # a worker gave up for a reason that no restart mends; the driver says which
-    with telling(folder.path):
-        config = from_dict(TrainConfig, arguments["config"])
+    config = from_dict(TrainConfig, arguments["config"])
+    with (
+        telling(folder.path),
+        logs.written(folder.path, run=arguments["name"], rank=world.rank),
+        watchdog.watching(folder.path, rank=world.rank, limit_s=config.compute.stall_s),
+    ):
+        logs.start(world.size, str(world.device), versions())
         dataset = open_here(Path(arguments["data"]), config.compute.stage)
         request = StopRequest(folder.stop, reads_file=world.is_main, notice=_preemption)
         stages = Path(arguments["stages"])
         pipeline.run(config, dataset, folder, stages, world, request=request, note=ray.train.report)
+        logs.event("finish", stage=None)
 
 
 def craft_loop(arguments: dict[str, Any]) -> None:
@@ -63,6 +70,24 @@ def _preemption() -> str | None:
     if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
         return None
     return None if ray.train.get_preemption_info() is None else "state"
+
+
+class RetryLog(ray.train.UserCallback):
+    """Notes in the run's logs/driver.jsonl when workers fail, before Ray Train starts them again or gives up."""
+
+    def __init__(self, folder: Path, run: str):
+        self._folder, self._run = folder, run
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        with logs.written(self._folder, run=self._run, rank="driver"):
+            for rank, error in worker_exceptions.items():
+                logs.event(
+                    "retry",
+                    level=logging.WARNING,
+                    failed_rank=rank,
+                    type=type(error).__name__,
+                    message=str(error)[:4000],
+                )
 
 
 @contextmanager

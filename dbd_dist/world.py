@@ -61,8 +61,12 @@ class World:
         )
 
     @classmethod
-    def join(cls, device: Literal["auto", "cpu", "cuda"]) -> World:
-        """The world that `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK in the environment) starts, or a world of one."""
+    def join(cls, device: Literal["auto", "cpu", "cuda"], timeout: timedelta = TIMEOUT) -> World:
+        """The world that `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK in the environment) starts, or a world of one.
+
+        Args:
+            timeout: how long a collective waits for the other ranks.
+        """
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         check_device(device)
@@ -73,7 +77,7 @@ class World:
             # torchrun's store outlives a group that was left: the next one would find old addresses under its keys
             store = PrefixStore(f"world {next(_joined)}", store)
             dist.init_process_group(
-                "nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
+                "nccl" if cuda else "gloo", store=store, rank=rank, world_size=size, timeout=timeout
             )
         return cls.current(torch.device("cuda", local_rank) if cuda else torch.device("cpu"))
 

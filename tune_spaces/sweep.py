@@ -11,14 +11,16 @@ from typing import Any
 from cluster import session, topology
 from data_prep.errors import UserError
 from data_prep.manifest import open_dataset
-from dbd_dist import pipeline
+from dbd_dist import lock, pipeline
 from dbd_dist.config import TrainConfig, from_dict, to_dict
 from dbd_dist.launch import WORKER_ENV, run_ray
 from dbd_dist.runfolder import RunFolder, write_json
+from dbd_dist.space import check_sweep
 from tune_spaces.overrides import override
 from tune_spaces.spaces import Space
 
 GRID_FILE = "grid.json"
+SWEEP_FILE = "sweep.json"
 TRIAL_CPU = 0.01  # the function that starts a trial's workers only waits for them; Ray refuses 0
 
 
@@ -37,10 +39,16 @@ def run_sweep(
         accuracy minus attack success, and needs the truth: a defender can see the first part only.
 
     Raises:
-        UserError: a point of the grid does not fit the data, or the folder holds a sweep over another grid.
+        UserError: a point of the grid does not fit the data, or the folder holds a sweep over another grid, or
+            another process is at work on it, or there is no room for its runs.
     """
     storage = storage.resolve()
     _check(base, space, storage / name)
+    with lock.held(storage / name / lock.FILE, str(storage / name)):
+        return _run(base, space, storage, name, parallel)
+
+
+def _run(base: TrainConfig, space: Space, storage: Path, name: str, parallel: int | None) -> list[dict[str, Any]]:
     os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
     with session.connect():
         there_is = topology.of_ray()
@@ -60,7 +68,7 @@ def run_sweep(
         results = _tune(base, space, storage, name, parallel, cpus)
     rows = [_row(space, storage / name / trial) for trial in results]
     rows.sort(key=lambda row: (-row["score"], row["folder"]))
-    write_json(storage / name / "sweep.json", {"space": _grid(space), "trials": rows})
+    write_json(storage / name / SWEEP_FILE, {"space": _grid(space), "trials": rows})
     return rows
 
 
@@ -78,6 +86,8 @@ def _check(base: TrainConfig, space: Space, folder: Path) -> None:
             allowed="the same space, to go on with it",
             fix="choose another --name, or delete the folder",
         )
+    if not (folder / SWEEP_FILE).exists():
+        check_sweep((override(base, point) for point in space.points), dataset, folder)
 
 
 def _grid(space: Space) -> dict[str, list[Any]]:

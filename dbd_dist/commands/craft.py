@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from data_prep.errors import UserError
+from dbd_dist import lock
 from dbd_dist.commands.train import STORAGE, check_before_data, check_storage, launch
 from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
 
@@ -84,6 +86,7 @@ def main(argv: list[str]) -> int:
     from dbd_dist.craft import job as jobs
     from dbd_dist.exported import read_exported
     from dbd_dist.local import check_place
+    from dbd_dist.space import check_craft
 
     start = time.monotonic()
     config, out = arguments.config, Path(os.path.realpath(arguments.out))
@@ -108,20 +111,29 @@ def main(argv: list[str]) -> int:
     jobs.check_network(config, exported, dataset)
 
     made_with = jobs.settings(config, dataset, exported)
-    artefact = jobs.finished(out, config, made_with, training.fingerprint, overwrite=arguments.overwrite)
-    if artefact is None:
-        job = jobs.Job(
-            config=config,
-            data=dataset.folder.resolve(),
-            weights=weights.resolve(),
-            work=jobs.work_folder(out, made_with, config),
-        )
-        _craft(arguments, job)
-        if not _is_main():
-            return 0
-        artefact = jobs.finish(job, out, made_with, dataset, training)
-    elif _is_main():
+
+    def finished():
+        return jobs.finished(out, config, made_with, training.fingerprint, overwrite=arguments.overwrite)
+
+    artefact = finished()
+    if artefact is not None and _is_main():
         print(f"{out} is finished; it stands.")
+    if artefact is None:
+        with _alone(out):
+            artefact = finished()  # another command may have made it just now
+            if artefact is None:
+                job = jobs.Job(
+                    config=config,
+                    data=dataset.folder.resolve(),
+                    weights=weights.resolve(),
+                    work=jobs.work_folder(out, made_with, config),
+                )
+                if _is_main():
+                    check_craft(config, dataset, training.labels, job.work)
+                _craft(arguments, job)
+                if not _is_main():
+                    return 0
+                artefact = jobs.finish(job, out, made_with, dataset, training)
     if _is_main():
         print(f"{summary(config.kind, artefact.evidence)}\n\n{out}: {config.kind}, {time.monotonic() - start:.0f} s")
     return 0
@@ -145,6 +157,13 @@ def summary(kind: str, evidence: Mapping[str, Any]) -> str:
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+def _alone(out: Path) -> AbstractContextManager[None]:
+    """Keeps other commands off an artefact and the parts of it that lie beside it; for one of torchrun's ranks."""
+    if not _is_main():
+        return nullcontext()
+    return lock.held(out.with_name(f".{out.name}.lock"), str(out), flag="--out")
 
 
 def _weights(given: Path, kind: str) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ from data_prep.errors import UserError
 from data_prep.manifest import Dataset, open_dataset
 from data_prep.poison import choose_poisoned
 from data_prep.sources import Digits
-from dbd_dist import augment, seeds
+from dbd_dist import augment, lock, seeds
+from dbd_dist.checkpoint import load_state
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import adaptive, label_consistent, pgd
@@ -480,6 +483,21 @@ def test_a_folder_that_is_no_artefact_is_never_replaced(clean, run, refused, pla
     assert "no artefact" in refused(*flags("adaptive", clean, run, "--overwrite"))
 
 
+def test_an_artefact_that_another_command_makes_is_refused(clean, run, refused, place):
+    with lock.held(place / ".made.lock", "the artefact"):
+        message = refused(*flags("adaptive", clean, run))
+    assert "another process is at work on it" in message
+    assert f"process {os.getpid()} on " in message
+    assert "--out" in message
+
+
+def test_no_room_for_an_artefact(clean, run, refused, monkeypatch):
+    monkeypatch.setattr("dbd_dist.space.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    message = refused(*flags("label-consistent", clean, run))
+    assert "the artefact needs up to" in message
+    assert "1 KiB are free" in message
+
+
 def test_networks_are_trained_where_none_is_given(clean, place, monkeypatch):
     monkeypatch.setattr("dbd_dist.pipeline._threads", lambda world: 1)  # for the tests after this one too
     for attack, more in (("label-consistent", ["--steps", "1"]), ("adaptive", ["--steps", "1", "--batch", "4"])):
@@ -502,7 +520,7 @@ def test_networks_are_trained_where_none_is_given(clean, place, monkeypatch):
     names = {str(p.relative_to(place / "runs")) for p in (place / "runs").rglob("*.safetensors")}
     assert names == {"label-consistent/surrogate/model.safetensors", "adaptive/backbone/backbone.safetensors"}
     stage = next((place / "runs" / "stages").glob("simclr-*")) / "state.pt"
-    trained = torch.load(stage, weights_only=True)["backbone"]
+    trained = load_state(stage, needs=("backbone",))["backbone"]
     exported = read_exported(place / "runs" / "adaptive" / "backbone" / "backbone.safetensors")
     found = exported.build(torch.device("cpu")).state_dict()
     assert found.keys() == trained.keys()

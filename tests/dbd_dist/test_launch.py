@@ -22,6 +22,7 @@ import pytest
 
 from cluster import session
 from data_prep.hashes import sha256_file
+from dbd_dist import watchdog
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig, to_dict
 from dbd_dist.launch import run_ray
@@ -80,6 +81,11 @@ def on_ray(described, tmp_path_factory, ray_here) -> Path:
 
 def command(described: Path, storage: Path, *flags: str) -> list[str]:
     return ["train", "--config", str(described), "--name", RUN, "--storage", str(storage), *flags]
+
+
+def events(storage: Path, process: str) -> list[dict[str, Any]]:
+    """What the log of a rank, or of the driver, says."""
+    return [json.loads(line) for line in (storage / RUN / "logs" / f"{process}.jsonl").read_text().splitlines()]
 
 
 def result_of(storage: Path) -> dict[str, Any]:
@@ -207,6 +213,48 @@ def test_a_killed_driver_goes_on_by_the_name_of_its_run(described, undisturbed, 
     assert logged(tmp_path)[:kept] == before[:kept]  # with their times: these epochs were not trained again
 
 
+# -- hangs
+
+
+def test_a_worker_that_hangs_is_replaced(config, undisturbed, tmp_path, ray_here):
+    """One is stopped, the other waits for it: that one's watchdog finds it."""
+    from ray.util.state import list_actors
+
+    def stop_one() -> None:
+        wait_for(lambda: KILL_AT in epochs(tmp_path))
+        alive = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+        os.kill(alive[0].pid, signal.SIGSTOP)
+
+    patient = replace(config, compute=replace(config.compute, stall_s=20.0))
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(stop_one)
+        run_ray(patient, storage=tmp_path, name=RUN, quiet=True)
+        stopping.result()
+    assert outcome(tmp_path) == outcome(undisturbed)
+    (stacks,) = watchdog.stacks(tmp_path / RUN)
+    assert "in train_epoch" in stacks.read_text() or "in measure_losses" in stacks.read_text()
+    (retry,) = (row for row in events(tmp_path, "driver") if row["event"] == "retry")
+    assert retry["level"] == "warning"
+    rank = int(stacks.name[len("rank")])
+    seen = [row["event"] for row in events(tmp_path, f"rank{rank}")]
+    assert seen.count("start") == 2
+    assert seen.index("stall") > seen.index("start")
+    assert seen[-1] == "finish"
+
+
+def test_workers_that_hang_every_time_are_one_message(described, tmp_path, ray_here, capfd):
+    """So little is not enough for anything, least of all to start."""
+    assert main(command(described, tmp_path, "--compute.stall-s", "0.3")) == watchdog.EXIT_CODE
+    message = capfd.readouterr().err
+    (line,) = (line for line in message.splitlines() if line.startswith("error: ") and "its workers hung" in line)
+    found = watchdog.stacks(tmp_path / RUN)
+    assert found
+    assert any(str(path) in line for path in found[-2:])  # of the last attempt
+    assert str(found[0]) not in line
+    assert "the same command goes on from the last checkpoint" in line
+    assert not (tmp_path / RUN / ".lock").exists()
+
+
 # -- mistakes
 
 
@@ -221,4 +269,4 @@ def test_a_mistake_that_a_worker_finds_is_one_message(described, tmp_path, ray_h
     assert "lower simclr.lr" in line
     assert "Traceback" not in out + message
     assert len(failures.read_text().splitlines()) == 1  # Ray Train would try three times more
-    assert {p.name for p in (tmp_path / RUN).iterdir()} <= {"run.json", "checkpoints", "tensorboard"}
+    assert {p.name for p in (tmp_path / RUN).iterdir()} <= {"run.json", "checkpoints", "tensorboard", "logs"}

@@ -118,7 +118,7 @@ def test_files_of_a_run(defended, smoke_config):
     folder = defended / RUN
     assert {p.name for p in folder.iterdir()} == {
         "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "split.parquet", "features.npz",
-        "model.safetensors", "model.json", "backbone.safetensors", "backbone.json", "result.json",
+        "model.safetensors", "model.json", "backbone.safetensors", "backbone.json", "result.json", "logs",
     }  # fmt: skip
     assert list((folder / "tensorboard").iterdir())
     assert sorted(p.name.split("-")[0] for p in (defended / "stages").iterdir()) == ["simclr", "warmup"]
@@ -293,7 +293,7 @@ def test_a_signal_leaves_a_state_and_the_run_goes_on_from_it(
     assert signal.getsignal(number) is before
     assert "stopping after this step" in capfd.readouterr().err
     assert {p.name for p in (tmp_path / RUN).iterdir()} <= {
-        "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "backbone.safetensors", "backbone.json",
+        "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "backbone.safetensors", "backbone.json", "logs",
     }  # fmt: skip
     assert numbers(train(smoke_config, tmp_path)) == numbers(result_of(defended))
     assert len(ticks) == len(set(ticks))  # no step twice

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cluster import session
 from data_prep.hashes import sha256_file
+from data_prep.manifest import open_dataset
+from dbd_dist import lock
 from dbd_dist.cli import main
 from dbd_dist.presets import preset
+from dbd_dist.space import of_run
 from tune_spaces.spaces import SMOKE, space
 
 GRID = {"split.keep": (0.4, 0.6), "warmup.sce_alpha": (0.1, 1.0), "warmup.sce_beta": (1.0,)}
@@ -125,3 +130,22 @@ def test_another_space_in_the_same_folder(refused, digits, smoke_config, monkeyp
     message = refused("filter", "--smoke", "--data", str(digits), "--name", "mine")
     assert "another grid" in message
     assert str(folder) in message
+
+
+def test_a_sweep_that_another_command_runs(refused, digits, smoke_config, monkeypatch, tmp_path):
+    smoke = preset("smoke")
+    monkeypatch.setattr("tune_spaces.command.find_preset", lambda name: replace(smoke, train=smoke_config))
+    folder = tmp_path / "runs" / "mine"
+    with lock.held(folder / lock.FILE, str(folder)):
+        message = refused("sce", "--smoke", "--data", str(digits), "--name", "mine")
+    assert f"{folder}: another process is at work on it" in message
+    assert f"process {os.getpid()} on " in message
+
+
+def test_no_room_for_all_trials(refused, digits, smoke_config, monkeypatch):
+    smoke = preset("smoke")
+    monkeypatch.setattr("tune_spaces.command.find_preset", lambda name: replace(smoke, train=smoke_config))
+    one = of_run(smoke_config, open_dataset(digits)).total
+    monkeypatch.setattr("dbd_dist.space.shutil.disk_usage", lambda path: SimpleNamespace(free=7 * one))
+    message = refused("sce", "--smoke", "--data", str(digits), "--name", "mine")  # eight trials
+    assert "the sweep mine needs up to" in message
