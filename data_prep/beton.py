@@ -665,11 +665,12 @@ def _ffcv() -> Any:
 
             Not on numba's own: its thread layer may abort the process where two loaders run at once.
             """
-            if self.loader.decoding is None:
+            loader: Any = self.loader
+            if loader.decoding is None:
                 return super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)
-            pool, threads = self.loader.decoding
+            pool, threads = loader.decoding
             self.memory_context.start_batch(b_ix)
-            ((stage, _),), _ = self.loader.code
+            ((stage, _),), _ = loader.code
             count = len(batch_indices)
 
             def part(rows: slice) -> None:

@@ -147,7 +147,9 @@ class _Run:
         self.config, self.dataset, self.folder, self.world = config, dataset, folder, world
         self.store, self.checkpoints = StageStore(stages_root), checkpoints
         self.bf16 = uses_bf16(config, world.device)
-        self.images: Images = open_images(dataset, world.device, resident_gib=config.compute.resident_gib)
+        self.images: Images = open_images(
+            dataset, world.device, resident_gib=config.compute.resident_gib, threads=torch.get_num_threads()
+        )
         self.examiner = Examiner(dataset, world, config.normalise, bf16=self.bf16)
         self.progress = ProgressFile(folder.progress)
         self.context = Context(

@@ -11,9 +11,16 @@ import pytest
 from PIL import Image
 
 from data_prep import beton
+from data_prep.attacks import BadNets
 from data_prep.beton import BetonStream, BetonWriter, check_beton, read_beton, write_beton
+from data_prep.encode import PrepareConfig, prepare
 from data_prep.errors import UserError
+from data_prep.hashes import content_hash
 from data_prep.jpeg import decode_jpeg, encode_jpeg
+from data_prep.manifest import open_dataset
+from data_prep.sources import Digits, Parquet
+from data_prep.staging import stage
+from data_prep.truth import read_truth
 
 COUNT, HEIGHT, WIDTH = 103, 24, 40
 FIELD, FIELD_BYTES, SAMPLE_BYTES, REGION_BYTES = 24, 1041, 32, 24
@@ -302,3 +309,104 @@ def test_a_damaged_image_is_an_error_of_the_consumer(reader, name, path, tmp_pat
             assert error.value.where == tmp_path / "x.beton"
             good = within(lambda opened=stream: next(opened.batches(np.arange(50), 50))[0].copy())
             np.testing.assert_array_equal(good, decoded[:50])
+
+
+# -------------------------------------------------------------------------------- data sets
+
+
+SOURCE = Digits(train_per_class=24, test_per_class=5)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    config = PrepareConfig(
+        source=SOURCE, attack=BadNets(), rate=0.1, encoding="jpeg", datasets=tmp_path_factory.mktemp("jpeg"), workers=2
+    )
+    return prepare(config, progress=False)
+
+
+def test_a_data_set_is_the_raw_one_through_pillow(dataset, digits):
+    """Trigger first, encoding after; everything else is that of the raw data set."""
+    raw, manifest = open_dataset(digits), open_dataset(dataset.folder).manifest
+    wrong = 0.0
+    for split in ("train", "test", "test_triggered"):
+        before, labels, _ = read_beton(raw.folder / f"{split}.beton")
+        found, found_labels, _ = read_beton(dataset.folder / f"{split}.beton")
+        expected = np.stack([pillow(compressed(image)) for image in before])
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(found_labels, labels)
+        assert manifest.content_hash[split] == content_hash(expected, labels)
+        if split == "train":
+            wrong = float(np.mean([(float(a) - float(b)) ** 2 for a, b in zip(found.flat, before.flat, strict=True)]))
+    assert manifest.encoding == {"kind": "jpeg", "quality": 95, "subsampling": "4:4:4"}
+    assert manifest.encoding_psnr_db == pytest.approx(10 * np.log10(255**2 / wrong), abs=1e-3)
+    assert manifest.name == dataset.folder.name == f"{raw.manifest.name}-jpeg95"
+    assert (manifest.stealth, manifest.poisoned, manifest.counts) == (
+        raw.manifest.stealth, raw.manifest.poisoned, raw.manifest.counts
+    )  # fmt: skip
+    assert (raw.manifest.encoding, raw.manifest.encoding_psnr_db) == ({"kind": "raw"}, None)
+    for split, truth in read_truth(raw.folder).items():
+        np.testing.assert_array_equal(read_truth(dataset.folder)[split].poisoned, truth.poisoned)
+
+
+def test_workers_make_no_difference_and_neither_does_ffcv(dataset, reader, tmp_path):
+    again = prepare(
+        PrepareConfig(source=SOURCE, attack=BadNets(), rate=0.1, encoding="jpeg", datasets=tmp_path, workers=1),
+        progress=False,
+    )
+    for name in ("train.beton", "test.beton", "test_triggered.beton", "preview.png"):
+        assert (again.folder / name).read_bytes() == (dataset.folder / name).read_bytes()
+    assert again.manifest.data_hash == dataset.manifest.data_hash
+
+
+def test_the_same_command_finds_it_and_another_quality_is_another(dataset, tmp_path):
+    config = PrepareConfig(
+        source=SOURCE, attack=BadNets(), rate=0.1, encoding="jpeg", jpeg_quality=95, datasets=dataset.folder.parent
+    )
+    assert prepare(config, progress=False).folder == dataset.folder
+    for options in ({"encoding": "raw"}, {"encoding": "jpeg", "jpeg_quality": 94}):
+        with pytest.raises(UserError, match=r"its encoding is \{'kind': 'jpeg', 'quality': 95"):
+            prepare(PrepareConfig(source=SOURCE, attack=BadNets(), rate=0.1, out=dataset.folder, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"jpeg_quality": 90}, "jpeg_quality 90 is given, and the encoding is raw"),
+        ({"encoding": "jpeg", "jpeg_quality": 0}, "jpeg_quality is 0"),
+        ({"encoding": "jpeg", "jpeg_quality": 101}, "jpeg_quality is 101"),
+    ],
+)
+def test_settings_that_make_no_sense(options, says):
+    with pytest.raises(UserError, match=says):
+        PrepareConfig(source=SOURCE, **options)
+
+
+def test_a_flipped_byte_is_found_before_anything_is_decoded(dataset, tmp_path, monkeypatch):
+    staged = stage(dataset.folder, tmp_path / "node").folder
+    file = staged / "train.beton"
+    info, raw = check_beton(file), bytearray(file.read_bytes())
+    raw[int(info.data_ptr[7]) + int(info.data_bytes[7]) // 2] ^= 1
+    file.write_bytes(raw)
+    monkeypatch.setattr(beton, "_ffcv", lambda: pytest.fail("FFCV was asked for"))
+    with pytest.raises(UserError, match="sha256") as error:
+        open_dataset(staged)
+    assert error.value.where == file
+
+
+def test_photographs(imagenette_root, tmp_path, within):
+    """Real ones of 224 px: the trigger of BadNets stays a checkerboard, and files are a fraction of the raw ones."""
+    source = Parquet(root=imagenette_root, train_per_class=6, test_per_class=1)
+    made = [
+        prepare(
+            PrepareConfig(source=source, attack=BadNets(), rate=0.3, encoding=kind, datasets=tmp_path), progress=False
+        )
+        for kind in ("raw", "jpeg")
+    ]
+    (raw, _, _), (found, _, _) = (within(lambda d=d: read_beton(d.train)) for d in made)
+    np.testing.assert_array_equal(found, np.stack([pillow(compressed(image)) for image in raw]))
+    assert made[1].manifest.encoding_psnr_db is not None
+    assert made[1].manifest.encoding_psnr_db > 40
+    poisoned, patch = read_truth(made[1].folder)["train"].poisoned, slice(-4, -1)
+    lost = np.abs(found[poisoned, patch, patch].astype(int) - raw[poisoned, patch, patch])
+    assert lost.max() < 64  # of the 255 between black and white
