@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -364,7 +365,8 @@ def test_the_same_command_finds_it_and_another_quality_is_another(dataset, tmp_p
         source=SOURCE, attack=BadNets(), rate=0.1, encoding="jpeg", jpeg_quality=95, datasets=dataset.folder.parent
     )
     assert prepare(config, progress=False).folder == dataset.folder
-    for options in ({"encoding": "raw"}, {"encoding": "jpeg", "jpeg_quality": 94}):
+    others: list[dict[str, Any]] = [{"encoding": "raw"}, {"encoding": "jpeg", "jpeg_quality": 94}]
+    for options in others:
         with pytest.raises(UserError, match=r"its encoding is \{'kind': 'jpeg', 'quality': 95"):
             prepare(PrepareConfig(source=SOURCE, attack=BadNets(), rate=0.1, out=dataset.folder, **options))
 
