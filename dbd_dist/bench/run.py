@@ -29,7 +29,7 @@ BENCHMARKS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "ray": ray_overhead.measure,
 }
 ON_REQUEST = ("ray",)
-"""Run only when named: starts Ray four times over."""
+"""Run only when named: starts Ray once a repeat and number of workers."""
 
 
 def run(names: Sequence[str], setup: Setup, show: Callable[[Row], None]) -> list[Row]:
