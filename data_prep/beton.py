@@ -2,7 +2,8 @@
 pixels.
 
 The only module that imports FFCV (1.0.2, which nobody maintains). Files hold three fields: `image` (raw RGB,
-uint8), `label` and `index` (int64); sample i of a file has index i. All images of a file have one size.
+uint8, or JPEG), `label` and `index` (int64); sample i of a file has index i. All images of a file have one size and are
+stored in one way.
 
 FFCV is imported on first use: it pulls in numba, OpenCV and torch. Where it is not installed, plain_beton.py writes
 and reads the same files.
@@ -13,14 +14,17 @@ from __future__ import annotations
 import atexit
 import contextlib
 import copy
+import ctypes
 import errno
 import functools
+import itertools
 import os
 import queue
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +33,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.plain_beton import PlainFile, PlainSamples, ffcv_installed
+from data_prep.jpeg import encode_jpeg
+from data_prep.plain_beton import PlainFile, PlainJpegs, PlainSamples, ffcv_installed
+from data_prep.threads import available_cores
 
 # The layout of FFCV's format version 2, written down here because files are checked before FFCV may see them.
 _VERSION = 2
@@ -47,7 +53,8 @@ _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_
 _SAMPLE = np.dtype([("image", _IMAGE), ("label", "<i8"), ("index", "<i8")], align=True)
 _REGION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 _FIELDS = (("image", 2), ("label", 1), ("index", 1))  # name and FFCV's type number
-_RAW = 1
+_JPEG, _RAW = 0, 1  # FFCV's modes
+_END_OF_IMAGE = b"\xff\xd9"
 _MIN_PAGE, _MAX_PAGE = 1 << 21, 1 << 30  # Linux writes at most 2 GiB less 4 KiB at once, FFCV expects a whole page
 _MAX_SIDE = (1 << 16) - 1  # width and height are 16-bit in the sample table
 
@@ -68,7 +75,11 @@ class BetonInfo:
     index: np.ndarray
     """int64 (n,): 0 to n - 1."""
     data_ptr: np.ndarray
-    """uint64 (n,): where in the file each image's pixels begin."""
+    """uint64 (n,): where in the file each image begins."""
+    data_bytes: np.ndarray
+    """uint64 (n,): how long each is there."""
+    jpeg: bool
+    """Stored as JPEG, not as raw pixels."""
 
 
 def check_beton(path: str | os.PathLike[str]) -> BetonInfo:
@@ -119,8 +130,9 @@ def _check(path: Path, file: Any, size: int) -> BetonInfo:
     samples = read(_SAMPLE, count)
     image = samples["image"]
     width, height = int(image["width"][0]), int(image["height"][0])
-    if not (image["mode"] == _RAW).all():
-        raise bad("a sample is not stored as raw pixels")
+    jpeg = bool(image["mode"][0] == _JPEG)
+    if not (image["mode"] == (_JPEG if jpeg else _RAW)).all():
+        raise bad("the samples are not all stored as raw pixels, nor all as JPEG")
     if not width or not height or (image["width"] != width).any() or (image["height"] != height).any():
         raise bad("the images are not all of one size")
     if (samples["index"] != np.arange(count)).any():
@@ -131,13 +143,27 @@ def _check(path: Path, file: Any, size: int) -> BetonInfo:
     regions = regions[np.argsort(regions["sample_id"], kind="stable")]
     if (regions["sample_id"] != np.arange(count)).any() or (regions["ptr"] != image["data_ptr"]).any():
         raise bad("the table of regions does not match the table of samples")
-    starts = np.sort(regions["ptr"])
-    sample_bytes = np.uint64(width * height * 3)
-    inside = starts[0] >= tables_end and starts[-1] <= table_ptr and starts[-1] + sample_bytes <= table_ptr
-    if (regions["size"] != sample_bytes).any() or not inside or (starts[1:] - starts[:-1] < sample_bytes).any():
+    by_place = regions[np.argsort(regions["ptr"], kind="stable")]
+    starts, sizes = by_place["ptr"], by_place["size"]
+    whole = (sizes > 0) if jpeg else (sizes == width * height * 3)
+    # each compared with the file before they are added: sums of damaged 64-bit numbers would wrap
+    inside = starts[0] >= tables_end and starts[-1] <= table_ptr and sizes.max() <= table_ptr - tables_end
+    if not whole.all() or not inside or (np.append(starts[1:], np.uint64(table_ptr)) < starts + sizes).any():
         raise bad("a sample's pixels lie outside the data or over another's")
+    if jpeg and not _closed(file, starts, starts + sizes):
+        raise bad("a JPEG does not end where its region ends")
     labels, index = samples["label"].astype(np.int64), samples["index"].astype(np.int64)
-    return BetonInfo(path, count, height, width, labels, index, image["data_ptr"].astype(np.uint64))
+    data_ptr, data_bytes = image["data_ptr"].astype(np.uint64), regions["size"].astype(np.uint64)
+    return BetonInfo(path, count, height, width, labels, index, data_ptr, data_bytes, jpeg)
+
+
+def _closed(file: Any, starts: np.ndarray, ends: np.ndarray) -> bool:
+    """Does each JPEG end where the next begins or, where the rest of a page is free, with the marker of its end?"""
+    for end in ends[np.append(ends[:-1] != starts[1:], True)].tolist():
+        file.seek(end - 2)
+        if file.read(2) != _END_OF_IMAGE:
+            return False
+    return True
 
 
 def _expect(info: BetonInfo, count: int | None, px: int | None) -> None:
@@ -185,13 +211,15 @@ class BetonWriter:
         count: number of samples, n >= 1.
         height_px: of every image.
         width_px: of every image.
+        jpeg: `write` is given the bytes of JPEG files instead of pixels.
 
     Raises:
         UserError: the file cannot be written; the images are too large for the format.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, count: int, height_px: int, width_px: int):
+    def __init__(self, path: str | os.PathLike[str], *, count: int, height_px: int, width_px: int, jpeg: bool = False):
         assert count >= 1
+        self._jpeg = jpeg
         self.path, self.count, self.shape = Path(path), count, (height_px, width_px, 3)
         self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         self._written = 0
@@ -202,7 +230,7 @@ class BetonWriter:
                 where=self.path,
                 allowed="at most 18,918 px",
             )
-        page = _page_bytes(sample_bytes)
+        self._page = page = _page_bytes(sample_bytes)
         self._plain: PlainFile | None = None
         if not ffcv_installed():
             self._begin_plain(page)
@@ -213,6 +241,8 @@ class BetonWriter:
             "label": ffcv.IntField(),
             "index": ffcv.IntField(),
         }
+        if jpeg:
+            fields["image"].encode = self._put_jpeg  # FFCV's own would encode here, on one thread, at 4:2:0
         self._handle_sample, self._names = ffcv.handle_sample, fields
         self._writer = ffcv.DatasetWriter(str(self._partial), fields, page_size=page, num_workers=1)
         self._writer.num_samples = count
@@ -246,23 +276,40 @@ class BetonWriter:
         except OSError as error:
             raise UserError(f"cannot write the data file ({error.strerror})", where=self.path) from error
 
-    def write(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Append images uint8 (b, H, W, 3) with their labels int (b,).
+    def _put_jpeg(self, destination: np.ndarray, data: bytes, malloc: Any) -> None:
+        destination["mode"] = _JPEG
+        destination["height"], destination["width"] = self.shape[:2]
+        destination["data_ptr"], storage = malloc(len(data))
+        storage[:] = np.frombuffer(data, dtype=np.uint8)
+
+    def write(self, images: np.ndarray | Sequence[bytes], labels: np.ndarray) -> None:
+        """Append images uint8 (b, H, W, 3), or b JPEG files' bytes of that size, with their labels int (b,).
 
         Raises:
             ValueError: wrong dtype or shape, or more samples than announced.
-            UserError: the disk is full.
+            UserError: the disk is full; a JPEG is too large for the format.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != self.shape:
-            raise ValueError(
-                f"images are {images.dtype} {images.shape}, not uint8 (b, {', '.join(map(str, self.shape))})"
+        if self._jpeg == isinstance(images, np.ndarray):
+            raise ValueError(f"images are {type(images).__name__}, and jpeg is {self._jpeg}")
+        if isinstance(images, np.ndarray):
+            if images.dtype != np.uint8 or images.shape[1:] != self.shape:
+                raise ValueError(
+                    f"images are {images.dtype} {images.shape}, not uint8 (b, {', '.join(map(str, self.shape))})"
+                )
+        elif any(len(data) > self._page for data in images):
+            raise UserError(
+                f"a JPEG of {max(map(len, images)):,} bytes does not fit the format",
+                where=self.path,
+                allowed=f"at most {self._page:,} bytes",
             )
         if len(images) != len(labels) or self._written + len(images) > self.count:
             raise ValueError(f"{self._written} + {len(images)} images, {len(labels)} labels, announced {self.count}")
         try:
             if self._plain is not None:
+                (height, width, _), mode = self.shape, _JPEG if self._jpeg else _RAW
                 for image, label in zip(images, labels):
-                    self._plain.put(image, int(label))
+                    data = image.tobytes() if isinstance(image, np.ndarray) else image
+                    self._plain.put(data, int(label), mode=mode, height_px=height, width_px=width)
                     self._written += 1
                 return
             names = self._table.dtype.names
@@ -316,13 +363,20 @@ class BetonWriter:
             self._partial.unlink()
 
 
-def write_beton(path: str | os.PathLike[str], images: np.ndarray | Iterable[np.ndarray], labels: np.ndarray) -> None:
+def write_beton(
+    path: str | os.PathLike[str],
+    images: np.ndarray | Iterable[np.ndarray],
+    labels: np.ndarray,
+    *,
+    jpeg_quality: int | None = None,
+) -> None:
     """Write a whole file at once; see `BetonWriter`.
 
     Args:
         path: of the file to be.
         images: uint8 (n, H, W, 3), or anything that yields n arrays uint8 (H, W, 3).
         labels: int (n,).
+        jpeg_quality: of libjpeg; None stores raw pixels.
 
     Raises:
         UserError: the file cannot be written.
@@ -334,17 +388,24 @@ def write_beton(path: str | os.PathLike[str], images: np.ndarray | Iterable[np.n
         raise ValueError("no sample to write")
     if first.ndim != 3 or first.shape[2] != 3:
         raise ValueError(f"images are {first.shape}, not (H, W, 3)")
-    with BetonWriter(path, count=len(labels), height_px=first.shape[0], width_px=first.shape[1]) as writer:
-        writer.write(first[None], labels[:1])
-        for i, image in enumerate(iterator, start=1):
-            writer.write(image[None], labels[i : i + 1])
+    height, width, _ = first.shape
+    jpeg = jpeg_quality is not None
+    with BetonWriter(path, count=len(labels), height_px=height, width_px=width, jpeg=jpeg) as writer:
+        for i, image in enumerate(itertools.chain([first], iterator)):
+            if image.shape != first.shape:
+                raise ValueError(f"an image of shape {image.shape} among images of {first.shape}")
+            writer.write(image[None] if jpeg_quality is None else [encode_jpeg(image, jpeg_quality)], labels[i : i + 1])
 
 
 # -------------------------------------------------------------------------------- reading
 
 
 def read_beton(
-    path: str | os.PathLike[str], *, expect_count: int | None = None, expect_px: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    expect_count: int | None = None,
+    expect_px: int | None = None,
+    threads: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Decode a whole file, in index order.
 
@@ -352,14 +413,15 @@ def read_beton(
         path: of the file.
         expect_count: number of samples that the manifest promises.
         expect_px: side of its images.
+        threads: that decode JPEG; without it one for each core.
 
     Returns:
         images uint8 (n, H, W, 3), C-contiguous; labels int64 (n,); index int64 (n,).
 
     Raises:
-        UserError: as `check_beton`, or not what was expected.
+        UserError: as `check_beton`, not what was expected, or a JPEG that cannot be decoded.
     """
-    with BetonStream(path, expect_count=expect_count, expect_px=expect_px) as stream:
+    with BetonStream(path, expect_count=expect_count, expect_px=expect_px, threads=threads) as stream:
         images = np.empty((len(stream), *stream.shape), dtype=np.uint8)
         batch = max(1, min(len(stream), (8 << 20) // images[0].nbytes))
         done = 0
@@ -376,7 +438,8 @@ class BetonStream:
         path: of the file.
         expect_count: number of samples that the manifest promises.
         expect_px: side of its images.
-        batches_ahead: batches decoded ahead of the consumer, on one thread (enough for a gigabyte a second).
+        batches_ahead: batches read ahead of the consumer; raw ones on one thread (enough for a gigabyte a second).
+        threads: that share the decoding of each batch of JPEGs; without it one for each core.
 
     Raises:
         UserError: as `check_beton`, or not what was expected.
@@ -396,14 +459,16 @@ class BetonStream:
         expect_count: int | None = None,
         expect_px: int | None = None,
         batches_ahead: int = 3,
+        threads: int | None = None,
     ):
         info = check_beton(path)
         _expect(info, expect_count, expect_px)
         self.path, self.labels, self.index = info.path, info.labels, info.index
         self.shape = (info.height_px, info.width_px, 3)
         self._size = self.path.stat().st_size
-        self._plain = None if ffcv_installed() else PlainSamples(info.path, info.data_ptr, self.shape)
-        self._loader: Any = _loader(info.path, batches_ahead) if self._plain is None else self._plain
+        threads = (available_cores() if threads is None else threads) if info.jpeg else 1
+        self._plain = None if ffcv_installed() else _plain_samples(info, self.shape, threads)
+        self._loader: Any = _loader(info, batches_ahead, threads) if self._plain is None else self._plain
         self._epochs: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __len__(self) -> int:
@@ -426,7 +491,7 @@ class BetonStream:
         Raises:
             IndexError: an index out of range.
             ValueError: no batch at all would come, or order is not one-dimensional integers.
-            UserError: the file changed since it was opened.
+            UserError: the file changed since it was opened; a JPEG cannot be decoded.
         """
         order = np.asarray(order)
         if order.ndim != 1 or not np.issubdtype(order.dtype, np.integer):
@@ -449,9 +514,12 @@ class BetonStream:
 
     def _iterate(self, order: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         if self._plain is not None:
-            for i, images in enumerate(self._plain.batches(order, batch_size)):
-                index = order[i * batch_size : (i + 1) * batch_size].astype(np.int64)
-                yield images, self.labels[index], index
+            try:
+                for i, images in enumerate(self._plain.batches(order, batch_size)):
+                    index = order[i * batch_size : (i + 1) * batch_size].astype(np.int64)
+                    yield images, self.labels[index], index
+            except ValueError as error:
+                raise _undecodable(self.path) from error
             return
         with _lock:  # FFCV's iterator takes the batch size from the loader it is made of
             self._loader.batch_size = batch_size
@@ -479,11 +547,22 @@ class BetonStream:
         self.close()
 
 
+def _plain_samples(info: BetonInfo, shape: tuple[int, int, int], threads: int) -> PlainSamples | PlainJpegs:
+    if info.jpeg:
+        return PlainJpegs(info.path, info.data_ptr, info.data_bytes, shape, threads=threads)
+    return PlainSamples(info.path, info.data_ptr, shape)
+
+
+def _undecodable(path: Path) -> UserError:
+    return UserError("an image cannot be decoded: the file is damaged", where=path, fix="prepare the data set again")
+
+
 # -------------------------------------------------------------------------------- FFCV itself
 
 _lock = threading.RLock()
 _alive: weakref.WeakSet[Any] = weakref.WeakSet()
-_engine: Any = None
+_engines: dict[bool, Any] = {}
+"""Loaders to copy, for raw files and for JPEG."""
 
 
 @atexit.register
@@ -517,6 +596,7 @@ def _ffcv() -> Any:
         typed.Dict = dict
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            import ffcv.libffcv as library
             import ffcv.loader.epoch_iterator as epoch_iterator
             import ffcv.loader.loader as loader_module
             from ffcv.fields import IntField, RGBImageField
@@ -536,17 +616,17 @@ def _ffcv() -> Any:
     epoch_iterator.IS_CUDA = False  # pyright: ignore[reportAttributeAccessIssue]
 
     class Regions(OSCacheManager):
-        """FFCV's memory-mapped access, for samples of one size.
+        """FFCV's memory-mapped access, with sizes by sample.
 
-        FFCV looks each sample's size up in a sorted table, which takes longer to compile than all the rest,
-        and keeps dicts of pages that only its other cache reads. Here `check_beton` has made sure that all
-        sizes are equal.
+        FFCV looks each sample's size up in a sorted table of addresses, which takes longer to compile than all the
+        rest, and keeps dicts of pages that only its other cache reads. `check_beton` has made sure that all
+        sizes of raw samples are equal; the decoder of JPEG takes a sample's by its number.
         """
 
-        def __init__(self, reader: Any):
+        def __init__(self, reader: Any, sizes: np.ndarray):
             self.reader = reader
             self.ptrs = np.zeros(1, dtype=np.uint64)
-            self.sizes = reader.alloc_table["size"][:1].copy()
+            self.sizes = sizes
             self.context = OSCacheContext(self)
 
         def compile_reader(self) -> Any:
@@ -555,12 +635,71 @@ def _ffcv() -> Any:
 
             return Compiler.compile(read)
 
-    loader_module.OSCacheManager = Regions  # pyright: ignore[reportAttributeAccessIssue]
+    loader_module.OSCacheManager = functools.partial(Regions, sizes=np.zeros(1, dtype=np.uint64))
+
+    class JpegDecoder(SimpleRGBImageDecoder):
+        """Decodes to the pixels that Pillow gives: FFCV's own decoder asks for the fast DCT, whose pixels differ, and
+        leaves what was in the buffer where an image cannot be decoded."""
+
+        def generate_code(self) -> Any:
+            init, header, decompress, destroy = _turbojpeg(library.lib)
+            flags = _ACCURATE_DCT | _STOP_ON_WARNING
+
+            def decode(batch_indices, destination, metadata, storage_state):
+                decoder = init()
+                found = np.zeros(4, dtype=np.int32)
+                good = decoder != 0
+                for i in range(len(batch_indices)):
+                    if not good:
+                        break
+                    sample = batch_indices[i]
+                    start, height, width = metadata[sample]["data_ptr"], destination.shape[1], destination.shape[2]
+                    data = storage_state[0][start : start + storage_state[2][sample]]
+                    at, to = data.ctypes.data, destination[i].ctypes.data
+                    where = found.ctypes.data
+                    failed = header(decoder, at, data.size, where, where + 4, where + 8, where + 12)
+                    # of another size it would be scaled
+                    good = failed == 0 and found[0] == width and found[1] == height
+                    good = good and decompress(decoder, at, data.size, to, width, 0, height, 0, flags) == 0
+                if decoder != 0:
+                    destroy(decoder)
+                if not good:
+                    raise ValueError("TurboJPEG cannot decode an image")
+                return destination[: len(batch_indices)]
+
+            return decode
 
     class Epoch(epoch_iterator.EpochIterator):
         """One pass; what goes wrong on its thread is raised in the consumer, and it can be stopped."""
 
         failure: BaseException | None = None
+
+        def run_pipeline(self, b_ix: int, batch_indices: Any, batch_slot: int, cuda_event: Any) -> Any:
+            """FFCV's, with each batch decoded in parts on the loader's threads.
+
+            Not on numba's own: its thread layer may abort the process where two loaders run at once.
+            """
+            loader: Any = self.loader
+            if loader.decoding is None:
+                return super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)
+            pool, threads = loader.decoding
+            self.memory_context.start_batch(b_ix)
+            ((stage, _),), _ = loader.code
+            count = len(batch_indices)
+
+            def part(rows: slice) -> None:
+                memory = {f"memory_{k}": v[batch_slot][rows] for k, v in self.memory_allocations["operation"].items()}
+                shared = {f"shared_memory_{k}": None for k in self.memory_allocations["shared"]}
+                stage(
+                    batch_indices=batch_indices[rows], metadata=self.metadata, storage_state=self.storage_state,
+                    **memory, **shared,
+                )  # fmt: skip
+
+            edges = [count * i // threads for i in range(threads + 1)]
+            for _ in pool.map(part, [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]):
+                pass
+            (buffer,) = self.memory_allocations["operation"].values()
+            return (buffer[batch_slot][:count],)
 
         def run(self) -> None:
             try:
@@ -577,6 +716,8 @@ def _ffcv() -> Any:
             try:
                 return super().__next__()
             except StopIteration:
+                if isinstance(self.failure, ValueError) and "TurboJPEG" in str(self.failure):
+                    raise _undecodable(Path(self.loader.fname)) from self.failure
                 if self.failure is not None:
                     raise RuntimeError(f"decoding {self.loader.fname} failed") from self.failure
                 raise
@@ -596,6 +737,7 @@ def _ffcv() -> Any:
         DatasetWriter=DatasetWriter,
         Epoch=Epoch,
         IntField=IntField,
+        JpegDecoder=JpegDecoder,
         Loader=loader_module.Loader,
         MemoryAllocator=MemoryAllocator,
         OrderOption=loader_module.OrderOption,
@@ -607,18 +749,36 @@ def _ffcv() -> Any:
     )
 
 
-def _loader(path: Path, batches_ahead: int) -> Any:
+_ACCURATE_DCT, _STOP_ON_WARNING = 4096, 8192  # TJFLAG_ACCURATEDCT, TJFLAG_STOPONWARNING
+
+
+def _turbojpeg(library: ctypes.CDLL) -> tuple[Any, Any, Any, Any]:
+    """TurboJPEG's functions, out of the library that FFCV's own is linked with; numba calls them without Python.
+
+    Addresses and handles are whole numbers here: numba compares and adds them.
+    """
+    address, number = ctypes.c_size_t, ctypes.c_int
+    init, header = library.tjInitDecompress, library.tjDecompressHeader3
+    decompress, destroy = library.tjDecompress2, library.tjDestroy
+    init.restype, init.argtypes = address, []
+    header.restype, header.argtypes = number, [address] * 7
+    decompress.restype, decompress.argtypes = number, [address] * 4 + [number] * 5
+    destroy.restype, destroy.argtypes = number, [address]
+    return init, header, decompress, destroy
+
+
+def _loader(info: BetonInfo, batches_ahead: int, threads: int) -> Any:
     """FFCV's Loader for the images of a file; labels and indices come from its table.
 
     Making one compiles for a second or two. The compiled code reads any file of these fields, so it is made
-    once a process and later loaders are copies with another file behind them.
+    once a process for raw files and once for JPEG, and later loaders are copies with another file behind them.
     """
-    global _engine
-    ffcv = _ffcv()
+    ffcv, path = _ffcv(), info.path
     with _lock:
-        if _engine is None:
-            pipelines = {"image": [ffcv.SimpleRGBImageDecoder()], "label": None, "index": None}
-            _engine = ffcv.Loader(
+        if info.jpeg not in _engines:
+            decoder = ffcv.JpegDecoder() if info.jpeg else ffcv.SimpleRGBImageDecoder()
+            pipelines = {"image": [decoder], "label": None, "index": None}
+            engine = _engines[info.jpeg] = ffcv.Loader(
                 str(path),
                 batch_size=1,
                 num_workers=1,
@@ -629,12 +789,14 @@ def _loader(path: Path, batches_ahead: int) -> Any:
                 pipelines=pipelines,
             )
             # what belongs to this file goes: its mapping would live as long as the process
-            _engine.reader = _engine.memory_manager = _engine.traversal_order = _engine.graph.metadata = None
-            _engine.indices = _engine.first_traversal_order = None
-        loader = copy.copy(_engine)
+            engine.reader = engine.memory_manager = engine.traversal_order = engine.graph.metadata = None
+            engine.indices = engine.first_traversal_order = None
+        engine = _engines[info.jpeg]
+        loader = copy.copy(engine)
         loader.fname, loader.batches_ahead = str(path), batches_ahead
         loader.reader = ffcv.Reader(str(path))
-        loader.memory_manager = ffcv.Regions(loader.reader)
-        loader.graph = copy.copy(_engine.graph)
+        loader.memory_manager = ffcv.Regions(loader.reader, info.data_bytes if info.jpeg else info.data_bytes[:1])
+        loader.graph = copy.copy(engine.graph)
         loader.graph.metadata = loader.reader.metadata
+        loader.decoding = (ThreadPoolExecutor(threads, "decode"), threads) if threads > 1 else None
         return loader

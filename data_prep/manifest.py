@@ -14,7 +14,10 @@ from data_prep.errors import UserError
 from data_prep.hashes import data_hash, refuse_pipes, sha256_file, sha256_json
 
 FILE = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_BEFORE_ENCODING = 1
+"""Version of folders from before there was a choice: the fields below are missing, and images are raw."""
+_RAW: dict[str, Any] = {"encoding": {"kind": "raw"}, "encoding_psnr_db": None}
 _AGAIN = "prepare the data set again"
 
 
@@ -58,8 +61,13 @@ class Manifest:
     """Poisoned training images."""
     covers: int
     """Training images that carry a trigger and kept their label."""
+    encoding: Mapping[str, Any]
+    """How the files hold their images: `kind` raw, or jpeg with its `quality` and `subsampling`."""
+    encoding_psnr_db: float | None
+    """What that costs: PSNR of the training images as they are decoded against what they were before, of the mean
+    squared error over all of them; None where nothing changed."""
     stealth: Mapping[str, Any] | None
-    """How visible the poison is, see `data_prep.stealth.summarise`; None without an attack."""
+    """How visible the poison is, before it is encoded, see `data_prep.stealth.summarise`; None without an attack."""
     content_hash: Mapping[str, str]
     """A split's hash over decoded samples in index order: equal data sets have equal hashes, however they
     were written."""
@@ -140,18 +148,21 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     if not isinstance(content, dict):
         raise UserError("the manifest is not a JSON object", where=path, fix=_AGAIN)
     version = content.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if version not in (_BEFORE_ENCODING, FORMAT_VERSION) or isinstance(version, bool):
         raise UserError(
             f"field format_version is {version!r}",
             where=path,
-            allowed=str(FORMAT_VERSION),
+            allowed=f"{_BEFORE_ENCODING}, {FORMAT_VERSION}",
             fix="prepare the data set with this version",
         )
-    wanted = {*_FIELDS, "checksum"}
+    checks = {**_FIELDS, "checksum": _SHA256}
+    if version == _BEFORE_ENCODING:
+        checks = {name: check for name, check in checks.items() if name not in _RAW}
+    wanted = set(checks)
     for problem, names in (("missing", wanted - set(content)), ("unknown", set(content) - wanted)):
         if names:
             raise UserError(f"{problem} field {sorted(names)[0]}", where=path, fix=_AGAIN)
-    for name, (holds, allowed) in {**_FIELDS, "checksum": _SHA256}.items():
+    for name, (holds, allowed) in checks.items():
         if not holds(content[name]):
             shown = repr(content[name])
             raise UserError(
@@ -163,6 +174,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     checksum = content.pop("checksum")
     if sha256_json(content) != checksum:
         raise UserError("the manifest was edited: its checksum does not match", where=path, fix=_AGAIN)
+    if version == _BEFORE_ENCODING:
+        content |= {**_RAW, "format_version": FORMAT_VERSION}
     _check_together(content, path)
     content["class_names"], content["skipped"] = tuple(content["class_names"]), tuple(content["skipped"])
     content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
@@ -256,6 +269,8 @@ def _check_together(content: Mapping[str, Any], path: Path) -> None:
     for field in ("rate", "setting", "selection", "stealth"):
         if (content[field] is not None) != attacked:
             raise bad(f"field {field} is {content[field]!r}, and the attack is {content['attack']['kind']}")
+    if content["encoding_psnr_db"] is not None and content["encoding"] == _RAW["encoding"]:
+        raise bad(f"field encoding_psnr_db is {content['encoding_psnr_db']}, and the encoding loses nothing")
     if data_hash(content["content_hash"]) != content["data_hash"]:
         raise bad("field data_hash is not that of content_hash")
 
@@ -298,6 +313,19 @@ def _is_config(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("kind"), str)
 
 
+def _is_encoding(value: Any) -> bool:
+    if value == _RAW["encoding"]:
+        return True
+    return (
+        isinstance(value, dict)
+        and set(value) == {"kind", "quality", "subsampling"}
+        and value["kind"] == "jpeg"
+        and _is_int(value["quality"])
+        and 1 <= value["quality"] <= 100
+        and isinstance(value["subsampling"], str)
+    )
+
+
 def _is_figure(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
@@ -329,6 +357,8 @@ _FIELDS: dict[str, Check] = {
     "selection": (lambda v: v in (None, "exact", "coin"), "exact, coin, or null"),
     "poisoned": _NATURAL,
     "covers": _NATURAL,
+    "encoding": (_is_encoding, "kind raw, or kind jpeg with quality (1 to 100) and subsampling"),
+    "encoding_psnr_db": (_is_figure, "a number, or null"),
     "stealth": (lambda v: v is None or _is_map(v, _is_figure), "numbers, by name, or null"),
     "content_hash": (lambda v: _is_map(v, _is_sha256), "64 hexadecimal digits, by split"),
     "data_hash": _SHA256,

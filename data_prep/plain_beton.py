@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from data_prep.jpeg import decode_jpeg
 
 
 def ffcv_installed() -> bool:
@@ -38,19 +41,19 @@ class PlainFile:
         start = head.nbytes + samples.nbytes
         self._next = -(-start // page_bytes) * page_bytes  # pages begin at multiples of their size
 
-    def put(self, image: np.ndarray, label: int) -> None:
-        """Append a sample."""
-        size = image.nbytes
+    def put(self, data: bytes, label: int, *, mode: int, height_px: int, width_px: int) -> None:
+        """Append a sample: its pixels or its JPEG, as FFCV's `mode` says."""
+        size = len(data)
         if self._next % self._page + size > self._page:
             self._next += self._page - self._next % self._page
         sample = self._samples[self._done : self._done + 1]
-        sample["image"]["mode"] = 1  # raw
-        sample["image"]["height"], sample["image"]["width"] = image.shape[:2]
+        sample["image"]["mode"] = mode
+        sample["image"]["height"], sample["image"]["width"] = height_px, width_px
         sample["image"]["data_ptr"] = self._next
         sample["label"], sample["index"] = label, self._done
         self._regions[self._done] = (self._done, self._next, size)
         self._file.seek(self._next)
-        self._file.write(np.ascontiguousarray(image).tobytes())
+        self._file.write(data)
         self._next += size
         self._done += 1
 
@@ -94,3 +97,35 @@ class PlainSamples:
         for start in range(0, len(order), batch_size):
             chosen = self._pointers[order[start : start + batch_size].astype(np.int64)]
             yield self._windows[chosen].reshape(-1, *self._shape)
+
+
+class PlainJpegs:
+    """As `PlainSamples`, for images that are stored as JPEG.
+
+    Args:
+        sizes: uint64 (n,), bytes of each.
+        threads: that decode.
+    """
+
+    def __init__(
+        self, path: Path, pointers: np.ndarray, sizes: np.ndarray, shape: tuple[int, int, int], *, threads: int
+    ):
+        self._starts, self._shape, self._threads = pointers.astype(np.int64), shape, threads
+        self._ends = self._starts + sizes.astype(np.int64)
+        self._content = np.memmap(path, dtype=np.uint8, mode="r")
+
+    def batches(self, order: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+        """uint8 (b, H, W, 3) for every `batch_size` indices of `order`.
+
+        Raises:
+            ValueError: an image that cannot be decoded.
+        """
+        height, width, _ = self._shape
+
+        def decode(i: int) -> np.ndarray:
+            data = self._content[self._starts[i] : self._ends[i]]
+            return decode_jpeg(data.tobytes(), height_px=height, width_px=width)
+
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
+            for start in range(0, len(order), batch_size):
+                yield np.stack(list(pool.map(decode, order[start : start + batch_size].tolist())))

@@ -34,9 +34,9 @@ class ResidentImages:
         self.labels = labels
 
     @classmethod
-    def read(cls, dataset: Dataset, device: torch.device) -> ResidentImages:
+    def read(cls, dataset: Dataset, device: torch.device, threads: int | None = None) -> ResidentImages:
         count, px = dataset.manifest.counts["train"], dataset.manifest.image_px
-        images, labels, _ = read_beton(dataset.train, expect_count=count, expect_px=px)
+        images, labels, _ = read_beton(dataset.train, expect_count=count, expect_px=px, threads=threads)
         return cls(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
 
     def __len__(self) -> int:
@@ -60,8 +60,11 @@ class StreamedImages:
         self._stream, self.labels, self._device = stream, labels, device
 
     @classmethod
-    def open(cls, dataset: Dataset, device: torch.device) -> StreamedImages:
-        stream = BetonStream(dataset.train, expect_count=dataset.manifest.counts["train"])
+    def open(cls, dataset: Dataset, device: torch.device, threads: int | None = None) -> StreamedImages:
+        manifest = dataset.manifest
+        stream = BetonStream(
+            dataset.train, expect_count=manifest.counts["train"], expect_px=manifest.image_px, threads=threads
+        )
         return cls(stream, torch.from_numpy(stream.labels).to(device), device)
 
     def __len__(self) -> int:
@@ -119,10 +122,14 @@ def copied_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[Te
         yield hand_out(*waiting)
 
 
-def open_images(dataset: Dataset, device: torch.device, *, resident_gib: float) -> Images:
-    """Resident where the decoded images take at most `resident_gib`, else streamed; both give the same batches."""
+def open_images(dataset: Dataset, device: torch.device, *, resident_gib: float, threads: int | None = None) -> Images:
+    """Resident where the decoded images take at most `resident_gib`, else streamed; both give the same batches.
+
+    JPEGs are decoded on `threads`, without it one for each core: once for all where they are resident, once an epoch
+    where they are streamed.
+    """
     manifest = dataset.manifest
     decoded = manifest.counts["train"] * manifest.image_px**2 * 3
     if decoded <= resident_gib * 2**30:
-        return ResidentImages.read(dataset, device)
-    return StreamedImages.open(dataset, device)
+        return ResidentImages.read(dataset, device, threads)
+    return StreamedImages.open(dataset, device, threads)

@@ -185,7 +185,9 @@ class _Run:
         self.store, self.checkpoints, self.note = store, checkpoints, note
         self.lookout = Lookout(world, request)
         self.bf16 = uses_bf16(config, world.device)
-        self.images: Images = open_images(dataset, world.device, resident_gib=config.compute.resident_gib)
+        self.images: Images = open_images(
+            dataset, world.device, resident_gib=config.compute.resident_gib, threads=torch.get_num_threads()
+        )
         self.examiner = Examiner(dataset, world, config.normalise, bf16=self.bf16)
         self.progress = ProgressFile(folder.progress)
         self.context = Context(

@@ -295,8 +295,9 @@ class _SyncNorm(torch.autograd.Function):
         # x_hat))
         slope = -weight * invstd.square() * sum_hat / count
         offset = -weight * invstd * sum_grad / count - slope * mean
-        shape = (1, -1) + (1,) * (x.dim() - 2)
-        grad_x = torch.addcmul(grad_x, x, slope.to(x.dtype).view(shape)).add_(offset.to(x.dtype).view(shape))
+        # x * slope + offset by the kernel of batch norm: with broadcasting it takes nearly three times as long
+        zeros, ones = torch.zeros_like(slope), torch.ones_like(slope)
+        grad_x += nn.functional.batch_norm(x, zeros, ones, slope, offset, training=False, eps=0.0)
         return grad_x, grad_weight, grad_bias, None
 
 

@@ -19,6 +19,19 @@ def smooth(count: int, px: int, seed: int = 0) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(c).resize((px, px), Image.Resampling.BICUBIC)) for c in coarse])
 
 
+def natural(count: int, px: int, seed: int = 0) -> np.ndarray:
+    """uint8 (count, px, px, 3): noise whose power falls with the frequency about as that of photographs does."""
+    draws = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(px)[:, None], np.fft.rfftfreq(px)[None, :])
+    frequency[0, 0] = np.inf
+    images = np.empty((count, px, px, 3), dtype=np.uint8)
+    for image in images:
+        gray, colour = draws.normal(size=(1, px, px)), draws.normal(size=(3, px, px))
+        filtered = np.fft.irfft2(np.fft.rfft2(gray + 0.3 * colour) / frequency**1.25, s=(px, px))
+        image[...] = (128 + 48 * filtered / filtered.std()).clip(0, 255).transpose(1, 2, 0)
+    return images
+
+
 def write_files(folder: Path, images: np.ndarray, suffix: str = "png") -> list[Path]:
     """Images (n, H, W, 3) as one file each."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,8 @@ from dbd_dist.bench.row import Row, Setup, ratio
 from dbd_dist.bench.timing import Work, rounds
 from dbd_dist.loaders import Images, ResidentImages, StreamedImages
 
+READ, VIEWS, REFERENCE = "raw read", "two SimCLR views", "DataLoader, Pillow"
+
 
 class Files(TorchDataset):
     """Image files, as most projects read them."""
@@ -57,6 +59,77 @@ class TwoViews:
         return self._transform(image), self._transform(image)
 
 
+def files(paths: list[Path], transform: Callable[[Any], Any], *, batch: int, device: torch.device) -> DataLoader:
+    """The loader that most projects have: Pillow in worker processes, on a CPU in this one."""
+    workers = min(available_cores(), 16) if device.type == "cuda" else 0
+    return DataLoader(
+        Files(paths, transform), batch_size=batch, num_workers=workers, persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )  # fmt: skip
+
+
+def read(images: Images, positions: Tensor) -> Work:
+    def work() -> None:
+        for _ in images.batches(positions):
+            pass
+
+    return work
+
+
+def read_and_augment(images: Images, positions: Tensor, px: int) -> Work:
+    generator, config = torch.Generator().manual_seed(0), augment.simclr()
+
+    def work() -> None:
+        for pixels_BCHW in images.batches(positions):
+            for _ in range(2):
+                params = augment.draw(config, len(pixels_BCHW), height=px, width=px, generator=generator)
+                augment.apply(config, pixels_BCHW, params)
+
+    return work
+
+
+def through(loader: DataLoader, device: torch.device) -> Work:
+    def work() -> None:
+        for given in loader:
+            for part in given if isinstance(given, list) else [given]:
+                part.to(device, non_blocking=True)
+
+    return work
+
+
+def rows(
+    setup: Setup,
+    bench: str,
+    group: str,
+    px: int,
+    members: dict[str, tuple[Work, int]],
+    reference: str,
+    notes: dict[str, dict[str, Any]] | None = None,
+) -> Iterator[Row]:
+    """One row for each of `members`: name -> (work, images that it reads)."""
+    speed, source = peak_bytes(setup.device)
+    times = rounds(
+        {name: work for name, (work, _) in members.items()},
+        repeats=setup.repeats,
+        device=setup.device,
+        clock=time.process_time,
+    )
+    us = {name: [t / members[name][1] * 1e6 for t in seconds] for name, seconds in times.items()}
+    moved = px * px * 3 * (2 if group == READ else 1 + 2 * 4)
+    for name, values in us.items():
+        yield Row(
+            bench=bench,
+            name=f"{group}, {px} px, {name}",
+            unit="us an image" if setup.device.type == "cuda" else "CPU us an image",
+            values=values,
+            floor=moved / speed * 1e6,
+            floor_is=f"bytes in and out over bandwidth ({source})",
+            reference=reference,
+            ratio=ratio(us[reference], values),
+            notes=(notes or {}).get(name, {}),
+        )
+
+
 def measure(setup: Setup) -> Iterator[Row]:
     dataset, device = setup.dataset, setup.device
     px, count = dataset.manifest.image_px, dataset.manifest.counts["train"]
@@ -70,73 +143,24 @@ def measure(setup: Setup) -> Iterator[Row]:
 
     pixels, _, _ = read_beton(dataset.train)
     paths = write_files(setup.scratch / "files", pixels[order[:few].numpy()])
-    workers = min(available_cores(), 16) if device.type == "cuda" else 0
-
-    def files(transform: Callable[[Any], Any]) -> DataLoader:
-        return DataLoader(
-            Files(paths, transform), batch_size=min(batch, few), num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
-        )  # fmt: skip
-
-    def read(images: Images) -> Work:
-        def work() -> None:
-            for _ in images.batches(positions):
-                pass
-
-        return work
-
-    def read_and_augment(images: Images) -> Work:
-        generator = torch.Generator().manual_seed(0)
-
-        def work() -> None:
-            for pixels_BCHW in images.batches(positions):
-                for _ in range(2):
-                    params = augment.draw(config, batch, height=px, width=px, generator=generator)
-                    augment.apply(config, pixels_BCHW, params)
-
-        return work
-
-    def through(loader: DataLoader) -> Work:
-        def work() -> None:
-            for given in loader:
-                for part in given if isinstance(given, list) else [given]:
-                    part.to(device, non_blocking=True)
-
-        return work
-
     resident, streamed = ResidentImages.read(dataset, device), StreamedImages.open(dataset, device)
-    raw, views = files(as_bytes), files(TwoViews(torchvision.pillow(config, px)))
-    reference = "DataLoader, Pillow"
-    groups: dict[str, dict[str, tuple[Work, int]]] = {
-        "raw read": {
-            "FFCV stream": (read(streamed), len(order)),
-            "resident": (read(resident), len(order)),
-            reference: (through(raw), few),
+    raw = files(paths, as_bytes, batch=min(batch, few), device=device)
+    views = files(paths, TwoViews(torchvision.pillow(config, px)), batch=min(batch, few), device=device)
+    yield from rows(
+        setup, "loader", READ, px,
+        {
+            "FFCV stream": (read(streamed, positions), len(order)),
+            "resident": (read(resident, positions), len(order)),
+            REFERENCE: (through(raw, device), few),
         },
-        "two SimCLR views": {
-            "FFCV stream": (read_and_augment(streamed), len(order)),
-            "resident": (read_and_augment(resident), len(order)),
-            reference: (through(views), few),
+        REFERENCE,
+    )  # fmt: skip
+    yield from rows(
+        setup, "loader", VIEWS, px,
+        {
+            "FFCV stream": (read_and_augment(streamed, positions, px), len(order)),
+            "resident": (read_and_augment(resident, positions, px), len(order)),
+            REFERENCE: (through(views, device), few),
         },
-    }
-    speed, source = peak_bytes(device)
-    for group, members in groups.items():
-        times = rounds(
-            {name: work for name, (work, _) in members.items()},
-            repeats=setup.repeats,
-            device=device,
-            clock=time.process_time,
-        )
-        us = {name: [t / members[name][1] * 1e6 for t in seconds] for name, seconds in times.items()}
-        moved = px * px * 3 * (2 if group == "raw read" else 1 + 2 * 4)
-        for name, values in us.items():
-            yield Row(
-                bench="loader",
-                name=f"{group}, {px} px, {name}",
-                unit="us an image" if device.type == "cuda" else "CPU us an image",
-                values=values,
-                floor=moved / speed * 1e6,
-                floor_is=f"bytes in and out over bandwidth ({source})",
-                reference=reference,
-                ratio=ratio(us[reference], values),
-            )
+        REFERENCE,
+    )  # fmt: skip

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from dbd_dist.bench import augmentation, encode, epoch, loader, memory, ray_overhead, scaling, split, step
+from dbd_dist.bench import augmentation, encode, epoch, jpeg, loader, memory, ray_overhead, scaling, split, step
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.runfolder import commit, host, versions
 
 BENCHMARKS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "loader": loader.measure,
+    "jpeg": jpeg.measure,
     "augmentation": augmentation.measure,
     "simclr": step.measure_simclr,
     "mixmatch": step.measure_mixmatch,
@@ -28,7 +29,7 @@ BENCHMARKS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "ray": ray_overhead.measure,
 }
 ON_REQUEST = ("ray",)
-"""Run only when named: starts Ray four times over."""
+"""Run only when named: starts Ray once a repeat and number of workers."""
 
 
 def run(names: Sequence[str], setup: Setup, show: Callable[[Row], None]) -> list[Row]:

@@ -12,7 +12,9 @@ import tyro
 
 from data_prep.errors import UserError
 
-Name = Literal["loader", "augmentation", "simclr", "mixmatch", "split", "encode", "epoch", "scaling", "memory", "ray"]
+Name = Literal[
+    "loader", "jpeg", "augmentation", "simclr", "mixmatch", "split", "encode", "epoch", "scaling", "memory", "ray"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +22,11 @@ class Arguments:
     """Measure how fast this machine runs every part, beside the floor and beside what others use."""
 
     only: tuple[Name, ...] = ()
-    """These benchmarks alone. Default: all but ray, which starts Ray four times and runs when it is named."""
+    """These benchmarks alone. Default: all but ray, which starts Ray again and again and runs when it is named."""
     json: Path | None = None
     """File to write every figure to, with the machine, versions and commit."""
     data: Path | None = None
-    """Dataset folder for loader, epoch and ray. Default: synthetic 32 px images, encoded for the occasion."""
+    """Dataset folder for loader, jpeg and epoch. Default: synthetic 32 px images, encoded for the occasion."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is any."""
     repeats: int = 5

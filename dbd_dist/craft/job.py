@@ -102,6 +102,13 @@ def check_data(config: CraftConfig, dataset: Dataset, labels: np.ndarray) -> Non
             allowed="a clean one",
             fix="make one with `dbd prepare SOURCE clean`",
         )
+    if manifest.encoding["kind"] != "raw":  # `prepare` applies what is crafted to the source's own pixels
+        raise UserError(
+            f"the data set holds its images as {manifest.encoding['kind']}: not the pixels that will be poisoned",
+            where=dataset.folder,
+            allowed="a raw one",
+            fix="make one with `dbd prepare SOURCE clean`; --encoding comes with the attack",
+        )
     check_target(config.target, manifest.class_names)
     if isinstance(config, LabelConsistentConfig):
         label_consistent.chosen(config, labels, manifest.num_classes)

@@ -88,6 +88,14 @@ def cifar10_root() -> Path:
 
 
 @pytest.fixture
+def imagenette_root() -> Path:
+    root = REAL_DATA / "imagenette-224"
+    if not root.is_dir():
+        pytest.skip("no real images beside the checkout")
+    return root
+
+
+@pytest.fixture
 def within() -> Callable[..., Any]:
     """Call a function and fail, rather than hang with it, after a while: bare FFCV hangs where it should raise."""
 

@@ -45,7 +45,8 @@ def test_a_copy_is_as_good(digits, digits_copy):
         ("[]", "not a JSON object"),
         ('"manifest"', "not a JSON object"),
         ("{}", "format_version is None"),
-        ('{"format_version": 2}', "format_version is 2"),
+        ('{"format_version": 3}', "format_version is 3"),
+        ('{"format_version": 2}', "missing field attack"),
         ('{"format_version": true}', "format_version is True"),
         ('{"format_version": 1}', "missing field attack"),
         (b"\xff\xfe\x00", "not JSON"),
@@ -75,6 +76,17 @@ MISTYPED = {
     "selection": ["dice", 0],
     "covers": [-1, None],
     "stealth": [{"ssim": "0.9"}, [], 3],
+    "encoding": [
+        {},
+        "raw",
+        None,
+        {"kind": "png"},
+        {"kind": "raw", "quality": 95},
+        {"kind": "jpeg"},
+        {"kind": "jpeg", "quality": 0, "subsampling": "4:4:4"},
+        {"kind": "jpeg", "quality": 95, "subsampling": 444},
+    ],
+    "encoding_psnr_db": ["40", True, []],
     "seed": [-1, 0.5, None],
     "num_classes": [1, 0, "10", 10.0],
     "class_names": ["0123456789", [1] * 10, None],
@@ -103,6 +115,17 @@ def test_every_field_is_checked(field, digits, tmp_path):
     assert set(MISTYPED) == set(content)
 
 
+def test_folders_from_before_encodings_are_raw(digits, digits_copy):
+    content = json.loads((digits / "manifest.json").read_text())
+    del content["encoding"], content["encoding_psnr_db"], content["checksum"]
+    content["format_version"] = 1
+    content["checksum"] = sha256_json(content)
+    (digits_copy / "manifest.json").write_text(json.dumps(content))
+    assert open_dataset(digits_copy).manifest == open_dataset(digits).manifest
+    rewrite(digits_copy, encoding={"kind": "raw"})
+    refused(digits_copy, "unknown field encoding")
+
+
 def test_an_unknown_field(digits_copy):
     rewrite(digits_copy, colour="red")
     refused(digits_copy, "unknown field colour")
@@ -125,6 +148,7 @@ def test_fields_that_contradict_each_other(digits, digits_copy):
         "target is 10, no class": {"target": 10},
         "poisoned and covers are 241 and 0": {"poisoned": 241},
         "field stealth is None": {"stealth": None},
+        "encoding_psnr_db is 40.0": {"encoding_psnr_db": 40.0},
         "data_hash is not that": {"content_hash": hashes},
         r"files lacks test\.beton": {"files": {n: r for n, r in files.items() if n != "test.beton"}},
     }.items():

@@ -70,6 +70,21 @@ def test_command_writes_what_it_shows(digits, tmp_path, capsys):
     assert {"host", "versions", "commit", "command", "device"} <= found.keys()
 
 
+def test_jpeg_is_measured_beside_raw_and_beside_files(setup):
+    rows = run.run(["jpeg"], setup, lambda row: None)
+    assert len(rows) == 8
+    sizes = {row.name.split("px, ")[1]: row.notes["bytes_an_image"] for row in rows if row.notes}
+    assert sizes["FFCV stream, raw"] == 224 * 224 * 3
+    stored, files = sizes["FFCV stream, JPEG"], sizes["DataLoader, Pillow, JPEG files"]
+    assert stored == pytest.approx(files, rel=0.05)  # of half as many images
+    assert stored < 224 * 224 * 3 / 2
+    for group in {row.name.split(",")[0] for row in rows}:
+        (jpeg,) = [row for row in rows if row.name == f"{group}, 224 px, FFCV stream, JPEG"]
+        assert jpeg.reference == "DataLoader, Pillow, JPEG files"
+        assert jpeg.ratio is not None
+        assert jpeg.ratio > 0
+
+
 def test_command_knows_every_benchmark():
     from typing import get_args
 
