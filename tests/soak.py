@@ -64,7 +64,8 @@ UNEQUAL = ("time_s", "images_per_s")
 
 
 def configurations(data: Path) -> dict[str, TrainConfig]:
-    """Whole runs of seconds: every stage, with one worker and with two; and without a defence."""
+    """Whole runs of seconds: every stage, with one worker and with two; and without a defence. States are also kept
+    inside epochs, but in one."""
     smoke = preset("smoke").train
     smoke = replace(
         smoke,
@@ -76,9 +77,10 @@ def configurations(data: Path) -> dict[str, TrainConfig]:
         evaluate_every=2,
         compute=replace(smoke.compute, workers=2, threads=1, precision="fp32", device="cpu"),
     )
+    smoke = replace(smoke, compute=replace(smoke.compute, checkpoint_steps=2))  # of four an epoch
     return {
         "dbd-2": smoke,
-        "dbd-1": replace(smoke, compute=replace(smoke.compute, workers=1)),
+        "dbd-1": replace(smoke, compute=replace(smoke.compute, workers=1, checkpoint_steps=None)),
         "none-2": replace(smoke, method="none"),
     }
 
@@ -431,12 +433,12 @@ def outcome(storage: Path) -> dict[str, Any]:
 
 
 def listing(storage: Path) -> list[str]:
-    """The files below a storage, hidden ones too; without the insides of Ray's own folder, and with # for the numbers
-    of checkpoints and for what tells event files apart."""
+    """The files below a storage, hidden ones too; without the log that there is only where workers failed, and with #
+    for the numbers of checkpoints and for what tells event files apart."""
     found = set()
     for path in storage.rglob("*"):
         name = str(path.relative_to(storage))
-        if name.startswith(f"{RUN}/ray"):
+        if name == f"{RUN}/logs/driver.jsonl":
             continue
         if name.startswith((f"{RUN}/tensorboard/", f"{RUN}/checkpoints/")):
             name = re.sub(r"\d+", "#", re.sub(r"(?<=tfevents\.).*", "#", name))

@@ -64,6 +64,7 @@ def test_a_ray_of_our_own(tmp_path, monkeypatch):
         with session.connect() as inner:  # uses, and leaves open, what is there
             assert inner
         assert ray.is_initialized()
+        assert session.Watch().lost() is None
         (findings,) = check.examine_cluster(str(tmp_path / "runs")).values()
         assert {f.name for f in findings} >= {"python", "storage", "clock offset"}
         assert [f for f in findings if f.verdict == "fail"] == []
