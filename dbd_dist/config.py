@@ -210,13 +210,13 @@ class ComputeConfig:
     stage: Path | None = None
     """Folder on each node's own disk that the data set is copied to once a node, and read from; for shared storage."""
     checkpoint_s: float = 0.0
-    """Seconds between two states to go on from, at least; they are saved when an epoch ends. 0: after every epoch."""
+    """Seconds between two checkpoints, at least; they are saved when an epoch ends. 0: after every epoch."""
     checkpoint_steps: int | None = None
-    """Save a state also inside epochs, every so many steps; for epochs that are too long to lose."""
+    """Save a checkpoint also inside epochs, every so many steps; for epochs that are too long to lose."""
     patience_s: float = 120.0
     """How long to try again, in seconds, while storage is full, read-only or gone, before the run ends."""
     mirror: str | None = None
-    """A second place for states, e.g. s3://BUCKET/FOLDER or file:///FOLDER: copied there in the background, and fetched
+    """A second place for checkpoints, e.g. s3://BUCKET/FOLDER or file:///FOLDER: copied there in the background, and fetched
     from there where they are missing here."""
     stall_s: float = 900.0
     """A worker that makes no step for so many seconds is taken to hang: it leaves its stacks in the run folder and is

@@ -255,6 +255,35 @@ def test_workers_that_hang_every_time_are_one_message(described, tmp_path, ray_h
     assert not (tmp_path / RUN / ".lock").exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
+def test_a_driver_that_is_told_to_end_leaves_a_checkpoint(number, code, described, undisturbed, tmp_path, ray_here):
+    argv = command(described, tmp_path)
+    with open(tmp_path / "output", "w+") as output:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "dbd_dist.cli", *argv],
+            env={**os.environ, "RAY_ADDRESS": ray_here},
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            wait_for(lambda: driver.poll() is not None or KILL_AT in epochs(tmp_path))
+            driver.send_signal(number)
+            ended = driver.wait(WAIT_S)
+        finally:
+            driver.kill()
+    text = (tmp_path / "output").read_text()
+    assert ended == code, text
+    assert "stopped after mixmatch, epoch" in text
+    assert "Traceback" not in text
+    assert {p.name for p in (tmp_path / RUN).iterdir()} == {
+        "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "backbone.safetensors", "backbone.json", "logs",
+    }  # fmt: skip
+    before = logged(tmp_path)
+    assert main(argv) == 0
+    assert logged(tmp_path)[: len(before)] == before  # nothing was trained again
+    assert outcome(tmp_path) == outcome(undisturbed)
+
+
 # -- mistakes
 
 
