@@ -216,8 +216,8 @@ class ComputeConfig:
     patience_s: float = 120.0
     """How long to try again, in seconds, while storage is full, read-only or gone, before the run ends."""
     mirror: str | None = None
-    """A second place for checkpoints, e.g. s3://BUCKET/FOLDER or file:///FOLDER: copied there in the background, and fetched
-    from there where they are missing here."""
+    """A second place for checkpoints, e.g. s3://BUCKET/FOLDER or file:///FOLDER: copied there in the background, and
+    fetched from there where they are missing here."""
     stall_s: float = 900.0
     """A worker that makes no step for so many seconds is taken to hang: it leaves its stacks in the run folder and is
     ended. Compiling, one checkpoint and reading the data set once have to fit in; 0: never."""
