@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.hashes import refuse_pipes
+from data_prep.hashes import refuse_pipes, sha256_file, sha256_json
 from data_prep.manifest import Dataset
 from dbd_dist.augment import AugmentConfig
 from dbd_dist.config import TrainConfig, digest, to_dict
@@ -178,20 +178,20 @@ class RunFolder:
         from safetensors.torch import save_file
 
         weights = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        aside = self.path / f".{stem}.safetensors"
+        aside, path = self.path / f".{stem}.safetensors", self.path / f"{stem}.safetensors"
         save_file(weights, str(aside))
-        os.replace(aside, self.path / f"{stem}.safetensors")
-        write_json(
-            self.path / f"{stem}.json",
-            {
-                "network": to_dict(config.model),
-                **more,
-                "image_px": dataset.manifest.image_px,
-                "input": "RGB in 0-1, minus mean, over std",
-                "mean": list(normalise.mean),
-                "std": list(normalise.std),
-            },
-        )
+        description = {
+            "network": to_dict(config.model),
+            **more,
+            "image_px": dataset.manifest.image_px,
+            "input": "RGB in 0-1, minus mean, over std",
+            "mean": list(normalise.mean),
+            "std": list(normalise.std),
+            "weights": {"bytes": aside.stat().st_size, "sha256": sha256_file(aside)},
+        }
+        path.with_suffix(".json").unlink(missing_ok=True)  # a kill in between leaves no description of other weights
+        os.replace(aside, path)
+        write_json(path.with_suffix(".json"), description | {"checksum": sha256_json(description)})
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / "result.json", result)

@@ -75,6 +75,19 @@ def edit_json() -> Callable[..., None]:
     return edit
 
 
+@pytest.fixture
+def edit_sealed() -> Callable[..., None]:
+    """The same as a careful forger would, with a checksum that fits."""
+    from data_prep.hashes import sha256_json
+
+    def edit(path: Path, **fields: Any) -> None:
+        content = json.loads(path.read_text()) | fields
+        content.pop("checksum")
+        path.write_text(json.dumps(content | {"checksum": sha256_json(content)}))
+
+    return edit
+
+
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[str]:
     """A Ray of two CPUs, started once for all tests of a module that need one; gives its address."""
