@@ -18,7 +18,7 @@ COMMANDS = {
     "tune": ("tune_spaces.command", "a Ray Tune sweep"),
     "report": ("dbd_dist.report.command", "tables, plots and an HTML page from run folders"),
     "bench": ("dbd_dist.commands.bench", "how fast this machine runs every part"),
-    "doctor": ("cluster.check", "is this machine, or every node of this cluster, fit to run?"),
+    "doctor": ("dbd_dist.commands.doctor", "is this machine or cluster fit to run? are these folders whole?"),
 }
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.hashes import refuse_pipes, sha256_file, sha256_json
+from data_prep.hashes import sha256_file, sha256_json
+from data_prep.jsonfile import read_json
 from data_prep.manifest import Dataset
 from dbd_dist.augment import AugmentConfig
 from dbd_dist.config import TrainConfig, digest, to_dict
@@ -46,9 +47,8 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            refuse_pipes(path)
-            return json.loads(path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
+            return read_json(path)
+        except (OSError, ValueError) as error:
             raise UserError(f"not a result ({error})", where=path, fix="choose another --name, or delete it") from error
 
     def claim(self, config: TrainConfig, dataset: Dataset) -> None:
@@ -60,10 +60,9 @@ class RunFolder:
         path = self.path / "run.json"
         if path.exists():
             try:
-                refuse_pipes(path)
-                stored = json.loads(path.read_text())
-                theirs = (stored["config_hash"], stored["data_hash"])
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                stored = read_json(path)
+                theirs = (str(stored["config_hash"]), str(stored["data_hash"]))
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError("not a run description", where=path, fix="choose another --name") from error
             if theirs[0] != method_hash(config):
                 raise UserError(

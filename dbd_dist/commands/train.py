@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from data_prep.errors import UserError
+from data_prep.jsonfile import read_json
 from dbd_dist.config import TrainConfig, from_dict
 from dbd_dist.presets import PRESETS, Preset, preset
 
@@ -84,10 +84,10 @@ def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
 
 def _stored(path: Path) -> TrainConfig:
     try:
-        return from_dict(TrainConfig, json.loads(path.read_text())["config"], where=f"{path}: config")
+        return from_dict(TrainConfig, read_json(path)["config"], where=f"{path}: config")
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=f"--config {path}") from error
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError("not a run description", where=path, allowed="the run.json of a run folder") from error
 
 
