@@ -412,7 +412,7 @@ def test_report_to_a_place_that_is_none(refused, place):
     folder.mkdir()
     (folder / "run.json").write_text('{"config": {}}')
     (folder / "result.json").write_text('{"method": "none", "dataset": "x", "clean_acc": 0.5}')
-    for out, says in (("", "is a folder"), ("x" * 300, "File name too long")):
+    for out, says in (("", "the path is empty"), (".", "is a folder"), ("x" * 300, "File name too long")):
         message = refused("report", folder, "--format", "md", "--out", out)
         assert one_line(message)
         assert says in message

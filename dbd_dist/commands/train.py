@@ -13,10 +13,11 @@ import tyro
 
 from data_prep.errors import UserError
 from data_prep.jsonfile import read_json
+from data_prep.manifest import read_manifest
 from dbd_dist.config import TrainConfig, from_dict
 from dbd_dist.presets import PRESETS, Preset, preset
 
-STORAGE = Path(os.environ.get("DBD_STORAGE", "runs"))
+STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,12 @@ def main(argv: list[str]) -> int:
         config=(tyro.conf.FlagConversionOff,),
     )
     config = arguments.config
+    if config.preset != started.preset:
+        raise UserError(
+            f"{config.preset!r} would rename the preset {started.preset} and change nothing",
+            where="--preset",
+            fix=f"name a preset first: dbd train {config.preset if config.preset in PRESETS else 'PRESET'}",
+        )
     name = arguments.name if arguments.name is not None else f"{config.preset}-{config.method}-s{config.seed}"
     check_before_data(config, name, arguments.launcher)
     if os.environ.get("RANK", "0") == "0":
@@ -49,7 +56,9 @@ def main(argv: list[str]) -> int:
     if config.data is None:
         if prepared is None:
             raise UserError("no dataset folder is given", where="--data", fix="make one with `dbd prepare`")
-        config = dataclasses.replace(config, data=prepare_for(prepared, config, arguments.storage))
+        folder = prepare_for(prepared, config, arguments.storage)
+        config = dataclasses.replace(config, data=folder)
+        config.check_image_px(read_manifest(folder).image_px)
     result = launch(config, arguments.storage, name, arguments.launcher)
     if int(os.environ.get("RANK", "0")) != 0:
         return 0
@@ -122,6 +131,8 @@ def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
     from dbd_dist.local import check_name
 
     check_name(name)
+    if config.data is not None:
+        config.check_image_px(read_manifest(config.data).image_px)
     if launcher == "local":
         from dbd_dist.world import check_device
 
