@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.arrays import map_arrays
 from data_prep.errors import UserError
-from data_prep.hashes import refuse_pipes, sha256_file, sha256_json
+from data_prep.hashes import sha256_file, sha256_json
+from data_prep.jsonfile import read_json
 
 ARRAYS_FILE = "artefact.npz"
 DESCRIPTION_FILE = "artefact.json"
@@ -123,8 +124,8 @@ def write_artefact(
     return read_artefact(folder, kind)
 
 
-def read_artefact(folder: str | os.PathLike[str], kind: str) -> Artefact:
-    """Read and check an artefact.
+def read_artefact(folder: str | os.PathLike[str], kind: str | None) -> Artefact:
+    """Read and check an artefact, of any kind where `kind` is None.
 
     Raises:
         UserError: not an artefact, one of another kind, damaged, or edited since it was written.
@@ -132,32 +133,33 @@ def read_artefact(folder: str | os.PathLike[str], kind: str) -> Artefact:
     folder = Path(folder)
     path = folder / DESCRIPTION_FILE
     try:
-        refuse_pipes(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise UserError(
             f"not an artefact: {DESCRIPTION_FILE} cannot be read ({error.strerror})",
             where=folder,
             fix="make one with dbd craft",
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError("not JSON", where=path, fix=_AGAIN) from error
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})", where=path, fix=_AGAIN) from error
     if not isinstance(content, dict) or set(content) != _FIELDS | {"checksum"}:
         raise UserError("not the description of an artefact", where=path, fix=_AGAIN)
     checksum = content.pop("checksum")
     try:
         intact = checksum == sha256_json(content)
-    except ValueError:  # infinity and NaN are JSON to Python alone
+    except RecursionError:  # less deep than what JSON's reader gives up at
         intact = False
     if not intact:
         raise UserError("edited since it was written: the checksum differs", where=path, fix=_AGAIN)
     if content["format_version"] != FORMAT_VERSION:
-        raise UserError(f"format version {content['format_version']}", where=path, allowed=str(FORMAT_VERSION))
-    if content["kind"] != kind:
-        raise UserError(f"an artefact for {content['kind']}", where=folder, allowed=f"one for {kind}")
+        raise UserError(f"format version {_short(content['format_version'])}", where=path, allowed=str(FORMAT_VERSION))
+    kinds = tuple(ARRAYS) if kind is None else (kind,)
+    if content["kind"] not in kinds:
+        raise UserError(f"an artefact for {_short(content['kind'])}", where=folder, allowed=f"one for {kinds[0]}")
+    kind = str(content["kind"])
     for name, kind_of in _KINDS.items():
         if not isinstance(content[name], kind_of) or isinstance(content[name], bool):
-            raise UserError(f"field {name} is {content[name]!r}", where=path, fix=_AGAIN)
+            raise UserError(f"field {name} is {_short(repr(content[name]))}", where=path, fix=_AGAIN)
     arrays_path = folder / ARRAYS_FILE
     try:
         damaged = sha256_file(arrays_path) != content["sha256"]
@@ -166,8 +168,8 @@ def read_artefact(folder: str | os.PathLike[str], kind: str) -> Artefact:
     if damaged:
         raise UserError("damaged: its sha256 differs from the description's", where=arrays_path, fix=_AGAIN)
     try:
-        arrays = {name: _map_member(arrays_path, name) for name in ARRAYS[kind]}
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        arrays = map_arrays(arrays_path, ARRAYS[kind])
+    except (ValueError, OSError) as error:
         raise UserError(f"not the arrays of an artefact ({error})", where=arrays_path, fix=_AGAIN) from error
     _check_arrays(kind, arrays, content["image_px"], arrays_path)
     described = {n: content[n] for n in ("image_px", "target", "fingerprint", "settings", "evidence", "sha256")}
@@ -192,19 +194,6 @@ def _check_arrays(kind: str, arrays: Mapping[str, np.ndarray], px: int, where: P
             raise UserError("the positions of the perturbed images are not in order", where=where, fix=_AGAIN)
 
 
-def _map_member(path: Path, name: str) -> np.ndarray:
-    """One array of an uncompressed .npz, mapped rather than read: an artefact may be larger than the memory."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        info = archive.getinfo(f"{name}.npy")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{name} is compressed")
-        file.seek(info.header_offset + 26)
-        name_length, extra_length = np.frombuffer(file.read(4), dtype="<u2")
-        file.seek(info.header_offset + 30 + int(name_length) + int(extra_length))
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):
-            raise ValueError(f"{name} has format {version}")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        if fortran or dtype.hasobject:
-            raise ValueError(f"{name} has dtype {dtype}")
-        return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -30,7 +30,7 @@ class UserError(Exception):
             parts.append(f"Allowed: {allowed}.")
         if fix is not None:
             parts.append(f"To do: {fix}.")
-        super().__init__(" ".join(parts))
+        super().__init__(printable(" ".join(parts)))
 
     def __reduce__(self):  # keyword-only arguments survive the trip from a worker process
         return (_rebuild, (self.what, self.where, self.allowed, self.fix))
@@ -38,3 +38,9 @@ class UserError(Exception):
 
 def _rebuild(what: str, where, allowed, fix) -> UserError:
     return UserError(what, where=where, allowed=allowed, fix=fix)
+
+
+def printable(text: str) -> str:
+    """One line that no terminal acts on: names come with the data, from whoever made it, and may hold escape codes,
+    line breaks or characters that reverse the writing direction. They are shown as Python writes them in strings."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +18,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64 * 2**20
 """Larger images are refused before they are decoded: a file of a few kilobytes can declare gigabytes of
 pixels."""
+MAX_FILE_BYTES = 512 << 20
+"""Larger image files are refused before they are read; no format needs more for `MAX_PIXELS`."""
 MAX_PX = 8192
 """Side of the largest square that an image is resized to."""
+
+# Pillow warns where it does not refuse; the limit above is below both, and a warning would be a second message.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of tags that are not used here
 
 _DEEP_MODES = ("I", "F")  # Pillow clips these to 0-255 instead of scaling them
 
@@ -66,8 +74,7 @@ def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = 
     """
     if isinstance(data, Path):
         try:
-            refuse_pipes(data)
-            data = data.read_bytes()
+            data = _read(data)
         except OSError as error:
             raise UserError(f"cannot read the image ({error.strerror})", where=where) from error
     if not data:
@@ -112,8 +119,7 @@ def read_opaque_image(path: Path) -> Image.Image:
     """
     where = str(path)
     try:
-        refuse_pipes(path)
-        data = path.read_bytes()
+        data = _read(path)
         if not data:
             raise UserError("the trigger image is empty", where=where, allowed=_allowed())
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -128,6 +134,14 @@ def read_opaque_image(path: Path) -> Image.Image:
     except Exception as error:
         raise UserError(f"damaged trigger image ({error})", where=where, allowed=_allowed()) from error
     return Image.fromarray(decode_image(data, where=where))
+
+
+def _read(path: Path) -> bytes:
+    refuse_pipes(path)
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"{size:,} bytes, more than {MAX_FILE_BYTES:,}")
+    return path.read_bytes()
 
 
 def _allowed() -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.hashes import data_hash, refuse_pipes, sha256_file, sha256_json
+from data_prep.hashcache import cached_sha256
+from data_prep.hashes import data_hash, sha256_file, sha256_json
+from data_prep.jsonfile import read_json
 
 FILE = "manifest.json"
 FORMAT_VERSION = 2
@@ -135,15 +138,14 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     folder = Path(folder)
     path = folder / FILE
     try:
-        refuse_pipes(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             "not a dataset folder: there is no manifest.json", where=folder, fix="make one with dbd prepare"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read the manifest ({error.strerror})", where=path) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"the manifest is not JSON ({error})", where=path, fix=_AGAIN) from error
     if not isinstance(content, dict):
         raise UserError("the manifest is not a JSON object", where=path, fix=_AGAIN)
@@ -161,7 +163,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     wanted = set(checks)
     for problem, names in (("missing", wanted - set(content)), ("unknown", set(content) - wanted)):
         if names:
-            raise UserError(f"{problem} field {sorted(names)[0]}", where=path, fix=_AGAIN)
+            raise UserError(f"{problem} field {sorted(names)[0][:80]}", where=path, fix=_AGAIN)
     for name, (holds, allowed) in checks.items():
         if not holds(content[name]):
             shown = repr(content[name])
@@ -172,7 +174,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
                 fix=_AGAIN,
             )
     checksum = content.pop("checksum")
-    if sha256_json(content) != checksum:
+    try:
+        intact = sha256_json(content) == checksum
+    except RecursionError:  # less deep than what JSON's reader gives up at
+        intact = False
+    if not intact:
         raise UserError("the manifest was edited: its checksum does not match", where=path, fix=_AGAIN)
     if version == _BEFORE_ENCODING:
         content |= {**_RAW, "format_version": FORMAT_VERSION}
@@ -182,13 +188,14 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     return Manifest(**content)
 
 
-def open_dataset(folder: str | os.PathLike[str], verify: bool = True) -> Dataset:
+def open_dataset(folder: str | os.PathLike[str], verify: bool = True, cached: bool = True) -> Dataset:
     """Open a dataset folder.
 
     Args:
         folder: as written by `prepare`.
         verify: check that every file is there with the size and the sha256 of the manifest. A file that did
-            not change since is hashed once a process.
+            not change since is hashed once a machine, see `data_prep.hashcache`.
+        cached: believe what was found then; False hashes every file.
 
     Raises:
         UserError: as `read_manifest`; a file is missing, damaged, or of another data set.
@@ -197,7 +204,9 @@ def open_dataset(folder: str | os.PathLike[str], verify: bool = True) -> Dataset
     dataset = Dataset(folder, read_manifest(folder))
     if verify:
         wrong = [
-            problem for name, record in dataset.manifest.files.items() if (problem := _mismatch(folder / name, record))
+            problem
+            for name, record in dataset.manifest.files.items()
+            if (problem := _mismatch(folder / name, record, cached_sha256 if cached else sha256_file))
         ]
         if len(wrong) == len(dataset.manifest.files):
             raise UserError(
@@ -210,26 +219,20 @@ def open_dataset(folder: str | os.PathLike[str], verify: bool = True) -> Dataset
     return dataset
 
 
-_hashed: dict[tuple[str, int, int, int], str] = {}
-
-
-def _mismatch(path: Path, record: FileRecord) -> tuple[Path, str] | None:
+def _mismatch(path: Path, record: FileRecord, sha256_of: Callable[[Path], str]) -> tuple[Path, str] | None:
     try:
-        stat = path.stat()
-        if stat.st_size != record.bytes:
+        size = path.stat().st_size
+        if size != record.bytes:
             return (
                 path,
-                f"the file has {stat.st_size} bytes, the manifest says {record.bytes}: "
-                "truncated or of another data set",
+                f"the file has {size} bytes, the manifest says {record.bytes}: truncated or of another data set",
             )
-        key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-        if key not in _hashed:
-            _hashed[key] = sha256_file(path)
+        found = sha256_of(path)
     except FileNotFoundError:
         return path, "the file is missing"
     except OSError as error:
         return path, f"cannot read the file ({error.strerror})"
-    if _hashed[key] != record.sha256:
+    if found != record.sha256:
         return path, "the file's sha256 is not that of the manifest: damaged, edited or of another data set"
     return None
 
@@ -249,6 +252,8 @@ def _check_together(content: Mapping[str, Any], path: Path) -> None:
     def bad(what: str) -> UserError:
         return UserError(what, where=path, fix=_AGAIN)
 
+    if len(set(content["class_names"])) != len(content["class_names"]):
+        raise bad("field class_names holds a name twice")
     if len(content["class_names"]) != content["num_classes"]:
         raise bad(
             f"field class_names holds {len(content['class_names'])} names, num_classes says {content['num_classes']}"
@@ -257,7 +262,7 @@ def _check_together(content: Mapping[str, Any], path: Path) -> None:
     for field in ("counts", "content_hash"):
         if set(content[field]) != splits:
             raise bad(f"field {field} is about {', '.join(sorted(content[field]))}, not {', '.join(sorted(splits))}")
-    missing = {f"{split}.beton" for split in splits} - set(content["files"])
+    missing = {"samples.parquet", *(f"{split}.beton" for split in splits)} - set(content["files"])
     if missing:
         raise bad(f"field files lacks {sorted(missing)[0]}")
     if content["target"] is not None and content["target"] >= content["num_classes"]:
@@ -305,8 +310,8 @@ def _is_file(value: Any) -> bool:
 
 
 def _is_files(value: Any) -> bool:
-    # a name with a slash would reach outside the folder
-    return _is_map(value, _is_file) and all(name == Path(name).name for name in value)
+    # what is more than a name would reach outside the folder
+    return _is_map(value, _is_file) and all(re.fullmatch(r"\w[\w.-]{0,254}", name, re.ASCII) for name in value)
 
 
 def _is_config(value: Any) -> bool:

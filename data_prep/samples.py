@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.tables import read_table, write_table
+from data_prep.tables import MAX_ROWS, read_table, write_table
 
 FILE = "samples.parquet"
 
@@ -34,13 +34,17 @@ def write_samples(folder: str | PathLike[str], samples: Samples) -> None:
     write_table(Path(folder) / FILE, columns)
 
 
-def read_samples(folder: str | PathLike[str]) -> Samples:
+def read_samples(folder: str | PathLike[str], most: int = MAX_ROWS) -> Samples:
     """The samples of all splits.
+
+    Args:
+        folder: of the data set.
+        most: samples that there may be, which bounds the memory that a hostile file can ask for.
 
     Raises:
         UserError: missing or damaged file.
     """
-    table = read_table(Path(folder) / FILE, {"label": "int64", "origin": "string"})
+    table = read_table(Path(folder) / FILE, {"label": "int64", "origin": "string"}, most)
     return {name: SplitSamples(columns["label"], list(columns["origin"])) for name, columns in table.items()}
 
 

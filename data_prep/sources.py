@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -18,6 +17,8 @@ from PIL import Image
 from data_prep.errors import UserError
 from data_prep.hashes import refuse_pipes
 from data_prep.images import MAX_PX, Geometry, decode_image
+from data_prep.jsonfile import parse_json
+from data_prep.tables import MAX_ROWS
 
 Encoded = bytes | Path | np.ndarray | None
 """One image as its source holds it: an image file's bytes, a path, uint8 (H, W, 3), or nothing."""
@@ -268,6 +269,9 @@ class ImageFolder(Source):
     """Side of the central square that is kept."""
     resize_px: int = 256
     """The shorter side is resized to this first."""
+    follow_links: bool = False
+    """Follow symbolic links that lead out of ROOT. Refused otherwise: in a folder from strangers, a link would copy a
+    file of yours into the data set."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -306,7 +310,7 @@ class ImageFolder(Source):
         paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(names):
-            found = sorted(p for p in (folder / name).iterdir() if not _is_clutter(p))
+            found = self._inside(folder / name)
             if not found:
                 raise UserError("the class folder is empty", where=folder / name, allowed="at least one image a class")
             paths += found
@@ -322,6 +326,37 @@ class ImageFolder(Source):
             folder=self.root,
             geometry=geometry,
         )
+
+    def _inside(self, folder: Path) -> list[Path]:
+        """The files of a class, in order; links out of the root are refused unless they are to be followed."""
+        root, found = os.path.realpath(self.root), []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = folder / entry.name
+                if _is_clutter(path):
+                    continue
+                found.append(path)
+                if entry.is_symlink():
+                    self._refuse_link(path, root)
+        for link in (folder, folder.parent):
+            if link.is_symlink():
+                self._refuse_link(link, root)
+        return sorted(found)
+
+    def _refuse_link(self, path: Path, root: str) -> None:
+        aim = os.path.realpath(path)
+        if not self.follow_links and os.path.commonpath([root, aim]) != root:
+            raise UserError(
+                f"a link to {aim}, outside the image folder",
+                where=path,
+                allowed="links to what is inside",
+                fix="give follow_links where you made these links yourself",
+            )
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        del described["follow_links"]  # says what is allowed, not what the data set is
+        return described
 
     def _stem(self) -> str:
         return _folder_name(self.root)
@@ -439,11 +474,14 @@ class _ParquetShard:
         with _parquet_errors(path):
             refuse_pipes(path)
             file = pq.ParquetFile(path)
-        schema = file.schema_arrow
+            schema = file.schema_arrow
+        if file.metadata.num_rows > MAX_ROWS:  # a file of a few kilobytes can declare labels that fill the memory
+            raise UserError(f"{file.metadata.num_rows:,} rows", where=path, allowed=f"at most {MAX_ROWS:,}")
         for column, flag in ((image_column, "image_column"), (label_column, "label_column")):
-            if column not in schema.names:
+            if schema.names.count(column) != 1:
+                count = "more than one" if column in schema.names else "no"
                 raise UserError(
-                    f"no column {column!r}; the columns are {', '.join(schema.names)}",
+                    f"{count} column {column!r}; the columns are {', '.join(schema.names)}",
                     where=path,
                     fix=f"name the right one with {flag}",
                 )
@@ -605,7 +643,7 @@ def _class_names(metadata: dict[bytes, bytes] | None, label_column: str, path: P
     if raw is None:
         return None
     try:
-        feature = json.loads(raw)["info"]["features"][label_column]
+        feature = parse_json(raw)["info"]["features"][label_column]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"the schema's 'huggingface' entry cannot be read ({error!r})", where=path) from error
     names = feature.get("names") if isinstance(feature, dict) else None
@@ -613,6 +651,9 @@ def _class_names(metadata: dict[bytes, bytes] | None, label_column: str, path: P
         return None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError("the class names in the schema's 'huggingface' entry are not strings", where=path)
+    for name in names:
+        if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):  # cannot be written as UTF-8
+            raise UserError(f"class name {name!r} is not Unicode", where=path, fix="rename the class")
     return names
 
 
@@ -622,7 +663,7 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise UserError(f"unreadable Parquet file ({error})", where=path, allowed="a whole Parquet file") from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
+from data_prep.hashes import refuse_pipes
 
 
 def write_table(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
@@ -31,33 +32,48 @@ def write_table(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
     pq.write_table(pa.concat_tables(parts), path)
 
 
-def read_table(path: Path, columns: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+MAX_ROWS = 100_000_000
+"""Larger tables are refused before they are read: a file of a few kilobytes can declare rows that fill the memory."""
+
+
+def read_table(path: Path, columns: Mapping[str, str], most: int = MAX_ROWS) -> dict[str, dict[str, Any]]:
     """Read what `write_table` wrote.
 
     Args:
         path: of the file.
         columns: names and Arrow types.
+        most: rows that there may be.
 
     Returns:
         By split, by column: arrays (n,), in index order; strings as object arrays.
 
     Raises:
-        UserError: missing or unreadable file, missing or mistyped columns, nulls, indices that are not 0 to n
-            - 1.
+        UserError: missing or unreadable file, more rows than `most`, missing or mistyped columns, nulls, indices that
+            are not 0 to n - 1.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     fix = "prepare the data set again"
     try:
-        table = pq.ParquetFile(path).read()
-        table.validate(full=True)  # damaged strings read well and fail when they are used
-        names = table.column_names
+        refuse_pipes(path)
+        file = pq.ParquetFile(path)
+        rows, schema = file.metadata.num_rows, file.schema_arrow
+        names = schema.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"unreadable table ({error})", where=path, fix=fix) from error
-    for name, kind in {"split": "string", "index": "int64", **columns}.items():
-        if name not in names or str(table.schema.field(name).type) != kind:
+    wanted = {"split": "string", "index": "int64", **columns}
+    for name, kind in wanted.items():
+        if names.count(name) != 1 or str(schema.field(name).type) != kind:
             raise UserError(f"no column {name!r} of type {kind}", where=path, fix=fix)
+    if rows > most:
+        raise UserError(f"the table has {rows:,} rows", where=path, allowed=f"at most {most:,}", fix=fix)
+    try:
+        table = file.read(columns=list(wanted))
+        table.validate(full=True)  # damaged strings read well and fail when they are used
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+        raise UserError(f"unreadable table ({error})", where=path, fix=fix) from error
+    for name in wanted:
         if table.column(name).null_count:
             raise UserError(f"column {name!r} holds nulls", where=path, fix=fix)
     split = table.column("split").to_numpy(zero_copy_only=False)

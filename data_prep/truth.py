@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.tables import read_table, write_table
+from data_prep.tables import MAX_ROWS, read_table, write_table
 
 FILE = "truth.parquet"
 
@@ -39,8 +39,12 @@ def write_truth(folder: str | PathLike[str], truth: Truth) -> None:
     write_table(Path(folder) / FILE, columns)
 
 
-def read_truth(folder: str | PathLike[str]) -> Truth:
+def read_truth(folder: str | PathLike[str], most: int = MAX_ROWS) -> Truth:
     """The truth of all splits.
+
+    Args:
+        folder: of the data set.
+        most: samples that there may be, which bounds the memory that a hostile file can ask for.
 
     Raises:
         UserError: there is none, as in a data set of unknown origin, or the file is damaged.
@@ -48,7 +52,7 @@ def read_truth(folder: str | PathLike[str]) -> Truth:
     path = Path(folder) / FILE
     if not path.exists():
         raise UserError("the data set holds no truth: nobody knows which of its images are poisoned", where=folder)
-    table = read_table(path, {"true_label": "int64", "poisoned": "bool", "cover": "bool"})
+    table = read_table(path, {"true_label": "int64", "poisoned": "bool", "cover": "bool"}, most)
     return {
         name: SplitTruth(columns["true_label"], columns["poisoned"], columns["cover"])
         for name, columns in table.items()

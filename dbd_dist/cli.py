@@ -7,6 +7,7 @@ Subcommands are imported when they are called, so that ``dbd --help`` answers at
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -19,8 +20,15 @@ COMMANDS = {
     "tune": ("tune_spaces.command", "a Ray Tune sweep"),
     "report": ("dbd_dist.report.command", "tables, plots and an HTML page from run folders"),
     "bench": ("dbd_dist.commands.bench", "how fast this machine runs every part"),
-    "doctor": ("cluster.check", "is this machine, or every node of this cluster, fit to run?"),
+    "doctor": ("dbd_dist.commands.doctor", "is this machine or cluster fit to run? are these folders whole?"),
 }
+
+
+PATHS = (
+    "--storage", "--data", "--out", "--root", "--datasets", "--artefact", "--surrogate", "--backbone", "--json",
+    "--config", "--compute.stage", "--pattern", "--source.root", "--attack.artefact", "--attack.pattern",
+)  # fmt: skip
+"""Flags whose values are paths."""
 
 
 def usage() -> str:
@@ -63,7 +71,11 @@ def main(argv: list[str] | None = None) -> int:
     from dbd_dist.failures import RunFailed
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
+        _refuse_empty(rest)
         return importlib.import_module(COMMANDS[name][0]).main(rest)
     except (UserError, ClusterError) as error:
         if debug:
@@ -86,6 +98,20 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """An empty path would be the current folder: what a script passes whose variable is not set."""
+    from data_prep.errors import UserError
+
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if not equals and i + 1 < len(arguments):
+            value, equals = arguments[i + 1], "="
+        if flag in PATHS and equals and not value:
+            raise UserError("the path is empty", where=flag, allowed="a path")
+        if "\0" in argument:
+            raise UserError("there is a zero byte in it", where=argument)
 
 
 if __name__ == "__main__":

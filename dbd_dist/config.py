@@ -184,6 +184,12 @@ class SupervisedConfig:
         require(
             self, "supervised", epochs=">= 1", batch=">= 2", lr="> 0", momentum="in [0, 1)", weight_decay=">= 0"
         )  # fmt: skip
+        if any(m < 1 for m in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            raise UserError(
+                f"{self.milestones} are no milestones",
+                where="supervised.milestones",
+                allowed="whole numbers from 1, each larger than the one before",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +280,21 @@ class TrainConfig:
                     f"mean and std {theirs} differ from {normalisations['supervised']} of supervised.augment",
                     where=f"{name}.augment",
                     allowed="one normalisation for all stages of a run",
+                )
+
+    def check_image_px(self, image_px: int) -> None:
+        """What depends on the size of the images.
+
+        Raises:
+            UserError: a padding reaches across the image, which no reflection fills.
+        """
+        for stage in ("supervised",) if self.method == "none" else ("simclr", "warmup", "split", "mixmatch"):
+            config: AugmentConfig = getattr(self, stage).augment
+            if config.crop == "pad" and config.pad_px >= image_px:
+                raise UserError(
+                    f"pad_px is {config.pad_px} for images of {image_px} px",
+                    where=f"{stage}.augment.pad_px",
+                    allowed=f"0 to {image_px - 1}",
                 )
 
     @property

@@ -48,7 +48,9 @@ class Examiner:
         self._triggered = None if dataset.test_triggered is None else self._read(dataset, "test_triggered")
         self._poisoned = None
         if TRUTH_FILE in manifest.files:
-            self._poisoned = torch.from_numpy(read_truth(dataset.folder)["train"].poisoned.copy())
+            self._poisoned = torch.from_numpy(
+                read_truth(dataset.folder, sum(dataset.manifest.counts.values()))["train"].poisoned.copy()
+            )
 
     def _read(self, dataset: Dataset, split: str) -> tuple[Tensor, Tensor]:
         manifest, world = dataset.manifest, self._world

@@ -17,6 +17,10 @@ Network = TypeVar("Network", bound=nn.Module)
 BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
+MAX_BLOCKS = 1000
+MAX_WIDTH = 65536
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A residual network (He et al. 2016). The defaults are ResNet-18 with the CIFAR stem."""
@@ -44,6 +48,11 @@ class ModelConfig:
                 raise UserError(f"{getattr(self, name)} holds a number below 1", where=f"model.{name}")
         if self.projection_dim < 1:
             raise UserError(f"{self.projection_dim} is below 1", where="model.projection_dim")
+        if sum(self.depths) > MAX_BLOCKS:  # a description from elsewhere must not build for hours
+            raise UserError(f"{self.depths} blocks", where="model.depths", allowed=f"at most {MAX_BLOCKS} in all")
+        for name, width in (("widths", max(self.widths)), ("projection_dim", self.projection_dim)):
+            if width > MAX_WIDTH:
+                raise UserError(f"{width} is too wide", where=f"model.{name}", allowed=f"at most {MAX_WIDTH}")
 
     @property
     def feature_dim(self) -> int:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.hashes import refuse_pipes
+from data_prep.hashes import sha256_file, sha256_json
+from data_prep.jsonfile import read_json
 from data_prep.manifest import Dataset
 from dbd_dist import logs
 from dbd_dist.augment import AugmentConfig
@@ -68,9 +69,8 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            refuse_pipes(path)
-            return json.loads(path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
+            return read_json(path)
+        except (OSError, ValueError) as error:
             raise UserError(f"not a result ({error})", where=path, fix="choose another --name, or delete it") from error
 
     def claim(self, config: TrainConfig, dataset: Dataset) -> None:
@@ -82,10 +82,9 @@ class RunFolder:
         path = self.path / "run.json"
         if path.exists():
             try:
-                refuse_pipes(path)
-                stored = json.loads(path.read_text())
-                theirs = (stored["config_hash"], stored["data_hash"])
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                stored = read_json(path)
+                theirs = (str(stored["config_hash"]), str(stored["data_hash"]))
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError("not a run description", where=path, fix="choose another --name") from error
             if theirs[0] != method_hash(config):
                 raise UserError(
@@ -242,20 +241,20 @@ class RunFolder:
         from safetensors.torch import save
 
         weights = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        aside = self.path / f".{stem}.safetensors"
+        aside, path = self.path / f".{stem}.safetensors", self.path / f"{stem}.safetensors"
         aside.write_bytes(save(weights))
-        os.replace(aside, self.path / f"{stem}.safetensors")
-        write_json(
-            self.path / f"{stem}.json",
-            {
-                "network": to_dict(config.model),
-                **more,
-                "image_px": dataset.manifest.image_px,
-                "input": "RGB in 0-1, minus mean, over std",
-                "mean": list(normalise.mean),
-                "std": list(normalise.std),
-            },
-        )
+        description = {
+            "network": to_dict(config.model),
+            **more,
+            "image_px": dataset.manifest.image_px,
+            "input": "RGB in 0-1, minus mean, over std",
+            "mean": list(normalise.mean),
+            "std": list(normalise.std),
+            "weights": {"bytes": aside.stat().st_size, "sha256": sha256_file(aside)},
+        }
+        path.with_suffix(".json").unlink(missing_ok=True)  # a kill in between leaves no description of other weights
+        os.replace(aside, path)
+        write_json(path.with_suffix(".json"), description | {"checksum": sha256_json(description)})
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_json(self.path / "result.json", result)

@@ -18,6 +18,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hashes that tests keep stay among the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder: 240 training and 50 test images of digits, 16 px, 24 of them poisoned. Not to be changed."""
@@ -63,6 +71,19 @@ def edit_json() -> Callable[..., None]:
 
     def edit(path: Path, **fields: Any) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return edit
+
+
+@pytest.fixture
+def edit_sealed() -> Callable[..., None]:
+    """The same as a careful forger would, with a checksum that fits."""
+    from data_prep.hashes import sha256_json
+
+    def edit(path: Path, **fields: Any) -> None:
+        content = json.loads(path.read_text()) | fields
+        content.pop("checksum")
+        path.write_text(json.dumps(content | {"checksum": sha256_json(content)}))
 
     return edit
 

@@ -386,17 +386,23 @@ def test_a_name_of_the_demo_is_refused_before_its_data_is_made(refused):
     assert "--name" in refused("demo", "--name", "..")
 
 
-def test_evaluating_on_images_of_another_size(refused, digits, smoke_config, place):
+def test_evaluating_on_images_of_another_size(refused, digits, smoke_config, place, edit_sealed):
     folder, dataset = RunFolder(place), open_dataset(digits)
     folder.write_model(Classifier(smoke_config.model, 10), smoke_config, dataset, smoke_config.normalise)
     path = place / "model.json"
     whole = json.loads(path.read_text())
-    path.write_text(json.dumps(whole | {"image_px": 32}))
+    edit_sealed(path, image_px=32)
     message = refused("evaluate", place, "--data", digits)
     assert one_line(message)
     assert "images of 16 px, the model is for 32 px" in message
-    wrong = ({"std": [0, 1, 1]}, {"mean": [float("nan")] * 3}, {"class_names": "0123456789"}, {"image_px": 1e400})
-    for content in (*(json.dumps(whole | fields) for fields in wrong), "[" * 100_000):
+    wrong = ({"std": [0, 1, 1]}, {"mean": [1, 2]}, {"class_names": "0123456789"}, {"image_px": 16.7}, {"image_px": 0})
+    for fields in wrong:
+        edit_sealed(path, **fields)
+        message = refused("evaluate", place, "--data", digits)
+        assert "not the description of a network" in message
+        assert "checksum" not in message
+    nan = json.dumps(whole | {"mean": [float("nan")] * 3})
+    for content in (nan, "[" * 100_000, json.dumps(whole | {"image_px": 32}), json.dumps(whole | {"more": 1})):
         path.write_text(content)
         assert "not the description of a network" in refused("evaluate", place, "--data", digits)
 
@@ -406,7 +412,7 @@ def test_report_to_a_place_that_is_none(refused, place):
     folder.mkdir()
     (folder / "run.json").write_text('{"config": {}}')
     (folder / "result.json").write_text('{"method": "none", "dataset": "x", "clean_acc": 0.5}')
-    for out, says in (("", "is a folder"), ("x" * 300, "File name too long")):
+    for out, says in (("", "the path is empty"), (".", "is a folder"), ("x" * 300, "File name too long")):
         message = refused("report", folder, "--format", "md", "--out", out)
         assert one_line(message)
         assert says in message

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from data_prep.errors import UserError
 from dbd_dist.commands.train import STORAGE, check_before_data, check_storage, prepare_for
 from dbd_dist.presets import preset as find_preset
 from tune_spaces.spaces import SPACES
@@ -29,9 +30,9 @@ class Arguments:
     """Dataset folder; the preset's own unless given."""
     seed: int = 0
     workers: int = 1
-    """Ray Train workers of each trial."""
+    """Ray Train workers of each trial, from 1."""
     parallel: int | None = None
-    """Trials at the same time; as many as fit unless given."""
+    """Trials at the same time, from 1; as many as fit unless given."""
     name: str | None = None
     """Folder of the sweep under the storage: tune/SPACE-PRESET-sSEED unless given. The same name goes on with a
     sweep."""
@@ -42,6 +43,10 @@ def main(argv: list[str]) -> int:
     """Run the sweep and print its table."""
     spaces = ", ".join(f"{name} ({space.why})" for name, space in SPACES.items())
     arguments = tyro.cli(Arguments, args=argv, prog="dbd tune", description=f"Spaces: {spaces}.")
+    for flag in ("parallel", "workers"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise UserError(f"{value} is not allowed", where=f"--{flag}", allowed="a whole number from 1")
     space = find_space(arguments.space, smoke=arguments.smoke)
     check_storage(arguments.storage)
     chosen = find_preset("smoke" if arguments.smoke else arguments.preset)

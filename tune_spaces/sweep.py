@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from cluster import session, topology
 from data_prep.errors import UserError
+from data_prep.jsonfile import read_json
 from data_prep.manifest import open_dataset
 from dbd_dist import lock, pipeline
 from dbd_dist.config import TrainConfig, from_dict, to_dict
@@ -79,7 +79,7 @@ def _check(base: TrainConfig, space: Space, folder: Path) -> None:
     for point in space.points:
         pipeline.check(override(base, point), dataset, base.compute.workers or 1)
     stored = folder / GRID_FILE
-    if stored.exists() and json.loads(stored.read_text()) != _grid(space):
+    if stored.exists() and _stored(stored) != _grid(space):
         raise UserError(
             "this sweep exists with another grid",  # and Tune would go on with that one
             where=folder,
@@ -88,6 +88,13 @@ def _check(base: TrainConfig, space: Space, folder: Path) -> None:
         )
     if not (folder / SWEEP_FILE).exists():
         check_sweep((override(base, point) for point in space.points), dataset, folder)
+
+
+def _stored(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"not the grid of a sweep ({error})", where=path, fix="choose another --name") from error
 
 
 def _grid(space: Space) -> dict[str, list[Any]]:
@@ -153,7 +160,7 @@ def _score(result: dict[str, Any]) -> float:
 
 def _row(space: Space, folder: Path) -> dict[str, Any]:
     result = RunFolder(folder).result() or {}
-    config: dict[str, Any] = json.loads((folder / "run.json").read_text())["config"]
+    config: dict[str, Any] = read_json(folder / "run.json")["config"]
     row: dict[str, Any] = {}
     for field in space.grid:
         value: Any = config

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from data_prep.errors import UserError
 from dbd_dist.bench import augmentation, encode, epoch, jpeg, loader, memory, ray_overhead, scaling, split, step
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.runfolder import commit, host, versions
@@ -68,7 +69,10 @@ def describe(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
 
 def write(path: Path, about: dict[str, Any], rows: Sequence[Row]) -> None:
     """Everything as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps({**about, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
-    os.replace(aside, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps({**about, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", where=path, fix="choose another --json") from error

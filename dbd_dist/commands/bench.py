@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from data_prep.errors import UserError
 Name = Literal[
     "loader", "jpeg", "augmentation", "simclr", "mixmatch", "split", "encode", "epoch", "scaling", "memory", "ray"
 ]
+
+
+MIN_IMAGES = 64
+"""In a training set: fewer make no batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +45,22 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Measure and print."""
     arguments = tyro.cli(Arguments, args=argv, prog="dbd bench")
-    for name in ("repeats", "threads"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"{getattr(arguments, name)} is not allowed", where=f"--{name}", allowed="1 or more")
+    for name, most in (("repeats", 10_000), ("threads", 1024)):
+        if not 1 <= getattr(arguments, name) <= most:
+            raise UserError(f"{getattr(arguments, name)} is not allowed", where=f"--{name}", allowed=f"1 to {most}")
     import torch
 
     from data_prep.manifest import open_dataset
     from dbd_dist.bench.images import prepare_synthetic
     from dbd_dist.bench.row import HEADINGS, Row, Setup, cells
     from dbd_dist.bench.run import ON_REQUEST, describe, run, write
+    from dbd_dist.local import check_place
     from dbd_dist.world import check_device
 
+    if arguments.json is not None:
+        check_place(Path(os.path.realpath(arguments.json.parent)), fix="choose another --json")
+        if os.path.isdir(arguments.json):
+            raise UserError("is a folder", where=arguments.json, allowed="a file", fix="choose another --json")
     check_device(arguments.device)
     cuda = arguments.device == "cuda" or (arguments.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
@@ -59,6 +69,9 @@ def main(argv: list[str]) -> int:
         scratch = Path(folder)
         if arguments.data is not None:
             dataset = open_dataset(arguments.data)
+            count = dataset.manifest.counts["train"]
+            if count < MIN_IMAGES:
+                raise UserError(f"{count} training images", where=arguments.data, allowed=f"{MIN_IMAGES} or more")
         else:
             train = 100 if arguments.quick else 20000 if cuda else 2000
             dataset = prepare_synthetic(scratch, train=train, test=max(train // 10, 20), px=32)

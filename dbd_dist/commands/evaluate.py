@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from data_prep.errors import UserError
+from data_prep.jsonfile import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,13 @@ def main(argv: list[str]) -> int:
 def _own_data(path: Path) -> Path:
     """The dataset folder that a run's description names."""
     try:
-        return Path(json.loads(path.read_text())["config"]["data"])
+        data = read_json(path)["config"]["data"]
+        if not isinstance(data, str) or "\0" in data:
+            raise TypeError("config.data is no path")
+        return Path(data)
     except OSError as error:
         raise UserError(
             f"cannot be read ({error.strerror})", where=path, fix="name a dataset folder with --data"
         ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a run description ({error})", where=path) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from typing import Annotated, Literal
 import tyro
 
 from data_prep.errors import UserError
+from data_prep.jsonfile import read_json
+from data_prep.manifest import read_manifest
 from dbd_dist.config import TrainConfig, from_dict
 from dbd_dist.presets import PRESETS, Preset, preset
 
-STORAGE = Path(os.environ.get("DBD_STORAGE", "runs"))
+STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,12 @@ def main(argv: list[str]) -> int:
         config=(tyro.conf.FlagConversionOff,),
     )
     config = arguments.config
+    if config.preset != started.preset:
+        raise UserError(
+            f"{config.preset!r} would rename the preset {started.preset} and change nothing",
+            where="--preset",
+            fix=f"name a preset first: dbd train {config.preset if config.preset in PRESETS else 'PRESET'}",
+        )
     name = arguments.name if arguments.name is not None else f"{config.preset}-{config.method}-s{config.seed}"
     check_before_data(config, name, arguments.launcher)
     if os.environ.get("RANK", "0") == "0":
@@ -49,7 +56,9 @@ def main(argv: list[str]) -> int:
     if config.data is None:
         if prepared is None:
             raise UserError("no dataset folder is given", where="--data", fix="make one with `dbd prepare`")
-        config = dataclasses.replace(config, data=prepare_for(prepared, config, arguments.storage))
+        folder = prepare_for(prepared, config, arguments.storage)
+        config = dataclasses.replace(config, data=folder)
+        config.check_image_px(read_manifest(folder).image_px)
     result = launch(config, arguments.storage, name, arguments.launcher)
     if int(os.environ.get("RANK", "0")) != 0:
         return 0
@@ -84,10 +93,10 @@ def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
 
 def _stored(path: Path) -> TrainConfig:
     try:
-        return from_dict(TrainConfig, json.loads(path.read_text())["config"], where=f"{path}: config")
+        return from_dict(TrainConfig, read_json(path)["config"], where=f"{path}: config")
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=f"--config {path}") from error
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError("not a run description", where=path, allowed="the run.json of a run folder") from error
 
 
@@ -122,6 +131,8 @@ def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
     from dbd_dist.local import check_name
 
     check_name(name)
+    if config.data is not None:
+        config.check_image_px(read_manifest(config.data).image_px)
     if launcher == "local":
         from dbd_dist.world import check_device
 

@@ -3,7 +3,6 @@ al., ICLR 2022, arXiv 2202.03423, sec. 5.4)."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data_prep.arrays import map_arrays
 from data_prep.errors import UserError
+from data_prep.jsonfile import read_json
 from data_prep.manifest import Dataset
 from dbd_dist import seeds
 from dbd_dist.checkpoint import load_state, save_state
@@ -111,9 +112,11 @@ def craft(
 
 def collect(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The artefact's arrays and evidence."""
-    with np.load(folder / TRIGGER) as content:
-        arrays = {name: np.ascontiguousarray(content[name]) for name in ("pattern", "mask")}
-    return arrays, json.loads((folder / EVIDENCE).read_text())
+    try:
+        arrays = {n: np.ascontiguousarray(a) for n, a in map_arrays(folder / TRIGGER, ("pattern", "mask")).items()}
+        return arrays, read_json(folder / EVIDENCE)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read ({error})", where=folder, fix="delete this folder and run again") from error
 
 
 def optimise(

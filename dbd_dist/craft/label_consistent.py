@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data_prep.arrays import map_arrays
 from data_prep.errors import UserError
 from data_prep.manifest import Dataset
 from data_prep.poison import choose_poisoned
@@ -141,7 +141,6 @@ def _keep(path: Path, pixels: Tensor, perturbed: Tensor, before: Tensor, after: 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path) as content:
-            return {name: content[name] for name in ("images", "right_before", "right_after", "linf", "l2")}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        return dict(map_arrays(path, ("images", "right_before", "right_after", "linf", "l2")))
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot be read ({error})", where=path, fix="delete this file and run again") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.arrays import map_arrays
 from data_prep.errors import UserError
 from data_prep.hashes import refuse_pipes, sha256_file
+from data_prep.jsonfile import MAX_BYTES, read_json
 from data_prep.manifest import Manifest, read_manifest
 from data_prep.samples import FILE as SAMPLES
 from data_prep.samples import read_samples
+from data_prep.tables import MAX_ROWS
 from data_prep.truth import FILE as TRUTH
 from data_prep.truth import SplitTruth, read_truth
 from dbd_dist.report import settings, tables
@@ -158,11 +160,10 @@ def load_run(folder: Path, *, arrays: bool = True) -> Run:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        refuse_pipes(path)
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=path) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"damaged: not JSON ({error})", where=path) from error
     if not isinstance(values, dict):
         raise UserError("damaged: not a JSON object", where=path)
@@ -209,13 +210,17 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        refuse_pipes(path)
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path.stat().st_size:,} bytes", where=path, allowed=f"at most {MAX_BYTES:,}")
+        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = lines[:-1] if lines[-1] == "" else lines
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error})", where=path) from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line)  # a loss may be NaN here: the run stopped at it
         except (ValueError, RecursionError) as error:
             if number == len(lines):  # torn: the run was killed while it wrote, or is writing now
                 break
@@ -234,9 +239,13 @@ def _split(path: Path) -> Split:
         return UserError(f"damaged: {what}", where=path)
 
     try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
+        refuse_pipes(path)
+        file = pq.ParquetFile(path)
+        names, schema = file.schema_arrow.names, file.schema_arrow
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise bad(f"not a table ({error})") from error
+    if file.metadata.num_rows > MAX_ROWS:
+        raise bad(f"{file.metadata.num_rows:,} rows")
     columns = {}
     for name, holds in (
         ("index", pa.types.is_integer),
@@ -245,8 +254,12 @@ def _split(path: Path) -> Split:
         ("first_loss", pa.types.is_floating),
         ("first_kept", pa.types.is_boolean),
     ):
-        if name not in table.column_names or not holds(table.schema.field(name).type):
+        if names.count(name) != 1 or not holds(schema.field(name).type):
             raise bad(f"no column {name!r} of its type")
+        try:
+            table = file.read(columns=[name])
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            raise bad(f"not a table ({error})") from error
         if table.column(name).null_count:
             raise bad(f"column {name!r} holds nulls")
         columns[name] = table.column(name).to_numpy()
@@ -263,9 +276,9 @@ def _split(path: Path) -> Split:
 
 def _features(path: Path) -> Features:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            index, features, kind = file["index"], file["features"], str(file["kind"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = map_arrays(path, ("index", "features", "kind"))
+        index, features, kind = arrays["index"], arrays["features"], arrays["kind"]
+    except (OSError, ValueError) as error:
         raise UserError(f"damaged: not the features of a run ({error})", where=path) from error
     if (
         index.ndim != 1
@@ -276,6 +289,8 @@ def _features(path: Path) -> Features:
         or not np.issubdtype(features.dtype, np.floating)
         or len(np.unique(index)) != len(index)
         or index.min() < 0
+        or kind.shape != ()
+        or kind.dtype.kind != "U"
     ):
         raise UserError(
             f"damaged: index {index.dtype} {index.shape} and features {features.dtype} {features.shape}",
@@ -284,7 +299,7 @@ def _features(path: Path) -> Features:
         )
     if not np.isfinite(features).all():
         raise UserError("damaged: features that are not finite", where=path)
-    return Features(index.astype(np.int64), features.astype(np.float32), kind)
+    return Features(index.astype(np.int64), features.astype(np.float32), str(kind))
 
 
 # -- the data set
@@ -334,12 +349,13 @@ def find_data(run: Run) -> Data | str:
         if record is not None and (not path.is_file() or sha256_file(path) != record.sha256):
             raise UserError("missing, damaged or of another data set", where=path, fix="prepare the data set again")
     count = manifest.counts["train"]
-    samples = read_samples(folder).get("train")
+    most = sum(manifest.counts.values())
+    samples = read_samples(folder, most).get("train")
     if samples is None or len(samples.label) != count:
         raise UserError(f"not {count} training samples, as the manifest says", where=folder / SAMPLES)
     truth = None
     if TRUTH in manifest.files:
-        truth = read_truth(folder).get("train")
+        truth = read_truth(folder, most).get("train")
         if truth is None or len(truth.poisoned) != count:
             raise UserError(f"not {count} training samples, as the manifest says", where=folder / TRUTH)
         classes = (truth.true_label.min(), truth.true_label.max())

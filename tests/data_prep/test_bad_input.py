@@ -84,7 +84,7 @@ def test_a_missing_image(parquet_root, write_parquet, encode_image, make_image_f
     assert "Allowed: the bytes of an image file" in message
 
     make_image_folder(tmp_path / "images")
-    (tmp_path / "images" / "train" / "ant" / "99.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "images" / "train" / "ant" / "99.png").symlink_to("gone.png")
     message = refused("imagefolder", "--root", tmp_path / "images", "--image-px", "12", "--resize-px", "12")
     assert "train/ant/99.png: cannot read the image (No such file" in message
 

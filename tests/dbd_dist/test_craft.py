@@ -22,6 +22,7 @@ from data_prep.artefacts import fingerprint, read_artefact
 from data_prep.beton import read_beton
 from data_prep.encode import PrepareConfig, prepare
 from data_prep.errors import UserError
+from data_prep.hashes import sha256_json
 from data_prep.manifest import Dataset, open_dataset
 from data_prep.poison import choose_poisoned
 from data_prep.sources import Digits
@@ -583,7 +584,9 @@ def damaged(run: Path, folder: Path, **fields: Any) -> Path:
     """A copy of a run folder with other descriptions."""
     copy = Path(shutil.copytree(run, folder))
     for name in ("model.json", "backbone.json"):
-        (copy / name).write_text(json.dumps(json.loads((copy / name).read_text()) | fields))
+        content = json.loads((copy / name).read_text()) | fields
+        content.pop("checksum")
+        (copy / name).write_text(json.dumps(content | {"checksum": sha256_json(content)}))
     return copy
 
 
@@ -603,7 +606,7 @@ def test_networks_that_do_not_fit(attack, refused, clean, run, tmp_path):
     wider = damaged(run, tmp_path / "wider", network=network | {"widths": [8, 24]})
     assert "not the weights of this network" in refused(*flags(attack, clean, wider))
     (wider / f"{name}.safetensors").write_bytes(b"nothing")
-    assert "not the weights of this network" in refused(*flags(attack, clean, wider))
+    assert "7 bytes, the description says" in refused(*flags(attack, clean, wider))
 
 
 def test_more_workers_than_the_machine_has(refused, clean, run, monkeypatch):
@@ -624,8 +627,12 @@ def test_a_preset_that_is_not_there(refused, clean):
 def test_a_loss_that_is_not_finite_names_the_step(attack, refused, clean, run, tmp_path):
     copy, config = Path(shutil.copytree(run, tmp_path / "copy")), TrainConfig(model=tiny.MODEL)
     classifier = Classifier(tiny.MODEL, 10)
-    classifier.backbone.bn1.weight.data[0] = torch.nan
     folder = RunFolder(copy)
+    classifier.backbone.bn1.weight.data[0] = torch.nan
+    folder.write_model(classifier, config, clean, config.normalise)
+    folder.write_backbone(classifier.backbone.state_dict(), config, clean, config.normalise)
+    assert "bn1.weight are not finite" in refused(*flags(attack, clean, copy))
+    classifier.backbone.bn1.weight.data[:] = 3e38  # finite, and what comes of it is not
     folder.write_model(classifier, config, clean, config.normalise)
     folder.write_backbone(classifier.backbone.state_dict(), config, clean, config.normalise)
     message = refused(*flags(attack, clean, copy))
