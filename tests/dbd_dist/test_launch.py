@@ -242,8 +242,9 @@ def test_a_worker_that_hangs_is_replaced(config, undisturbed, tmp_path, ray_here
     assert seen[-1] == "finish"
 
 
-def test_workers_that_hang_every_time_are_one_message(described, tmp_path, ray_here, capfd):
+def test_workers_that_hang_every_time_are_one_message(described, tmp_path, ray_here, monkeypatch, capfd):
     """So little is not enough for anything, least of all to start."""
+    monkeypatch.setattr("dbd_dist.launch.RETRIES", 1)
     assert main(command(described, tmp_path, "--compute.stall-s", "0.3")) == watchdog.EXIT_CODE
     message = capfd.readouterr().err
     (line,) = (line for line in message.splitlines() if line.startswith("error: ") and "its workers hung" in line)
@@ -298,4 +299,4 @@ def test_a_mistake_that_a_worker_finds_is_one_message(described, tmp_path, ray_h
     assert "lower simclr.lr" in line
     assert "Traceback" not in out + message
     assert len(failures.read_text().splitlines()) == 1  # Ray Train would try three times more
-    assert {p.name for p in (tmp_path / RUN).iterdir()} <= {"run.json", "checkpoints", "tensorboard", "logs"}
+    assert {p.name for p in (tmp_path / RUN).iterdir()} <= {"run.json", "metrics.jsonl", "tensorboard", "logs"}
