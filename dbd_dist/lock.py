@@ -107,7 +107,7 @@ def _acquire(path: Path) -> int | None:
             )
         if _is_at(path, descriptor):
             with suppress(OSError):  # a full disk: only the message to others has less to say
-                _describe(descriptor)
+                _describe(path)
             return descriptor
         os.close(descriptor)  # its holder removed it after we had opened it: try the file that is there now
 
@@ -125,7 +125,8 @@ def _is_at(path: Path, descriptor: int) -> bool:
         os.close(now)
 
 
-def _describe(descriptor: int) -> None:
+def _describe(path: Path) -> None:
+    """Say who holds it. Closed at once: NFS sends it to readers on other machines then."""
     text = json.dumps(
         {
             "host": socket.gethostname(),
@@ -134,9 +135,7 @@ def _describe(descriptor: int) -> None:
             "command": sys.argv,
         }
     )
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (text + "\n").encode(), 0)
-    os.fsync(descriptor)  # for readers on other machines
+    path.write_text(text + "\n")
 
 
 def _holder(path: Path) -> str:

@@ -1,8 +1,8 @@
 """What happened to a run, as JSON lines: RUN/logs/rankR.jsonl of each training process, for people and programs.
 
-Plain `logging` underneath: loggers below "dbd_dist" and torch's own are written, and Python's warnings, which still
-reach the terminal too. Without an open log events cost a call and go nowhere. Logging is best effort: no error of the
-storage in here ends a run.
+Plain `logging` underneath. Messages of our modules (``logging.getLogger(__name__)``, from INFO up), torch's, and
+Python's warnings are written; warnings reach the terminal too, as they do without a log. Events are for the log alone:
+where none is open they go nowhere. Logging is best effort: no error of the storage in here ends a run.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dbd_dist.stopping import Stopped
-
 FOLDER = "logs"
 MAX_BYTES, OLDER_FILES = 4 << 20, 2
 """A log that grows past MAX_BYTES is renamed to .1, that to .2: at most three times MAX_BYTES for a process."""
 
-_LOGGERS = ("dbd_dist", "torch")
-_log = logging.getLogger("dbd_dist")
-_log.addHandler(logging.NullHandler())  # without an open log, logging would print warnings to stderr
+_LOGGERS = ("dbd_dist", "torch", "dbd_dist.events")
+_ours = logging.getLogger("dbd_dist")
+_events = logging.getLogger("dbd_dist.events")
+_events.propagate = False  # not to the terminal
+_events.setLevel(logging.INFO)
+_events.addHandler(logging.NullHandler())
+_PLAIN = {*vars(logging.makeLogRecord({})), "message", "asctime", "fields"}
 _stage: str | None = None
 
 
@@ -39,7 +41,7 @@ def event(text: str, *, level: int = logging.INFO, exc_info: bool = False, **fie
         exc_info: add the traceback of the exception that is being handled.
         fields: plain values beside it; "stage" replaces that of `in_stage`.
     """
-    _log.log(level, text, exc_info=exc_info, extra={"fields": fields})
+    _events.log(level, text, exc_info=exc_info, extra={"fields": fields})
 
 
 def start(world_size: int, device: str, versions: dict[str, str]) -> None:
@@ -68,8 +70,9 @@ class Lines(logging.Formatter):
             "stage": _stage,
             "event": record.getMessage(),
         }
-        if record.name != "dbd_dist":
+        if record.name != _events.name:
             row["logger"] = record.name
+        row |= {name: value for name, value in vars(record).items() if name not in _PLAIN and name[0] != "_"}
         row |= getattr(record, "fields", {})
         if record.exc_info:
             row["traceback"] = self.formatException(record.exc_info)
@@ -102,7 +105,9 @@ def written(folder: Path, *, run: str, rank: int | str) -> Iterator[None]:
         yield
         return
     handler = _File(path, run, rank)
-    level, show = _log.level, warnings.showwarning
+    level, show = _ours.level, warnings.showwarning
+    # logging shows warnings on the terminal only while nobody else takes them: here, while there is no log
+    terminal = logging.lastResort if not logging.getLogger().handlers and not _ours.handlers else None
 
     def show_and_log(message, category, filename, lineno, file=None, line=None) -> None:
         show(message, category, filename, lineno, file, line)
@@ -110,19 +115,23 @@ def written(folder: Path, *, run: str, rank: int | str) -> Iterator[None]:
 
     for logger in _LOGGERS:
         logging.getLogger(logger).addHandler(handler)
-    _log.setLevel(logging.INFO)
+    if terminal is not None:
+        _ours.addHandler(terminal)
+    _ours.setLevel(logging.INFO)
     warnings.showwarning = show_and_log
     try:
         yield
-    except Stopped as stop:
-        event("stopped", message=str(stop))
-        raise
     except BaseException as error:
-        event("failure", level=logging.ERROR, exc_info=True, type=type(error).__name__)
+        if getattr(error, "exit_code", None) is None:
+            event("failure", level=logging.ERROR, exc_info=True, type=type(error).__name__)
+        else:
+            event("stopped", message=str(error))  # on request: see stopping.Stopped, which would bring torch along
         raise
     finally:
         warnings.showwarning = show
-        _log.setLevel(level)
+        _ours.setLevel(level)
+        if terminal is not None:
+            _ours.removeHandler(terminal)
         for logger in _LOGGERS:
             logging.getLogger(logger).removeHandler(handler)
         handler.close()

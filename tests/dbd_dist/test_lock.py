@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from dbd_dist.local import run_local
 HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
-from dbd_dist import launch, lock
+from dbd_dist import lock
 with lock.held(Path(sys.argv[1]), "the run"):
     {also}
     print("held", flush=True)
@@ -100,6 +101,9 @@ def test_a_kill_lets_go_whatever_the_holder_has_started(holder, tmp_path, also):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert path.exists()
+    deadline = time.monotonic() + 10  # the child may not have begun yet
+    while not is_free(path) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert is_free(path)
     assert not path.exists()
 

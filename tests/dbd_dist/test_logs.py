@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from dbd_dist import logs
 from dbd_dist.local import run_local
 from dbd_dist.progress import ProgressFile
 from dbd_dist.runfolder import RunFolder, versions
+from dbd_dist.stopping import Stopped
 
 
 def read(folder: Path, name: str = "rank0") -> list[dict]:
@@ -65,8 +68,39 @@ def test_outside_of_a_log_nothing_is_written(tmp_path, capfd):
     logs.event("late", level=logging.ERROR)
     assert not (tmp_path / logs.FOLDER / "rank0.jsonl").exists()
     assert capfd.readouterr() == ("", "")
-    (handler,) = logging.getLogger("dbd_dist").handlers
-    assert isinstance(handler, logging.NullHandler)
+    assert not logging.getLogger("dbd_dist").handlers
+
+
+SPEAK = """
+import logging, sys
+from pathlib import Path
+from dbd_dist import logs
+log = logging.getLogger("dbd_dist.checkpoint")
+with logs.written(Path(sys.argv[1]), run="mine", rank=0):
+    log.info("quiet", extra={"path": "here"})
+    log.warning("trying %s", "again")
+    logs.event("loud", level=logging.ERROR)
+log.warning("after")
+"""
+
+
+def test_warnings_of_our_modules_reach_the_terminal_too(tmp_path):
+    """In a process of its own: pytest has handlers everywhere."""
+    done = subprocess.run([sys.executable, "-c", SPEAK, str(tmp_path)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "trying again\nafter\n")
+    rows = read(tmp_path)
+    assert [(row["event"], row["level"]) for row in rows] == [
+        ("quiet", "info"), ("trying again", "warning"), ("loud", "error")
+    ]  # fmt: skip
+    assert [row.get("logger") for row in rows] == ["dbd_dist.checkpoint"] * 2 + [None]
+    assert rows[0]["path"] == "here"
+
+
+def test_a_stop_on_request_is_no_failure(tmp_path):
+    with pytest.raises(Stopped), logs.written(tmp_path, run="mine", rank=0):
+        raise Stopped("stopped after simclr, epoch 1", exit_code=143)
+    (row,) = read(tmp_path)
+    assert (row["event"], row["level"]) == ("stopped", "info")
 
 
 def test_a_log_stays_below_its_bound(tmp_path, monkeypatch):
