@@ -94,7 +94,7 @@ def test_a_flipped_bit_is_found(kind: str, name: str, kept, tmp_path):
 
     @settings(
         max_examples=cases, derandomize=True, deadline=None, database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
     )  # fmt: skip
     @given(st.integers(0, 8 * len(whole) - 1))
     def flip(position: int) -> None:
