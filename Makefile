@@ -6,7 +6,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick soak lint bench gpu-check constraints clean
+.PHONY: help setup demo test test-quick soak fuzz lint bench gpu-check constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ lint: setup ## ruff and pyright
 
 bench: setup ## measure every part on this machine: a table, and runs/bench.json
 	$(BIN)/dbd bench --json runs/bench.json $(BENCH)
+
+fuzz: setup ## ten minutes of damaged and hostile input (FUZZ="--minutes 60 --seed 1")
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 gpu-check: ## on a host with a GPU and PyTorch: correctness, benchmarks, recipe (GPU_CHECK="--images FOLDER --budget-s 1500")
 	$(PYTHON) -m dbd_dist.bench.gpu_check --out runs/gpu-check --work runs/gpu-check/work $(GPU_CHECK)
