@@ -70,6 +70,7 @@ def _run(folder: Path) -> Iterator[tuple[str, str]]:
     """A run folder: every file that is there reads as what it should be."""
     import torch
 
+    from dbd_dist.checkpoint import CHECKPOINT_KEYS, load_state
     from dbd_dist.exported import read_exported
     from dbd_dist.report.runs import load_run
 
@@ -83,6 +84,9 @@ def _run(folder: Path) -> Iterator[tuple[str, str]]:
             exported.build(torch.device("cpu"))
             seal = "sha256 as in the description" if exported.sealed else "NOT vouched for: the description has none"
             yield stem, seal
+    for path in sorted((folder / "checkpoints").glob("checkpoint_*.pt")):
+        state = load_state(path, needs=CHECKPOINT_KEYS)
+        yield "state", printable(f"{path.name}: {state['stage']}, epoch {state['state']['epoch']}")
 
 
 if __name__ == "__main__":

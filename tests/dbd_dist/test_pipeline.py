@@ -24,6 +24,7 @@ from data_prep.manifest import open_dataset
 from data_prep.truth import read_truth
 from dbd_dist import checkpoint, pipeline
 from dbd_dist.checkpoint import Checkpoints, load_state, patiently
+from dbd_dist.cli import main
 from dbd_dist.config import from_dict
 from dbd_dist.evaluate import Examiner, pooled_features
 from dbd_dist.loaders import ResidentImages
@@ -398,6 +399,19 @@ def test_finished_run_is_left_alone(defended, smoke_config, monkeypatch):
     assert train(smoke_config, defended) == result_of(defended)
     assert trained == []
     assert content(defended) == before
+
+
+def test_the_doctor_looks_into_checkpoints(defended, tmp_path, capsys):
+    folder = Path(shutil.copytree(defended / RUN, tmp_path / RUN))
+    assert main(["doctor", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "checkpoint_000005.pt: mixmatch, epoch 2" in out
+    path = folder / "checkpoints" / "checkpoint_000004.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert main(["doctor", str(folder)]) == 2
+    assert "checkpoint_000004.pt: damaged" in capsys.readouterr().err
 
 
 # -- stages shared between runs
