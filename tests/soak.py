@@ -583,6 +583,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/soak"))
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS))
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception: the run under way is cleaned up
     done = soak(
         arguments.kills,
         arguments.seed,
