@@ -1,10 +1,12 @@
 """Random kills over whole runs on Ray: whatever is killed and whenever, a run ends with the same bytes.
 
-    python -m tests.soak [--kills 50] [--seed 0] [--out runs/soak.jsonl] [--work runs/soak] [--victims NAME ...]
+    python -m tests.soak [--kills 50] [--per-run 1] [--seed 0] [--out runs/soak.jsonl] [--work runs/soak]
+                         [--victims NAME ...]
 
-Every configuration is first run undisturbed. Then each disturbed run loses one process to SIGKILL: a training worker,
-Ray Train's controller, Ray's raylet or gcs_server, or the command itself, at a drawn moment of a drawn stage. Where the
-command has ended, the same command is given again at once, until there is a result. `check` says what must hold then.
+Every configuration is first run undisturbed. Then each disturbed run loses a process to SIGKILL: a training worker,
+Ray Train's controller, Ray's raylet or gcs_server, or the command itself, at a drawn moment of a drawn stage; with
+--per-run 5 each of them once, a different one at every moment. Where the command has ended, the same command is given
+again at once, until there is a result. `check` says what must hold then.
 
 Everything is drawn from the seed. Each run adds a line to --out; the same command goes on after the last line of the
 same commit (not of a tree with changes). What belongs to a failed run stays in WORK/failed. Exit code 1 if a run has
@@ -50,7 +52,8 @@ MOMENTS = ("start", "early", "middle", "late", "end")
 """Before the first epoch; in the first, the second, the last stage (or third of a run with one stage); after the last
 epoch, when the result is measured and written."""
 
-ATTEMPTS = 5
+ATTEMPTS = 4
+"""Commands beyond one for each kill."""
 HANG_S = 180.0
 """No progress for so long is a hang. The start of Ray takes a fifth of it on a busy machine."""
 LEFT_S = 15.0
@@ -131,6 +134,12 @@ def draw(seed: int, number: int, config: TrainConfig, victims: Sequence[str] = V
         after = dice.choice([row for row in rows if row[0] == stage][:-1])
     longest = {"start": 6.0, "end": 0.6}.get(moment, 0.25 if after and after[0] == "warmup" else 1.0)
     return Kill(victim=victims[at], moment=moment, after=after, delay_s=round(dice.uniform(0, longest), 3))
+
+
+def draw_all(seed: int, number: int, config: TrainConfig, victims: Sequence[str], count: int) -> list[Kill]:
+    """The kills of the `number`-th run, in the order that it meets them."""
+    kills = [draw(seed, count * number + i, config, victims) for i in range(count)]
+    return sorted(kills, key=lambda kill: (MOMENTS.index(kill.moment), kill.victim))
 
 
 # -- the processes of one run, and of no other
@@ -264,8 +273,8 @@ def run(
     processes, dice, left = Processes(temporary), random.Random(f"{seed} which"), list(kills)
     try:
         while not record.attempts or record.attempts[-1]["code"] != 0:
-            if len(record.attempts) == ATTEMPTS:
-                record.failures.append(f"not finished after {ATTEMPTS} commands")
+            if len(record.attempts) == len(kills) + ATTEMPTS:
+                record.failures.append(f"not finished after {len(record.attempts)} commands")
                 break
             if not _attempt(record, place, temporary, flags, processes, observer, left, dice):
                 break
@@ -509,8 +518,10 @@ def references(configs: dict[str, TrainConfig], work: Path, say: Callable[[str],
     return outcomes
 
 
-def soak(kills: int, seed: int, out: Path, work: Path, victims: Sequence[str], say: Callable[[str], None]) -> bool:
-    """Runs until there were `kills` of them; True where all were as they must be."""
+def soak(
+    kills: int, per_run: int, seed: int, out: Path, work: Path, victims: Sequence[str], say: Callable[[str], None]
+) -> bool:
+    """Runs until there were `kills`, so many a run; True where all were as they must be."""
     work = work.resolve()
     for folder in (work, out.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -519,27 +530,27 @@ def soak(kills: int, seed: int, out: Path, work: Path, victims: Sequence[str], s
     done = {}
     for line in out.read_text().splitlines() if out.exists() else ():
         row = json.loads(line)
-        same = (row["commit"], row["seed"], row["victims"]) == (code, seed, list(victims))
+        same = (row["commit"], row["seed"], row["per_run"], row["victims"]) == (code, seed, per_run, list(victims))
         if same and not str(code).endswith("+"):
             done[row["number"]] = row
     if done:
         say(f"{len(done)} runs of this commit are in {out}")
     expected = references(configs, work, say)
     number, names = 0, list(configs)
-    while sum(not row["missed"] for row in done.values()) < kills:
+    while sum(per_run - row["missed"] for row in done.values()) < kills:
         if number not in done:
             name = names[number % len(names)]
-            kill = draw(seed, number, configs[name], victims)
+            drawn = draw_all(seed, number, configs[name], victims, per_run)
             place = work / "failed" / f"{seed}-{number}"
             shutil.rmtree(place, ignore_errors=True)
-            record = run(name, configs[name], place, [kill], seed=number)
+            record = run(name, configs[name], place, drawn, seed=number)
             if (place / "storage" / RUN / "result.json").exists():
                 record.failures += check(place / "storage", expected[name], configs[name])
             if not record.failures:
                 shutil.rmtree(place)
-            missed = any(k.get("missed") for k in record.kills)
-            head = {"number": number, "seed": seed, "victims": list(victims), "commit": code, "missed": missed}
-            done[number] = {**head, "victim": kill.victim, "moment": kill.moment, **vars(record)}
+            missed = sum(k.get("missed", False) for k in record.kills)
+            head = {"number": number, "seed": seed, "per_run": per_run, "victims": list(victims), "commit": code}
+            done[number] = {**head, "missed": missed, **vars(record)}
             with open(out, "a") as file:
                 file.write(json.dumps(done[number]) + "\n")
             say(line_of(done[number]))
@@ -549,35 +560,37 @@ def soak(kills: int, seed: int, out: Path, work: Path, victims: Sequence[str], s
 
 
 def line_of(row: dict[str, Any]) -> str:
-    verdict = "; ".join(row["failures"]) or ("too late" if row["missed"] else "ok")
+    verdict = "; ".join(row["failures"]) or "ok"
     codes = [attempt["code"] for attempt in row["attempts"]]
+    kills = ", ".join(
+        f"{kill['victim']} {kill['moment']}{' (too late)' if kill.get('missed') else ''}" for kill in row["kills"]
+    )
     return (
-        f"{row['number']:3d} {row['config']:<7} {row['victim']:<10} {row['moment']:<7} {row['seconds']:5.0f} s, exit "
+        f"{row['number']:3d} {row['config']:<7} {kills}: {row['seconds']:.0f} s, exit "
         f"{codes}, again {row['epochs_again']} epochs {row['steps_again']} steps: {verdict}"
     )
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for every victim and moment."""
-    lines = [f"{'killed':<22}{'runs':>5}{'failed':>8}{'commands':>10}{'s':>7}{'epochs again':>14}{'steps again':>13}"]
-    rows = [row for row in rows if not row["missed"]]
-    groups = [(key, value) for key, values in (("victim", VICTIMS), ("moment", MOMENTS)) for value in values]
-    for key, value in [*groups, ("", "all")]:
-        mine = [row for row in rows if not key or row[key] == value]
-        if not mine:
-            continue
-        figures = [(len(row["attempts"]), row["seconds"], row["epochs_again"], row["steps_again"]) for row in mine]
-        mean = [sum(column) / len(mine) for column in zip(*figures, strict=True)]
-        failed = sum(bool(row["failures"]) for row in mine)
-        lines.append(
-            f"{value:<22}{len(mine):>5}{failed:>8}{mean[0]:>10.1f}{mean[1]:>7.0f}{mean[2]:>14.1f}{mean[3]:>13.1f}"
-        )
+    """A line for every victim and moment, and what all runs came to."""
+    lines = [f"{'killed':<12}{'kills':>6}{'in runs that failed':>21}"]
+    kills = [(kill, bool(row["failures"])) for row in rows for kill in row["kills"] if not kill.get("missed")]
+    for key, values in (("victim", VICTIMS), ("moment", MOMENTS)):
+        for value in values:
+            mine = [failed for kill, failed in kills if kill[key] == value]
+            lines += [f"{value:<12}{len(mine):>6}{sum(mine):>21}"] if mine else []
+    total = {name: sum(row[name] for row in rows) for name in ("seconds", "epochs_again", "steps_again")}
+    lines.append(
+        f"{len(kills)} kills in {len(rows)} runs, {sum(bool(row['failures']) for row in rows)} of them failed; "
+        f"{total['epochs_again']} epochs and {total['steps_again']} steps were trained again; {total['seconds']:.0f} s"
+    )
     return "\n".join(["", *lines])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--per-run", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/soak.jsonl"))
     parser.add_argument("--work", type=Path, default=Path("runs/soak"))
@@ -586,6 +599,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception: the run under way is cleaned up
     done = soak(
         arguments.kills,
+        arguments.per_run,
         arguments.seed,
         arguments.out,
         arguments.work,
