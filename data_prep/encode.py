@@ -285,6 +285,8 @@ def _existing(config: PrepareConfig, made: dict[str, object]) -> Dataset | None:
         return None
     if not folder.is_dir():
         raise UserError("is a file", where=folder, fix="choose another folder with out")
+    if not os.path.lexists(folder / "manifest.json"):  # never delete what is no data set
+        raise UserError("is not empty and not a data set", where=folder, fix="choose another folder with out")
     try:
         manifest = read_manifest(folder)
         differing = [name for name, value in made.items() if sha256_json(getattr(manifest, name)) != sha256_json(value)]
@@ -304,8 +306,6 @@ def _existing(config: PrepareConfig, made: dict[str, object]) -> Dataset | None:
                 where=error.where,
                 fix="replace it with overwrite, or choose another folder with out",
             ) from error
-    if not (folder / "manifest.json").exists():  # never delete what is no data set
-        raise UserError("is not empty and not a data set", where=folder, fix="choose another folder with out")
     return None
 
 

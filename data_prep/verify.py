@@ -76,6 +76,9 @@ def verify_dataset(folder: Path, *, progress: bool = True) -> Iterator[Passed]:
         _check_count(path, info.count, counts[split])
         if (info.height_px, info.width_px) != (manifest.image_px, manifest.image_px):
             raise _bad(path, f"images of {info.width_px} x {info.height_px} px, the manifest says {manifest.image_px}")
+        if info.jpeg != (manifest.encoding["kind"] == "jpeg"):
+            held = "JPEG" if info.jpeg else "raw pixels"
+            raise _bad(path, f"images are {held}, the manifest's encoding is {manifest.encoding['kind']}")
         labels[split] = info.labels
     yield Passed("tables", ", ".join(f"{split} {counts[split]:,} samples, index complete" for split in labels))
 

@@ -20,7 +20,7 @@ from tune_spaces.spaces import space as find_space
 class Arguments:
     """Run every point of a named grid as a Ray Tune trial. Stages that no trial changes are trained once."""
 
-    space: Annotated[str, tyro.conf.Positional]
+    space: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPACE")]
     """What to vary."""
     preset: str = "demo"
     """What all trials have in common."""

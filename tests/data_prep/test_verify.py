@@ -68,6 +68,15 @@ def test_other_attacks_pass(attack, tmp_path):
     assert len([*verify_dataset(prepare(config, progress=False).folder, progress=False)]) >= 7
 
 
+def test_jpeg_in_the_files_passes_and_is_held_against_the_manifest(tmp_path, damaged):
+    source = Digits(train_per_class=3, test_per_class=2)
+    config = PrepareConfig(source=source, encoding="jpeg", out=tmp_path / "x", workers=1)
+    folder = prepare(config, progress=False).folder
+    assert len([*verify_dataset(folder, progress=False)]) == len(CHECKS) - 1
+    seal(folder, encoding={"kind": "raw"}, encoding_psnr_db=None)
+    assert "train.beton: images are JPEG, the manifest's encoding is raw" in damaged(folder)
+
+
 def test_an_untrusted_one_passes(tmp_path):
     source = Digits(train_per_class=3, test_per_class=2)
     folder = prepare(PrepareConfig(source=source, untrusted=True, out=tmp_path / "x", workers=1), progress=False).folder

@@ -35,7 +35,7 @@ def main(root: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     material = Material(root)
-    for part in ("dataset", "clean", "artefact", "perturbed", "images", "run"):
+    for part in ("dataset", "jpeg", "clean", "artefact", "perturbed", "images", "run"):
         getattr(material, part)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, resource.RLIM_INFINITY))

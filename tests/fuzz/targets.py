@@ -75,6 +75,14 @@ class Material:
         return prepare(config, progress=False).folder
 
     @functools.cached_property
+    def jpeg(self) -> Path:
+        config = PrepareConfig(
+            source=Digits(train_per_class=7, test_per_class=1), attack=BadNets(), rate=0.1, out=self.root / "jpeg",
+            encoding="jpeg", workers=1,
+        )  # fmt: skip
+        return prepare(config, progress=False).folder
+
+    @functools.cached_property
     def clean(self) -> Path:
         config = PrepareConfig(
             source=Digits(train_per_class=7, test_per_class=1), attack=NoAttack(), out=self.root / "clean", workers=1
@@ -225,11 +233,12 @@ def manifest(material: Material, rng: random.Random) -> str:
 
 
 def beton(material: Material, rng: random.Random) -> str:
-    """Header, tables and regions: what FFCV would follow to anywhere."""
+    """Header, tables, regions and JPEGs: what FFCV and TurboJPEG would follow to anywhere."""
     with material.place() as place:
-        whole = (material.dataset / "test.beton").read_bytes()
+        whole = (rng.choice([material.dataset, material.jpeg]) / "test.beton").read_bytes()
         head = (0, 3200 + 10 * 40)
-        ranges = [(0, 24), head, (len(whole) - 240, len(whole)), (0, len(whole))]
+        pixels = (2 << 20, (2 << 20) + 10 * 700)  # the first page begins there
+        ranges = [(0, 24), head, (len(whole) - 240, len(whole)), pixels, pixels, (0, len(whole))]
         (place / "x.beton").write_bytes(change_bytes(rng, whole, within=rng.choice(ranges)))
         return refused(lambda: read_beton(place / "x.beton", expect_count=rng.choice([None, 10]), expect_px=None))
 
