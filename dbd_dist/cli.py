@@ -110,8 +110,12 @@ def _refuse_empty(arguments: list[str]) -> None:
             value, equals = arguments[i + 1], "="
         if flag in PATHS and equals and not value:
             raise UserError("the path is empty", where=flag, allowed="a path")
-        if "\0" in argument:
-            raise UserError("there is a zero byte in it", where=argument)
+        try:
+            odd = b"\0" in os.fsencode(argument)
+        except UnicodeEncodeError:
+            odd = True
+        if odd:
+            raise UserError("no argument that a system passes on", where=repr(argument))
 
 
 if __name__ == "__main__":

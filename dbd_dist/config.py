@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -353,6 +354,12 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return from_dict(kind, value, where)  # type: ignore[arg-type]
     if kind is Path and isinstance(value, str):
+        try:
+            odd = b"\0" in os.fsencode(value)
+        except UnicodeEncodeError:
+            odd = True
+        if odd:
+            raise UserError(f"{value!r} is no path", where=where)
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

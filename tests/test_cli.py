@@ -134,6 +134,11 @@ def test_unknown_preset(refused):
     assert all(name in message for name in PRESETS)
 
 
+@pytest.mark.parametrize("argument", ["a\0b", "\ud800"])
+def test_arguments_that_no_system_passes_on(refused, argument):
+    assert one_line(refused("report", argument))
+
+
 def test_no_preset(refused):
     assert "no preset is named" in refused("train")
     assert "no preset is named" in refused("train", "--seed", "1")

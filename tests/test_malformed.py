@@ -174,6 +174,9 @@ train --config {deep} --launcher local -> deep
 train --config {nan} --launcher local -> nan
 train --config {unknownfield} --launcher local -> seeds
 train --config {wrongtype} --launcher local -> simclr.lr
+train --config {surrogatepath} --launcher local -> config.data
+train --config {zeropath} --launcher local -> config.data
+evaluate {oddrun} -> oddrun
 train --config {manyblocks} --launcher local -> depths
 train --config {wide_network} --launcher local -> widths
 train smoke --data nowhere --launcher local -> nowhere
@@ -419,6 +422,7 @@ def material(tmp_path_factory, digits, smoke_config) -> dict[str, Path]:
 
     for name, text in {
         "deep": "[" * 100_000, "nan": '{"config": {"simclr": {"lr": NaN}}}', "unknownfield": '{"config": {"seeds": 1}}',
+        "surrogatepath": '{"config": {"data": "\\ud800"}}', "zeropath": '{"config": {"data": "a\\u0000b"}}',
         "wrongtype": '{"config": {"simclr": {"lr": "fast"}}}',
         "manyblocks": '{"config": {"model": {"depths": [1000000000], "widths": [8]}}}',
         "wide_network": '{"config": {"model": {"depths": [1], "widths": [1000000000]}}}',
@@ -456,6 +460,7 @@ def material(tmp_path_factory, digits, smoke_config) -> dict[str, Path]:
         (folder / "model.json").write_text(json.dumps(content | {"image_px": 16.7}))
 
     copy("halfpixel", "run", unsealed)
+    copy("oddrun", "run", lambda f: (f / "run.json").write_text('{"config": {"data": "\\ud800"}}'))
     result = {"method": "dbd", "dataset": "x", "clean_acc": 0.5}
     copy("finished", "run", lambda f: (f / "result.json").write_text(json.dumps(result)))
     copy("brokenresult", "run", lambda f: (f / "result.json").write_text("{"))

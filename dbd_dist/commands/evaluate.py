@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -55,7 +56,8 @@ def _own_data(path: Path) -> Path:
     """The dataset folder that a run's description names."""
     try:
         data = read_json(path)["config"]["data"]
-        if not isinstance(data, str) or "\0" in data:
+        os.fsencode(data)
+        if "\0" in data:
             raise TypeError("config.data is no path")
         return Path(data)
     except OSError as error:

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cluster.check import Finding
 from cluster.errors import ClusterError
 from data_prep import hashcache
 from data_prep.artefacts import fingerprint, read_artefact, write_artefact
@@ -350,7 +351,7 @@ def stubs() -> Iterator[None]:
             "dbd_dist.commands.demo.main": mock.Mock(side_effect=UserError("not run")),
             "tune_spaces.sweep.run_sweep": sweep,
             "dbd_dist.bench.run.run": mock.Mock(),
-            "cluster.check.examine": mock.Mock(return_value=[]),
+            "cluster.check.examine": mock.Mock(return_value=[Finding("machine", "ok", "not looked at")]),
             "cluster.check.examine_cluster": mock.Mock(side_effect=ClusterError("not run")),
             "torchvision.datasets.CIFAR10.download": mock.Mock(side_effect=OSError("no network")),
         }.items():
