@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -119,14 +120,15 @@ def connect(
             _write_token(private / "token")
             os.environ.update(token_env(os.environ, private / "token"))
             _reread_environment()
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                **quiet,
-            )
+            with _start_watched():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    **quiet,
+                )
             if guard is not None:
                 _tell(guard, [process.pid for _, process in _own_processes()])
         yield address is not None
@@ -142,6 +144,46 @@ def connect(
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+
+
+class StartError(ClusterError):
+    """A Ray of our own could not be started, for no mistake of its user's."""
+
+    exit_code = 1
+
+    @classmethod
+    def because(cls, what: str) -> StartError:
+        return cls(
+            f"Ray could not be started ({textwrap.shorten(what, 200, placeholder='...')})",
+            fix="the same command starts again",
+        )
+
+
+@contextmanager
+def _start_watched() -> Iterator[None]:
+    """Around the start of a Ray of our own: one message where it fails, also where one of its servers is killed
+    meanwhile. Ray then waits for it for a minute, and after that ends this process without a word of ours.
+
+    Raises:
+        StartError
+    """
+    started = threading.Event()
+
+    def watch() -> None:
+        while not started.wait(0.5):
+            for name, process in _own_processes():
+                code = process.poll()
+                if code is not None and not started.wait(5):  # time for Ray to raise an error of its own
+                    os.write(2, f"error: {StartError.because(f'{name} {how_it_ended(code)}')}\n".encode())
+                    os._exit(StartError.exit_code)  # the main thread cannot be woken; the reaper clears up
+
+    threading.Thread(target=watch, name="start of Ray", daemon=True).start()
+    try:
+        yield
+    except Exception as error:  # Ray raises whatever its parts do
+        raise StartError.because(f"{type(error).__name__}: {error}") from error
+    finally:
+        started.set()
 
 
 class Watch:

@@ -80,9 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, ClusterError) as error:
         if debug:
             raise
-        code = getattr(error, "exit_code", None)  # of a run that was asked to stop, which is no error
-        print(f"error: {error}" if code is None else error, file=sys.stderr)
-        return 2 if code is None else code
+        # a run that was asked to stop is no error
+        print(error if getattr(error, "is_request", False) else f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 2)
     except RunFailed as error:
         if debug:
             raise

@@ -130,6 +130,7 @@ def _finished(folder: RunFolder, config: TrainConfig, dataset: Dataset) -> dict[
     if folder.result() is None:
         return None
     folder.claim(config, dataset)
+    folder.tidy()
     print(f"{folder.path} is finished; its result stands.", file=sys.stderr)
     return folder.result()
 

@@ -88,6 +88,8 @@ def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = Fa
                 request.clear()
             world.barrier()
             if done:
+                if world.is_main:
+                    folder.tidy()
                 return folder.result()
             around.enter_context(logs.written(folder.path, run=name, rank=world.rank))
             around.enter_context(watchdog.watching(folder.path, rank=world.rank, limit_s=limit_s))

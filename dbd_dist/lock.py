@@ -87,6 +87,14 @@ def held(path: Path, what: str, *, flag: str = "--name") -> Iterator[None]:
             os.close(descriptor)
 
 
+def clear(path: Path) -> None:
+    """Remove the file that a killed holder has left; nothing while it is held."""
+    with suppress(UserError):
+        if path.exists():
+            with held(path, ""):
+                pass
+
+
 def _acquire(path: Path) -> int | None:
     """The descriptor of the locked file; None where another process has it."""
     while True:

@@ -24,7 +24,7 @@ from data_prep.errors import UserError
 from data_prep.hashes import sha256_file, sha256_json
 from data_prep.jsonfile import read_json
 from data_prep.manifest import Dataset
-from dbd_dist import logs
+from dbd_dist import lock, logs
 from dbd_dist.augment import AugmentConfig
 from dbd_dist.config import TrainConfig, digest, to_dict
 from dbd_dist.world import World
@@ -72,6 +72,13 @@ class RunFolder:
             return read_json(path)
         except (OSError, ValueError) as error:
             raise UserError(f"not a result ({error})", where=path, fix="choose another --name, or delete it") from error
+
+    def tidy(self) -> None:
+        """Remove what a command that was killed after the result had been written has left."""
+        for path in (self.progress, self.stop, self.path / "error.json"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "ray", ignore_errors=True)
+        lock.clear(self.path / lock.FILE)
 
     def claim(self, config: TrainConfig, dataset: Dataset) -> None:
         """Make the folder this run's, or find that it already is.

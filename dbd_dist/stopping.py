@@ -24,7 +24,9 @@ EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
 class Stopped(UserError):
-    """The run was asked to stop, and left a state that the same command goes on from."""
+    """The run was asked to stop, and left a checkpoint that the same command goes on from."""
+
+    is_request = True
 
     def __init__(self, what: str, *, where: str | Path | None = None, fix: str | None = None, exit_code: int):
         super().__init__(what, where=where, fix=fix)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,14 @@ def test_a_run_is_refused_while_another_has_its_folder(holder, smoke_config, tmp
     with pytest.raises(UserError, match=f"process {process.pid} on "):
         run_local(smoke_config, storage=tmp_path, name="run", quiet=True)
     assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_what_a_killed_command_left_in_a_finished_run_goes(smoke_config, tmp_path):
+    config = replace(smoke_config, method="none")
+    run_local(config, storage=tmp_path, name="run", quiet=True)
+    before = sorted(p.name for p in (tmp_path / "run").iterdir())
+    (tmp_path / "run" / lock.FILE).write_text("{}")
+    (tmp_path / "run" / "progress.json").write_text("{}")
+    (tmp_path / "run" / "ray").mkdir()
+    assert run_local(config, storage=tmp_path, name="run", quiet=True) is not None
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == before
