@@ -25,6 +25,8 @@ SETTLED_S = 2.5
 """A file is remembered once its last change is so many seconds past: file systems count time in steps of up to two
 seconds, and a second change within one leaves no trace."""
 
+LOCK_WAIT_S = 1.0
+
 _MAX_BYTES = MOST * 200
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _here: dict[str, str] = {}
@@ -89,6 +91,22 @@ def _is_ours(at: os.stat_result, kind) -> bool:
     return kind(at.st_mode) and at.st_uid == os.geteuid() and not at.st_mode & 0o022
 
 
+def _lock(handle: int) -> None:
+    """Wait for other processes, but not for long: an entry that is lost costs one more hash.
+
+    Raises:
+        OSError: another holds it all the time, or the file system has no locks.
+    """
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.005)
+
+
 def _store(new: dict[str, str]) -> None:
     """Add entries. Whatever is in the way is no error: the file is hashed again next time."""
     place = folder()
@@ -100,7 +118,7 @@ def _store(new: dict[str, str]) -> None:
         if not _is_ours(os.lstat(place), stat.S_ISDIR):
             return
         with open(os.open(place / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # rather lose an entry than wait
+            _lock(lock.fileno())
             kept = {k: v for k, v in _load().items() if k not in new} | new
             kept = dict(list(kept.items())[-MOST:])
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -187,7 +188,8 @@ def test_it_is_bounded_and_forgets_the_oldest(cache, tmp_path, monkeypatch):
 
 def test_several_processes_at_once_leave_a_whole_file(cache, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from data_prep import hashcache; hashcache.SETTLED_S = -1\n"
+        "import sys; from pathlib import Path; from data_prep import hashcache\n"
+        "hashcache.SETTLED_S, hashcache.LOCK_WAIT_S = -1, 60\n"
         "for i in range(40):\n"
         "    path = Path(sys.argv[1]) / f'{sys.argv[2]}-{i}'; path.write_text(path.name); hashcache.cached_sha256(path)"
     )
@@ -203,8 +205,17 @@ def test_several_processes_at_once_leave_a_whole_file(cache, tmp_path):
     assert [process.returncode for process in started] == [0, 0, 0]
     true = {sha256_file(p) for p in tmp_path.iterdir() if p.is_file()}
     kept = json.loads((cache / "sha256.json").read_text())
-    assert 40 <= len(kept) <= 120  # an entry may be lost to another process, none may be wrong
-    assert set(kept.values()) <= true
+    assert len(kept) == 120  # each waited for the others, and none wrote over another's
+    assert set(kept.values()) == true
+
+
+def test_a_lock_that_another_holds_costs_an_entry_and_no_more(cache, file, monkeypatch):
+    cache.mkdir(parents=True, mode=0o700)
+    monkeypatch.setattr(hashcache, "LOCK_WAIT_S", 0.05)
+    with (cache / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert hashcache.cached_sha256(file) == sha256_file(file)
+        assert not (cache / "sha256.json").exists()
 
 
 def test_opening_a_data_set_asks_and_the_doctor_does_not(cache, digits_copy, forget):
