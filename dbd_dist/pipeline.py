@@ -55,6 +55,7 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
             allowed=f"at least {config.model.min_image_px} px",
             fix="use --model.stem cifar or fewer --model.widths, or prepare larger images",
         )
+    config.check_image_px(manifest.image_px)
     stages = ("supervised",) if config.method == "none" else ("simclr", "warmup", "mixmatch")
     for stage in stages:
         batch = getattr(config, stage).batch
