@@ -1,11 +1,10 @@
-"""The soak test in short: one run that loses Ray Train's controller, then its raylet, and ends as if nothing had been.
-
-Killed workers and a killed command are in dbd_dist/test_launch.py. `make soak` is the long version.
-"""
+"""The soak test in short: one run that loses a worker, Ray Train's controller, its command and its raylet, and ends as
+if nothing had been. `make soak` is the long version."""
 
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 
 import pytest
@@ -19,23 +18,25 @@ def config(digits):
 
 
 @pytest.mark.slow
-def test_a_run_that_lost_its_controller_and_then_its_raylet(config, tmp_path):
+def test_a_run_that_lost_everything_once(config, tmp_path):
     undisturbed = soak.run("dbd-1", config, tmp_path / "undisturbed", flags=["--launcher", "local"])
     assert undisturbed.failures == []
     expected = soak.outcome(tmp_path / "undisturbed" / "storage")
     assert soak.check(tmp_path / "undisturbed" / "storage", expected, config) == []
 
     kills = [
-        soak.Kill(victim="controller", moment="early", after=("simclr", 6), delay_s=0.0),
+        soak.Kill(victim="worker", moment="early", after=("simclr", 3), delay_s=0.0),
+        soak.Kill(victim="controller", moment="early", after=("simclr", 9), delay_s=0.0),
+        soak.Kill(victim="driver", moment="middle", after=("warmup", 20), delay_s=0.1),
         soak.Kill(victim="raylet", moment="late", after=("mixmatch", 4), delay_s=0.1),
     ]
     record = soak.run("dbd-1", config, tmp_path / "disturbed", kills)
-    assert [kill["victim"] for kill in record.kills if "killed" in kill] == ["controller", "raylet"]
-    assert [attempt["code"] for attempt in record.attempts] == [1, 1, 0]
+    assert [kill["victim"] for kill in record.kills if "killed" in kill] == ["worker", "controller", "driver", "raylet"]
+    assert [attempt["code"] for attempt in record.attempts] == [1, -signal.SIGKILL, 1, 0]
     says = [attempt["errors"] for attempt in record.attempts]
     assert "Ray Train's controller was killed" in says[0][0]
-    assert "raylet, (pid" in says[1][0]
-    assert "was ended by SIGKILL" in says[1][0]
+    assert "raylet, (pid" in says[2][0]
+    assert "was ended by SIGKILL" in says[2][0]
     assert all("the same command goes on from" in error for errors in says for error in errors)
     assert record.failures + soak.check(tmp_path / "disturbed" / "storage", expected, config) == []
 

@@ -1,4 +1,5 @@
-"""Runs on Ray Train workers end with the numbers of a run without Ray, whatever was killed on the way.
+"""Runs on Ray Train workers end with the numbers of a run without Ray, also where they hung or were told to end. Kills are
+in test_soak.py.
 
 One Ray for all of them. Every run goes through the command where the command can do it.
 """
@@ -37,9 +38,6 @@ EPOCHS = [("simclr", 1), ("simclr", 2), ("warmup", 1), ("warmup", 2)] + [
     ("mixmatch", epoch + 1) for epoch in range(FINE_TUNING)
 ]
 KILL_AT = ("mixmatch", 4)
-SAVED = ("mixmatch", 2)
-"""This epoch's checkpoint is surely on disk once the row of `KILL_AT` is written: a checkpoint is written in the
-background while the next epoch is trained, and waited for before the next but one."""
 WAIT_S = 240.0  # for what must happen, on a slow machine too
 
 
@@ -164,56 +162,6 @@ def test_a_finished_run_is_not_started_again(on_ray, described, monkeypatch, cap
 
 
 # -- kills
-
-
-def test_a_killed_worker_changes_nothing(config, undisturbed, tmp_path, ray_here):
-    from ray.util.state import list_actors
-
-    def workers() -> list[int]:
-        alive = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
-        return [actor.pid for actor in alive]
-
-    def kill_one() -> None:
-        wait_for(lambda: logged(tmp_path))
-        pids = workers()
-        assert len(pids) == 2
-        wait_for(lambda: KILL_AT in epochs(tmp_path))
-        os.kill(pids[0], signal.SIGKILL)
-
-    failures = tmp_path / "failures"
-    with ThreadPoolExecutor(1) as pool:
-        killing = pool.submit(kill_one)
-        run_ray(config, storage=tmp_path, name=RUN, quiet=True, callbacks=[note_failures(failures)])
-        killing.result()
-    assert len(failures.read_text().splitlines()) == 1
-    assert epochs(tmp_path) == EPOCHS
-    assert outcome(tmp_path) == outcome(undisturbed)
-
-
-def test_a_killed_driver_goes_on_by_the_name_of_its_run(described, undisturbed, tmp_path, ray_here):
-    argv = command(described, tmp_path)
-    with open(tmp_path / "output", "w+") as output:
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "dbd_dist.cli", *argv],
-            env={**os.environ, "RAY_ADDRESS": ray_here},
-            stdout=output,
-            stderr=output,
-        )
-        try:
-            wait_for(lambda: driver.poll() is not None or KILL_AT in epochs(tmp_path))
-        finally:
-            driver.kill()
-    assert driver.wait() == -signal.SIGKILL, (tmp_path / "output").read_text()
-    assert not (tmp_path / RUN / "result.json").exists()
-    before = logged(tmp_path)
-
-    assert main(argv) == 0
-    assert outcome(tmp_path) == outcome(undisturbed)
-    kept = EPOCHS.index(SAVED) + 1
-    assert logged(tmp_path)[:kept] == before[:kept]  # with their times: these epochs were not trained again
-
-
-# -- hangs
 
 
 def test_a_worker_that_hangs_is_replaced(config, undisturbed, tmp_path, ray_here):
