@@ -1,5 +1,5 @@
-"""Runs on Ray Train workers end with the numbers of a run without Ray, also where they hung or were told to end. Kills are
-in test_soak.py.
+"""Runs on Ray Train workers end with the numbers of a run without Ray, also where they hung or were told to end. Kills
+are in test_soak.py.
 
 One Ray for all of them. Every run goes through the command where the command can do it.
 """
