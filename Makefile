@@ -6,7 +6,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick soak fuzz lint bench gpu-check constraints clean
+.PHONY: help setup demo test test-quick soak elastic fuzz lint bench gpu-check constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ test-quick: setup ## the tests that take seconds
 
 soak: setup ## 50 whole runs on Ray, each with a random process killed; goes on where it was cut off (SOAK="--kills 10")
 	$(BIN)/python -m tests.soak --kills 50 $(SOAK)
+
+elastic: setup ## a run on two Ray nodes that loses one, minutes
+	$(BIN)/python -m tests.elastic
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .
