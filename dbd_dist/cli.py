@@ -111,11 +111,11 @@ def _refuse_empty(arguments: list[str]) -> None:
         if flag in PATHS and equals and not value:
             raise UserError("the path is empty", where=flag, allowed="a path")
         try:
-            odd = b"\0" in os.fsencode(argument)
-        except UnicodeEncodeError:
+            odd = b"\0" in argument.encode()
+        except UnicodeEncodeError:  # bytes that are no UTF-8: FFCV, Arrow and Ray take no such paths
             odd = True
         if odd:
-            raise UserError("no argument that a system passes on", where=repr(argument))
+            raise UserError("not valid UTF-8 without NUL", where=repr(argument), fix="rename the file or folder")
 
 
 if __name__ == "__main__":

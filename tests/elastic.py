@@ -2,10 +2,10 @@
 
     python -m tests.elastic [--epochs 300] [--work runs/elastic]
 
-A run on two workers (`compute.min_workers` 1), one a node, loses a node after its twentieth epoch; Ray takes a minute and
-more to notice, and starts one worker from the last checkpoint. Then a node comes back, which Ray Train may take into the
-group again before the end or not. What must hold: a result, every epoch once in metrics.jsonl, none trained again but
-those after the checkpoint. Exit code 1 otherwise. Minutes long, therefore not among the tests.
+A run on two workers (`compute.min_workers` 1), one a node, loses a node after its twentieth epoch; Ray takes a minute
+and more to notice, and starts one worker from the last checkpoint. Then a node comes back, which Ray Train may take in
+again before the end or not. What must hold: a result, and every epoch once in metrics.jsonl. Exit code 1 otherwise.
+Minutes long, therefore not among the tests.
 """
 
 from __future__ import annotations

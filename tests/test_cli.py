@@ -328,12 +328,21 @@ def test_names_that_are_empty_or_leave_the_storage(refused_train, place, launche
     assert "a folder name" in message
 
 
-@pytest.mark.parametrize("name", [" ", "a\nb", "a\x1b[31m", "\udcff", "x" * 256, "a/" * 2000])
+@pytest.mark.parametrize("name", [" ", "a\nb", "a\x1b[31m", "x" * 256, "a/" * 2000])
 def test_names_that_are_too_long_or_cannot_be_printed(refused_train, name):
     message = refused_train(f"--name={name}", "--storage", "runs")
     assert one_line(message)
     assert "--name" in message
     assert "at most 255 characters" in message
+
+
+@pytest.mark.parametrize("flag", ["--name", "--storage", "--data"])
+@pytest.mark.parametrize("value", ["\udcff", "a\0b", "\ud800"])
+def test_what_is_no_text_is_no_path(refused_train, flag, value):
+    message = refused_train(f"{flag}={value}")
+    assert one_line(message)
+    assert "not valid UTF-8" in message
+    assert flag in message
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", "circle"])

@@ -120,7 +120,7 @@ def _row(key: tuple[Any, ...], results: list[Mapping[str, Any]], at: tuple[int, 
         notes.append(f"{wording.seeds(repeated)} counted more than once: the spread is too small")
     if len(devices) > 1:
         notes.append(f"times come from different machines: {'; '.join(devices)}")
-    if len({r.get("precision") for r in results}) > 1:
+    if len({str(r.get("precision")) for r in results}) > 1:
         notes.append("runs of different floating-point precision")
     return Row(
         dataset=dataset,
