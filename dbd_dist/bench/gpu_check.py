@@ -146,7 +146,7 @@ def shortened(config: Any, arguments: argparse.Namespace) -> Any:
         supervised=replace(
             config.supervised,
             epochs=scaled(config.supervised.epochs),
-            milestones=tuple(scaled(m) for m in config.supervised.milestones),
+            milestones=tuple(sorted({scaled(m) for m in config.supervised.milestones})),
         ),
         evaluate_every=max(1, scaled(10)),
     )
