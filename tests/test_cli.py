@@ -337,7 +337,7 @@ def test_names_that_are_too_long_or_cannot_be_printed(refused_train, name):
 
 
 @pytest.mark.parametrize("flag", ["--name", "--storage", "--data"])
-@pytest.mark.parametrize("value", ["\udcff", "a\0b", "\ud800"])
+@pytest.mark.parametrize("value", ["\udcff", "a\0b"])
 def test_what_is_no_text_is_no_path(refused_train, flag, value):
     message = refused_train(f"{flag}={value}")
     assert one_line(message)
