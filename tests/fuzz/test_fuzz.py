@@ -25,6 +25,7 @@ def process() -> Iterator[Child]:
         yield process
 
 
+@pytest.mark.slow
 def test_no_case_fails(process):
     summary = fuzz(process, {name: target.weight for name, target in TARGETS.items()}, seed=0, rounds=ROUNDS)
     assert summary.failures == [], summary.text()
