@@ -23,7 +23,7 @@ from dbd_dist.craft.job import Job
 from dbd_dist.failures import RunFailed, run_failed
 from dbd_dist.local import prepare_folder
 from dbd_dist.progress import Display, Follower
-from dbd_dist.runfolder import RunFolder
+from dbd_dist.runfolder import ERROR_FILE, RAY_FOLDER, RunFolder
 from dbd_dist.stopping import StopRequest
 
 WORKER_ENV = {
@@ -32,8 +32,6 @@ WORKER_ENV = {
 }
 ALONE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """For a Ray of this machine's own, whose only node nobody takes away; watching costs seconds at the start."""
-RAY_FOLDER = "ray"
-"""Ray Train's own files, in a run folder while it is under way."""
 RETRIES = 3
 """How often workers are started again after one has ended."""
 LOOK_S = 0.3
@@ -116,6 +114,7 @@ def _train(
             },
             share,
             count=most if fewest is None else (fewest, most),
+            stoppable=True,
             home=folder.path,
             progress=folder.progress,
             quiet=quiet,
@@ -167,6 +166,7 @@ def _on_workers(
     share: topology.Share,
     *,
     count: int | tuple[int, int],
+    stoppable: bool = False,
     home: Path,
     progress: Path,
     quiet: bool,
@@ -176,11 +176,11 @@ def _on_workers(
 ) -> BaseException | str | None:
     """Run `loop(arguments)` on workers of a share's size, and wait for all of them.
 
-    SIGINT and SIGTERM are passed on to the workers through a file in `home`; see `stopping`.
-
     Args:
         loop: leaves an ERROR_FILE in `home` for what its user can mend (see `worker.telling`).
         count: workers; or how many at least and at most.
+        stoppable: whether `loop` heeds requests to stop: SIGINT and SIGTERM are then passed on to it through a file in
+            `home` (see `stopping`), and else end this process as usual.
         progress: the file to show meanwhile.
         timeout_s: how long a collective waits for the other workers.
 
@@ -193,8 +193,6 @@ def _on_workers(
     import ray.exceptions
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    from dbd_dist.worker import ERROR_FILE
 
     error_file, request = home / ERROR_FILE, StopRequest(home / stopping.FILE)
     error_file.unlink(missing_ok=True)
@@ -218,7 +216,8 @@ def _on_workers(
     )
     failure: BaseException | str | None = None
     try:
-        with nullcontext() if quiet else Follower(progress, Display()), stopping.signals(request.leave):
+        shown = nullcontext() if quiet else Follower(progress, Display())
+        with shown, stopping.signals(request.leave) if stoppable else nullcontext():
             failure = _wait_for(trainer.fit)
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         failure = error

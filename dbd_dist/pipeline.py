@@ -150,7 +150,8 @@ def run(
         if world.is_main:
             the_run.tidy()
             if mirror is not None:
-                the_run.fetch(mirror, stages_root)
+                mirror.check()
+                the_run.fetch(mirror)
         return the_run.go()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise the_run.out_of_memory(error) from error
@@ -216,7 +217,7 @@ class _Run:
             if folder.exists():
                 sweep_asides(folder)
 
-    def fetch(self, mirror: Mirror, stages_root: Path) -> None:
+    def fetch(self, mirror: Mirror) -> None:
         """Get states back that are in the mirror and not here. For rank 0."""
         if self.checkpoints.newest() is None:
             for path in mirror.fetch(self.folder.checkpoints, pattern="checkpoint_*.pt"):

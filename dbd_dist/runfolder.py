@@ -24,10 +24,15 @@ from data_prep.errors import UserError
 from data_prep.hashes import sha256_file, sha256_json
 from data_prep.jsonfile import read_json
 from data_prep.manifest import Dataset
-from dbd_dist import lock, logs
+from dbd_dist import lock, logs, stopping
 from dbd_dist.augment import AugmentConfig
 from dbd_dist.config import TrainConfig, digest, to_dict
 from dbd_dist.world import World
+
+ERROR_FILE = "error.json"
+"""What a worker leaves for its driver: a mistake of the user's, or that the run was stopped."""
+RAY_FOLDER = "ray"
+"""Ray Train's own files, there while a run is under way."""
 
 
 class _NoWriter:
@@ -61,7 +66,7 @@ class RunFolder:
     @property
     def stop(self) -> Path:
         """A request to stop, for workers that no signal reaches."""
-        return self.path / "stop"
+        return self.path / stopping.FILE
 
     def result(self) -> dict[str, Any] | None:
         """The stored result of a finished run."""
@@ -75,9 +80,9 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what a command that was killed after the result had been written has left."""
-        for path in (self.progress, self.stop, self.path / "error.json"):
+        for path in (self.progress, self.stop, self.path / ERROR_FILE):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "ray", ignore_errors=True)
+        shutil.rmtree(self.path / RAY_FOLDER, ignore_errors=True)
         lock.clear(self.path / lock.FILE)
 
     def claim(self, config: TrainConfig, dataset: Dataset) -> None:

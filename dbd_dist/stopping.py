@@ -85,6 +85,7 @@ class Lookout:
     def __init__(self, world: World, request: StopRequest):
         self._world, self._request = world, request
         self._left, self._between = 1, 1
+        self._noticed = False
         self._asked = time.monotonic()
 
     def look(self, *, now: bool = False) -> str | None:
@@ -101,7 +102,10 @@ class Lookout:
         code, steps = self._world.largest([_CODES[self._request.reason()], float(steps)])
         self._left = self._between = int(steps)
         self._asked = time.monotonic()
-        return _REASONS[code]
+        reason = _REASONS[code]
+        if reason == "state":  # a notice stays until the node goes; one checkpoint answers it, the next epochs' follow
+            reason, self._noticed = None if self._noticed else reason, True
+        return reason
 
 
 _CODES: dict[str | None, float] = {None: 0.0, "state": 1.0, "SIGINT": 2.0, "SIGTERM": 3.0}

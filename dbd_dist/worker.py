@@ -17,11 +17,9 @@ from data_prep.staging import open_here
 from dbd_dist import logs, pipeline, watchdog
 from dbd_dist.config import TrainConfig, from_dict
 from dbd_dist.craft import job as crafting
-from dbd_dist.runfolder import RunFolder, versions, write_json
+from dbd_dist.runfolder import ERROR_FILE, RunFolder, versions, write_json
 from dbd_dist.stopping import Stopped, StopRequest
 from dbd_dist.world import World
-
-ERROR_FILE = "error.json"
 
 
 def train_loop(arguments: dict[str, Any]) -> None:

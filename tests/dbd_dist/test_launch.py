@@ -17,13 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cluster import session
+from cluster import session, topology
 from data_prep.hashes import sha256_file
-from dbd_dist import watchdog
+from dbd_dist import launch, watchdog
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig, to_dict
 from dbd_dist.launch import run_ray
@@ -231,6 +232,21 @@ def test_a_driver_that_is_told_to_end_leaves_a_checkpoint(number, code, describe
     assert main(argv) == 0
     assert logged(tmp_path)[: len(before)] == before  # nothing was trained again
     assert outcome(tmp_path) == outcome(undisturbed)
+
+
+@pytest.mark.parametrize("stoppable", [True, False])
+def test_signals_are_passed_on_to_those_who_heed_them_only(tmp_path, monkeypatch, stoppable):
+    """Crafting asks nobody whether to stop: there Ctrl-C has to end the command."""
+    handlers: list[Any] = []
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda *_, **__: SimpleNamespace(fit=None))
+    monkeypatch.setattr(launch, "_wait_for", lambda fit: handlers.append(signal.getsignal(signal.SIGINT)))
+    before = signal.getsignal(signal.SIGINT)
+    share = topology.Share(workers=1, cpus_per_worker=1, use_gpu=False)
+    launch._on_workers(
+        print, {}, share, count=1, stoppable=stoppable, home=tmp_path, progress=tmp_path / "progress.json", quiet=True
+    )
+    assert (handlers[0] is not before) == stoppable
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # -- mistakes

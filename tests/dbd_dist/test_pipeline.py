@@ -32,7 +32,7 @@ from dbd_dist.local import run_local
 from dbd_dist.models import Classifier, ModelConfig
 from dbd_dist.progress import ProgressFile
 from dbd_dist.runfolder import RunFolder
-from dbd_dist.stopping import Stopped
+from dbd_dist.stopping import Stopped, StopRequest
 from dbd_dist.world import World
 
 TIMES = {"time_s", "images_per_s"}
@@ -314,6 +314,45 @@ def test_a_second_signal_stops_at_once(smoke_config, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert not (tmp_path / RUN / "checkpoints").exists()
     assert train(smoke_config, tmp_path) is not None
+
+
+def test_a_notice_gets_one_checkpoint_and_the_run_goes_on(defended, smoke_config, tmp_path, monkeypatch):
+    """As Ray Train gives it when a node is about to be taken away: it stays until the node goes."""
+    positions: list[tuple[str, int, int]] = []
+    save = Checkpoints.save
+
+    def note(self, state) -> None:
+        positions.append((state["stage"], state["state"]["epoch"], state["state"].get("step", 0)))
+        save(self, state)
+
+    monkeypatch.setattr(Checkpoints, "save", note)
+    monkeypatch.setattr("dbd_dist.stopping.Lookout.EVERY_S", 0.0)
+    folder = RunFolder(tmp_path / RUN)
+    asked = 0
+
+    def notice() -> str | None:
+        nonlocal asked
+        asked += 1
+        return "state" if asked >= 3 else None  # from the third step on
+
+    dataset, stages = open_dataset(smoke_config.data), tmp_path / "stages"
+    folder.claim(smoke_config, dataset)
+    request = StopRequest(folder.stop, notice=notice)
+    result = pipeline.run(smoke_config, dataset, folder, stages, World(), request=request)
+    assert [at for at in positions if at[2]] == [("simclr", 0, 3)]
+    assert [at[:2] for at in positions if not at[2]] == EPOCHS
+    assert result is not None
+    assert numbers(result) == numbers(result_of(defended))
+    assert rows(tmp_path / RUN) == rows(defended / RUN)
+
+
+def test_a_mirror_that_cannot_be_written_is_refused_before_anything_is_trained(smoke_config, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    far = (tmp_path / "file" / "below").as_uri()
+    trained = record_epochs(monkeypatch)
+    with pytest.raises(UserError, match=r"compute\.mirror: .* cannot be written"):
+        train(replace(smoke_config, compute=replace(smoke_config.compute, mirror=far)), tmp_path / "runs")
+    assert trained == []
 
 
 def test_event_files_hold_no_epoch_twice(defended, smoke_config, tmp_path, monkeypatch):
