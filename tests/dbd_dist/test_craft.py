@@ -667,7 +667,7 @@ def test_two_ray_workers_make_what_one_process_makes(clean, run, place, refused,
 
         broken, config = Path(shutil.copytree(run, tmp_path / "broken")), TrainConfig(model=tiny.MODEL)
         classifier = Classifier(tiny.MODEL, 10)
-        classifier.head.bias.data[:] = torch.nan
+        classifier.head.weight.data[:] = torch.finfo(torch.float32).max  # finite, so that it is opened; its loss is not
         RunFolder(broken).write_model(classifier, config, clean, config.normalise)
         argv = flags("label-consistent", clean, broken, "--launcher", "ray", "--workers", "2")
         assert "label-consistent, step 1" in refused(*argv)
