@@ -17,8 +17,8 @@ setup: ## system packages and .venv; does only what is missing
 demo: setup ## the whole story on embedded data: poison, train undefended and defended, report
 	$(BIN)/dbd demo
 
-test: setup ## every test
-	$(BIN)/python -m pytest
+test: setup ## every test, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-quick: setup ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"

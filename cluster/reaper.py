@@ -2,7 +2,7 @@
 
 Run as a script of its own, with the standard library alone, so that it starts in milliseconds:
 
-    python reaper.py FOLDER
+    python reaper.py FOLDER MESSAGE
 
 Standard input is a pipe whose other end only that process holds. Each line on it is the pid of a process of Ray's; at
 its end, which the kernel brings about even after SIGKILL, those processes and all that they have started are killed,
@@ -10,20 +10,34 @@ and FOLDER is removed.
 
 The kernel itself kills Ray's servers with the process that started them. Ray's agents notice that half a minute and
 more later, and training workers may still be writing by then to the folder of a run that was started again.
+
+While Ray starts, its library ends the process itself where a server of Ray's has died: without an exception, with a
+line of its own log. What is said meanwhile goes to FOLDER/SAID (see `session`); if the process ends so, that line is
+told in MESSAGE, on the standard error that both share.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 INTERVAL_S = 1.0
 """Between looks at who has started whom: a child of a dead process can no longer be told from others'."""
+
+SAID = "said"
+"""What a process says on standard error while it starts Ray. There as long as it does."""
+WHAT = "{what}"
+"""In a message: where the line of Ray's log belongs."""
+OF_RAY = re.compile(r"\[20\d\d-\d\d-\d\d [^]]*\] (?:[\w.]+:\d+: )?")
+"""How a line of the log of Ray's library begins: when, how grave, processes, and where in its source."""
 
 Process = tuple[int, int]
 """pid, and the time it was started at in clock ticks since boot: together never used twice."""
@@ -67,7 +81,24 @@ def kill(family: set[Process]) -> None:
                 continue
 
 
-def main(folder: str) -> None:
+def told(text: str, message: str) -> str:
+    """What there is to say of a start that ended with the process: what others said, and the message where Ray's log
+    says something; a process that was killed has said nothing."""
+    lines = text.splitlines(keepends=True)
+    of_ray = [line for line in lines if OF_RAY.match(line)]
+    if not of_ray:
+        return text
+    before = "".join(lines[: lines.index(of_ray[0])])  # after it comes where in the library
+    what = OF_RAY.sub("", of_ray[-1])
+    return before + message.replace(WHAT, textwrap.shorten(what, 200, placeholder="...")) + "\n"
+
+
+def _tell(folder: Path, message: str) -> None:
+    with suppress(OSError):  # Ray was running, or nobody reads this any more
+        os.write(2, told((folder / SAID).read_text(errors="replace"), message).encode())
+
+
+def main(folder: str, message: str) -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the command, which may take its time
         signal.signal(ignored, signal.SIG_IGN)
     family: set[Process] = set()
@@ -83,6 +114,7 @@ def main(folder: str) -> None:
         text = text[text.rfind(b"\n") + 1 :]
         if family or roots:
             family = grown(family, roots, running())
+    _tell(Path(folder), message)
     for _ in range(2):  # once more for what was being started meanwhile
         family = grown(family, (), running())
         kill(family)
@@ -90,4 +122,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

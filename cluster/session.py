@@ -23,7 +23,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from . import reaper
@@ -120,7 +120,7 @@ def connect(
             _write_token(private / "token")
             os.environ.update(token_env(os.environ, private / "token"))
             _reread_environment()
-            with _start_watched():
+            with _start_watched(private):
                 ray.init(
                     address="local",
                     num_cpus=num_cpus,
@@ -160,21 +160,28 @@ class StartError(ClusterError):
 
 
 @contextmanager
-def _start_watched() -> Iterator[None]:
+def _start_watched(folder: Path) -> Iterator[None]:
     """Around the start of a Ray of our own: one message where it fails, also where one of its servers is killed
-    meanwhile. Ray then waits for it for a minute, and after that ends this process without a word of ours.
+    meanwhile. Ray then waits for it for a minute, or ends this process at once without a word of ours: the guard of
+    `folder` says it.
 
     Raises:
         StartError
     """
     started = threading.Event()
+    said = folder / reaper.SAID
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with open(said, "wb") as file:
+        os.dup2(file.fileno(), 2)
 
     def watch() -> None:
         while not started.wait(0.5):
             for name, process in _own_processes():
                 code = process.poll()
                 if code is not None and not started.wait(5):  # time for Ray to raise an error of its own
-                    os.write(2, f"error: {StartError.because(f'{name} {how_it_ended(code)}')}\n".encode())
+                    said.unlink(missing_ok=True)  # so that the guard does not tell it too
+                    os.write(shown, f"error: {StartError.because(f'{name} {how_it_ended(code)}')}\n".encode())
                     os._exit(StartError.exit_code)  # the main thread cannot be woken; the reaper clears up
 
     threading.Thread(target=watch, name="start of Ray", daemon=True).start()
@@ -184,6 +191,12 @@ def _start_watched() -> Iterator[None]:
         raise StartError.because(f"{type(error).__name__}: {error}") from error
     finally:
         started.set()
+        sys.stderr.flush()
+        os.dup2(shown, 2)
+        os.close(shown)
+        with suppress(OSError):  # nobody reads it
+            os.write(2, said.read_bytes())
+        said.unlink()
 
 
 class Watch:
@@ -266,10 +279,9 @@ def _guard(folder: Path) -> subprocess.Popen | None:
     if not Path("/proc/self/stat").exists():
         return None
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", reaper.__file__, str(folder)],
+        [sys.executable, "-I", "-S", reaper.__file__, str(folder), f"error: {StartError.because(reaper.WHAT)}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
         start_new_session=True,  # what ends this process and its group must not end it
         cwd="/",
     )

@@ -8,14 +8,13 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from data_prep.errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
 
-BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
-
+EXPANSION = {"basic": 1, "bottleneck": 4}
+"""Output channels of each kind of block, as a multiple of its width."""
 
 MAX_BLOCKS = 1000
 MAX_WIDTH = 65536
@@ -57,7 +56,7 @@ class ModelConfig:
     @property
     def feature_dim(self) -> int:
         """Dimensions of the pooled features."""
-        return self.widths[-1] * BLOCKS[self.block].expansion
+        return self.widths[-1] * EXPANSION[self.block]
 
     @property
     def min_image_px(self) -> int:
@@ -72,6 +71,9 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, config: ModelConfig):
+        # here, since it takes seconds: a command, and Ray Train's controller, build no network
+        from torchvision.models.resnet import BasicBlock, Bottleneck
+
         super().__init__()
         width = config.widths[0]
         if config.stem == "cifar":
@@ -83,7 +85,7 @@ class Backbone(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.stages = len(config.widths)
-        channels, block = width, BLOCKS[config.block]
+        channels, block = width, {"basic": BasicBlock, "bottleneck": Bottleneck}[config.block]
         for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True), start=1):
             blocks = []
             for i in range(depth):

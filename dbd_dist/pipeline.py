@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 import os
 import shutil
 import time
@@ -282,6 +283,8 @@ class _Run:
         self._leave(wanted)
 
     def _leave(self, wanted: str | None) -> None:
+        if wanted == "state" and self.world.is_main:
+            logs.event("a node is about to be taken away", level=logging.WARNING, after=self.at)
         if wanted is None or wanted == "state":
             return
         logs.event("stop requested", by=wanted, after=self.at)

@@ -16,6 +16,19 @@ import pytest
 # tensors are slower on many threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["RAY_ADDRESS"] = "local"  # a Ray that runs here, of other tests or of anybody else, is not theirs
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What `make test`, in two processes, runs where: all that starts a Ray in one of them, since it would start in
+    both at once, and first, since it takes longest; the tests of any other file together, since they share fixtures."""
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        alone = item.get_closest_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if alone else str(item.path)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,6 +111,5 @@ def ray_here() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name in session.AUTH_VARIABLES:
             patch.delenv(name, raising=False)
-        patch.setenv("RAY_ADDRESS", "local")  # whatever runs on this machine
         with session.connect(num_cpus=2):
             yield ray.get_runtime_context().gcs_address

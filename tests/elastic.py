@@ -1,11 +1,13 @@
-"""A node goes, and the run goes on with what is left: two Ray nodes on this machine, one of them killed.
+"""A node is told to go, and goes, and the run goes on with what is left: two Ray nodes on this machine, one of them
+drained as before a preemption and then killed.
 
     python -m tests.elastic [--epochs 300] [--work runs/elastic]
 
-A run on two workers (`compute.min_workers` 1), one a node, loses a node after its twentieth epoch; Ray takes a minute
-and more to notice, and starts one worker from the last checkpoint. Then a node comes back, which Ray Train may take in
-again before the end or not. What must hold: a result, and every epoch once in metrics.jsonl. Exit code 1 otherwise.
-Minutes long, therefore not among the tests.
+A run on two workers (`compute.min_workers` 1), one a node, keeps a checkpoint every hour. After its twentieth epoch Ray
+gives notice that a node will be taken away: a checkpoint must follow. Then the node is killed; Ray takes a minute and
+more to notice, and starts one worker from that checkpoint. Then a node comes back, which Ray Train may take in again
+before the end or not. What must hold: a result, every epoch once in metrics.jsonl, and none before the notice trained
+again. Exit code 1 otherwise. Minutes long, therefore not among the tests.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from dbd_dist.launch import run_ray
 from tests.soak import RUN, configurations, make_data
 
 LOSE_AFTER, BACK_AFTER = 20, 20
-"""Epochs before the node goes; epochs on one worker before one comes back."""
+"""Epochs before the notice; epochs on one worker before a node comes back."""
+NOTICE = "a node is about to be taken away"
 WAIT_S = 300.0
 
 
@@ -36,13 +39,25 @@ def rows(storage: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def starts(storage: Path) -> list[dict[str, Any]]:
-    """What the workers' logs say of starting and going on, in order."""
+def events(storage: Path, *names: str) -> list[dict[str, Any]]:
+    """What the workers' logs say of events of these names, in order."""
     found = []
     for path in (storage / RUN / "logs").glob("rank*.jsonl"):
-        events = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        found += [event for event in events if event["event"] in ("start", "resumed", "finish")]
+        said = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        found += [event for event in said if event["event"] in names]
     return sorted(found, key=lambda event: event["time"])
+
+
+def give_notice(address: str, node_id: str) -> None:
+    """What a cloud's provider, or an autoscaler, tells Ray before it takes a node away."""
+    from ray import _raylet
+    from ray.core.generated import autoscaler_pb2
+
+    deadline_ms = int(time.time() * 1000) + 60_000
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = _raylet.GcsClient(address=address).drain_node(node_id, reason, "tests.elastic", deadline_ms)
+    if not accepted:
+        raise SystemExit(f"Ray takes no notice: {why}")
 
 
 def wait_for(what: str, condition: Callable[[], bool], thread: threading.Thread) -> None:
@@ -75,7 +90,7 @@ def main() -> int:
         config,
         supervised=replace(config.supervised, epochs=arguments.epochs),
         evaluate_every=0,
-        compute=replace(config.compute, min_workers=1, checkpoint_steps=None),
+        compute=replace(config.compute, min_workers=1, checkpoint_steps=None, checkpoint_s=3600.0),
     )
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     node = cluster.add_node(num_cpus=1)
@@ -87,21 +102,29 @@ def main() -> int:
     )
     run.start()
     wait_for(f"{LOSE_AFTER} epochs on two workers", lambda: len(rows(work)) >= LOSE_AFTER, run)
+    give_notice(cluster.address, node.node_id)
+    wait_for("notice taken", lambda: bool(events(work, NOTICE)), run)
+    told = events(work, NOTICE)[0]
+    wait_for("a checkpoint for it", lambda: bool(events(work, "checkpoint written")), run)
     cluster.remove_node(node, allow_graceful=False)
-    wait_for("one worker alone", lambda: any(e.get("world_size") == 1 for e in starts(work)), run)
+    wait_for("one worker alone", lambda: any(e["world_size"] == 1 for e in events(work, "start")), run)
     before = len(rows(work))
     wait_for(f"{BACK_AFTER} epochs on it", lambda: len(rows(work)) >= before + BACK_AFTER, run)
     cluster.add_node(num_cpus=1)
     run.join(WAIT_S)
-    for event in starts(work):
-        print(
-            event["time"][11:19], f"rank {event['rank']}", event["event"], event.get("world_size") or event.get("after")
-        )
+    for event in events(work, "start", "resumed", "finish", NOTICE, "checkpoint written"):
+        told_of = event.get("world_size") or event.get("after") or ""
+        print(event["time"][11:19], f"rank {event['rank']}", event["event"], told_of)
     ray.shutdown()
     cluster.shutdown()
-    whole = [row["epoch"] for row in rows(work)] == list(range(1, arguments.epochs + 1))
-    if not results or not whole:
-        print("failed: " + ("no result" if not results else "metrics.jsonl does not hold every epoch once"))
+    failures = [] if results else ["no result"]
+    if [row["epoch"] for row in rows(work)] != list(range(1, arguments.epochs + 1)):
+        failures.append("metrics.jsonl does not hold every epoch once")
+    resumed = events(work, "resumed")
+    if not resumed or resumed[0]["after"] != told["after"]:
+        failures.append(f"it did not go on from {told['after']}, where notice was given")
+    if failures:
+        print("failed: " + "; ".join(failures))
         return 1
     print(f"a result from a world of {results[0]['world_size']}, every epoch once")
     return 0

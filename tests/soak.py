@@ -33,6 +33,7 @@ from typing import Any
 
 import psutil
 
+from cluster import reaper
 from data_prep.attacks import BadNets
 from data_prep.encode import PrepareConfig, prepare
 from data_prep.hashes import sha256_file
@@ -344,6 +345,8 @@ def _attempt(
                 break
         time.sleep(LOOK_S)
     code = driver.wait()
+    if code != 0:
+        _wait_for_guard(processes)
     text = log.read_text()
     by_us = code == -signal.SIGKILL and killed == driver.pid
     record.attempts.append({"code": code, "seconds": round(time.monotonic() - begun, 1), "errors": errors_in(text)})
@@ -368,6 +371,13 @@ def _carry_out(kill: Kill, driver: subprocess.Popen, processes: Processes, dice:
     except ProcessLookupError:
         return None
     return pid
+
+
+def _wait_for_guard(processes: Processes) -> None:
+    """What outlives a command for a moment may have to say why it ended."""
+    end = time.monotonic() + LEFT_S
+    while any(reaper.__file__ in words for _, words in processes.alive()) and time.monotonic() < end:
+        time.sleep(LOOK_S)
 
 
 def _sockets(folder: str, names: list[str]) -> list[str]:

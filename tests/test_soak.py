@@ -18,6 +18,7 @@ def config(digits):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_run_that_lost_everything_once(config, tmp_path):
     undisturbed = soak.run("dbd-1", config, tmp_path / "undisturbed", flags=["--launcher", "local"])
     assert undisturbed.failures == []

@@ -22,7 +22,7 @@ import pytest
 
 from cluster import session
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

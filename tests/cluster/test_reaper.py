@@ -77,6 +77,43 @@ def test_the_family_ends_with_its_owner(tmp_path, how):
                 psutil.Process(pid).kill()
 
 
+STARTER = """
+import os, signal, sys, tempfile
+from pathlib import Path
+from cluster import session
+folder = Path(tempfile.mkdtemp(dir=sys.argv[1]))
+guard = session._guard(folder)
+with session._start_watched(folder):
+    print("a warning of others", file=sys.stderr)
+    LINE = "[2026-01-02 15:29:20,235 E 7 7] core_worker.cc:247: Failed to register: IOError: end of file"
+    if sys.argv[2] == "ended":
+        os.write(2, (LINE + "\\n(a frame of the library)\\n").encode())
+        os._exit(1)
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+print("running", file=sys.stderr)
+session._end(guard)
+"""
+FAILED = "error: Ray could not be started (Failed to register: IOError: end of file)"
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "says"),
+    [
+        ("started", 0, ["a warning of others", "running"]),
+        ("killed", -9, ["a warning of others"]),
+        ("ended", 1, ["a warning of others", FAILED]),
+    ],
+)
+def test_a_start_that_ray_ends_has_its_message(tmp_path, how, code, says):
+    argv = [sys.executable, "-c", STARTER, str(tmp_path), how]
+    done = subprocess.run(argv, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])  # all who hold it end
+    assert done.returncode == code
+    assert [line.partition(". To do: ")[0] for line in done.stderr.splitlines()] == says
+    assert ("the same command starts again" in done.stderr) == (how == "ended")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_families_are_followed_and_reused_pids_are_not():
     now = {1: (0, 1), 10: (1, 50), 11: (10, 60), 12: (11, 70), 20: (1, 55), 21: (20, 56)}
     assert reaper.grown(set(), [10], now) == {(10, 50), (11, 60), (12, 70)}

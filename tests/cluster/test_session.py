@@ -46,6 +46,7 @@ def test_the_cluster_is_found_by_address_or_note(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_ray_of_our_own(tmp_path, monkeypatch):
     """One start for all that needs one: token, topology, the doctor on every node, nothing left behind."""
     import ray

@@ -652,6 +652,7 @@ def test_two_ranks_of_torchrun_train_and_craft(clean, place):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_two_ray_workers_make_what_one_process_makes(clean, run, place, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with session.connect(num_cpus=2):

@@ -30,7 +30,7 @@ from dbd_dist.config import TrainConfig, to_dict
 from dbd_dist.launch import run_ray
 from dbd_dist.report import format_results
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 RUN = "run"
 FINE_TUNING = 10

@@ -40,6 +40,7 @@ def rows_of(output: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_sweep_pretrains_once_and_its_name_finds_it_again(tmp_path, ray_here, monkeypatch, capsys):
     monkeypatch.setitem(SMOKE, "sce", GRID)
     storage = tmp_path / "runs"
