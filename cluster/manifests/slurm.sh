@@ -10,6 +10,7 @@
 #SBATCH --output=dbd-%j.log
 # Edit above: the size; some sites want --partition and --account. Edit below: what to run, and the interface.
 set -euo pipefail
+# demo uses CPUs only: name another preset to train on the GPUs
 command=("$PWD/.venv/bin/dbd" train demo --storage "$PWD/runs")
 interface= # such as ib0; empty where the nodes' host names resolve to addresses that the others reach
 

@@ -103,7 +103,8 @@ def _stored(path: Path) -> TrainConfig:
 def _description(name: str) -> str:
     lines = ["Presets:"]
     for other, build in PRESETS.items():
-        lines.append(f"  {other}: {(build.__doc__ or '').splitlines()[0]}")
+        first = (build.__doc__ or "").partition("\n\n")[0]
+        lines.append(f"  {other}: {' '.join(first.split())}")
     return "\n".join([f"Train from the preset {name}. Every flag below changes one of its settings.", "", *lines])
 
 
