@@ -2,8 +2,7 @@
 
 A cluster is found by RAY_ADDRESS (set inside a submitted job) or by the note that `ray start` leaves on its
 host. Connecting says nothing of CPUs or addresses: Ray refuses both there. Otherwise a Ray of our own is
-started, with its dashboard (Tune frees the resources of stopped trials through it) on the loopback address,
-and guarded by a token. It ends with this process, even where this process is killed (see reaper.py).
+started, on the loopback address and guarded by a token. It ends with this process, even where this process is killed (see reaper.py).
 
 A process that is connected to Ray is ended by it, from C++ and without a word that a person could use, some seconds
 after Ray has ended; `lost` says so earlier.
@@ -77,6 +76,7 @@ def connect(
     num_cpus: int | None = None,
     num_gpus: int | None = None,
     runtime_env: dict | None = None,
+    dashboard: bool = False,
     worker_logs: bool = False,
 ) -> Iterator[bool]:
     """Inside the block, Ray is connected; yields True for a cluster, False for a Ray started here.
@@ -85,6 +85,8 @@ def connect(
 
     Args:
         num_cpus: for a Ray of our own; all that there are when left out.
+        dashboard: whether a Ray of our own has one. It takes ten processes and 7 s of two cores to start; Tune frees
+            the resources of stopped trials through it.
         worker_logs: print the workers' output here too.
     """
     import ray
@@ -125,7 +127,7 @@ def connect(
                     address="local",
                     num_cpus=num_cpus,
                     num_gpus=num_gpus,
-                    include_dashboard=True,
+                    include_dashboard=dashboard,
                     dashboard_host="127.0.0.1",
                     **quiet,
                 )

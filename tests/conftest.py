@@ -111,5 +111,5 @@ def ray_here() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name in session.AUTH_VARIABLES:
             patch.delenv(name, raising=False)
-        with session.connect(num_cpus=2):
+        with session.connect(num_cpus=2, dashboard=True):
             yield ray.get_runtime_context().gcs_address

@@ -50,7 +50,7 @@ def run_sweep(
 
 def _run(base: TrainConfig, space: Space, storage: Path, name: str, parallel: int | None) -> list[dict[str, Any]]:
     os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
-    with session.connect():
+    with session.connect(dashboard=True):
         there_is = topology.of_ray()
         workers = base.compute.workers or 1
         share = topology.share(there_is, workers=workers, use_gpu=None if base.compute.device != "cpu" else False)

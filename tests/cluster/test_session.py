@@ -57,7 +57,7 @@ def test_a_ray_of_our_own(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # where Ray would put a token of its own
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    with session.connect(num_cpus=2) as is_cluster:
+    with session.connect(num_cpus=2, dashboard=True) as is_cluster:
         assert not is_cluster
         token = os.environ["RAY_AUTH_TOKEN_PATH"]
         assert os.environ["RAY_AUTH_MODE"] == "token"
