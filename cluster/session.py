@@ -2,7 +2,8 @@
 
 A cluster is found by RAY_ADDRESS (set inside a submitted job) or by the note that `ray start` leaves on its
 host. Connecting says nothing of CPUs or addresses: Ray refuses both there. Otherwise a Ray of our own is
-started, on the loopback address and guarded by a token. It ends with this process, even where this process is killed (see reaper.py).
+started, on the loopback address and guarded by a token. It ends with this process, even where this process is
+killed (see reaper.py).
 
 A process that is connected to Ray is ended by it, from C++ and without a word that a person could use, some seconds
 after Ray has ended; `lost` says so earlier.
