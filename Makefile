@@ -18,7 +18,7 @@ demo: setup ## the whole story on embedded data: poison, train undefended and de
 	$(BIN)/dbd demo
 
 test: setup ## every test, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-quick: setup ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"

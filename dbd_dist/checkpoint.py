@@ -11,7 +11,7 @@ import hashlib
 import io
 import logging
 import os
-import shutil
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -214,11 +214,10 @@ class Checkpoints:
         number = int(found[-1].stem.split("_")[1]) + 1 if found else 0
         path = self._folder / f"checkpoint_{number:06d}.pt"
         patiently(lambda: save_state(state, path), path, self._patience)
-        if self._mirror is not None:
-            self._mirror.put(path)
+        copied = self._mirror is not None and self._mirror.put(path)
         for old in self._all()[: -self._keep]:
             _quietly_remove(old)
-            if self._mirror is not None:
+            if self._mirror is not None and copied:  # else the old copies are all there is
                 self._mirror.remove(old)
         logs.event("checkpoint written", path=str(path))
 
@@ -254,13 +253,21 @@ class StageStore:
             self._mirror.put(path)
 
 
+ASIDE = re.compile(
+    r"\.(metrics\.jsonl|split\.parquet|features\.npz|(model|backbone)\.safetensors"
+    r"|(run|model|backbone|result|progress)\.json\.\d+|(checkpoint_\d+|state)\.pt\.[0-9a-f]{8})"
+)
+"""What this program calls files that are not whole yet."""
+
+
 def sweep_asides(folder: Path) -> None:
-    """Remove what a killed process wrote aside in `folder` and never renamed. Only for who holds the run's lock."""
+    """Remove what a killed process wrote aside in `folder` and never renamed. Only for who holds the run's lock.
+
+    Hidden files of others stay: those go by other names.
+    """
     for path in folder.glob(".*"):
-        if path.name != ".lock" and path.is_file():
+        if ASIDE.fullmatch(path.name) and path.is_file():
             _quietly_remove(path)
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _quietly_remove(path: Path) -> None:

@@ -15,12 +15,18 @@ from dbd_dist import lock, logs, pipeline, space, watchdog
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import job as crafting
 from dbd_dist.progress import Display, Follower
-from dbd_dist.runfolder import RunFolder, versions
+from dbd_dist.runfolder import ERROR_FILE, RAY_FOLDER, RunFolder, versions
 from dbd_dist.stopping import StopRequest, signals
 from dbd_dist.world import World
 
 RESERVED = ("datasets", "stages")
 """Folders of a storage that are not runs."""
+FILES_OF_RUNS = (
+    "checkpoints", "logs", "stalls", "tensorboard", RAY_FOLDER, "stop", ERROR_FILE, "run.json", "metrics.jsonl",
+    "result.json", "progress.json", "split.parquet", "features.npz", "model.json", "model.safetensors", "backbone.json",
+    "backbone.safetensors",
+)  # fmt: skip
+"""Names in a run's folder that another run below it cannot have."""
 
 
 def check_name(name: str) -> None:
@@ -32,12 +38,14 @@ def check_name(name: str) -> None:
     """
     parts = Path(name).parts
     strange = not name.isprintable() or not name.strip() or len(name) > 255
-    if not parts or Path(name).is_absolute() or ".." in parts or parts[0] in RESERVED or strange:
+    hidden = any(part.startswith(".") for part in parts)
+    inside = any(part in FILES_OF_RUNS for part in parts[1:])
+    if not parts or Path(name).is_absolute() or parts[0] in RESERVED or strange or hidden or inside:
         raise UserError(
             f"{name if len(name) <= 255 else name[:77] + '...'!r} cannot name a run",
             where="--name",
             allowed="a folder name, or several with / between them, of at most 255 characters that can be printed, not "
-            f"below {' or '.join(RESERVED)}",
+            f"below {' or '.join(RESERVED)}, without a part that begins with a dot or is the name of a run's own file",
         )
 
 

@@ -70,8 +70,11 @@ class Mirror:
                 fix="check the address and the right to write there, or leave it out",
             ) from error
 
-    def put(self, path: Path) -> None:
-        """Copy one file there. An object store shows it when it is whole; elsewhere it is renamed into place."""
+    def put(self, path: Path) -> bool:
+        """Copy one file there; returns whether that succeeded.
+
+        An object store shows it when it is whole; elsewhere it is renamed into place.
+        """
         there = self._there(path)
         aside = str(PurePosixPath(there).with_name(f".{path.name}.{uuid.uuid4().hex[:8]}"))
         try:
@@ -80,17 +83,20 @@ class Mirror:
             self._system.move(aside, there)
         except (OSError, pa.ArrowException) as error:
             log.warning("%s was not copied to %s (%s)", path, self.uri, error)
+            return False
+        return True
 
     def remove(self, path: Path) -> None:
         """Remove the copy of a file."""
         with suppress(OSError, pa.ArrowException):  # never copied, or out of reach: a copy too many harms nobody
             self._system.delete_file(self._there(path))
 
-    def fetch(self, folder: Path, *, pattern: str) -> list[Path]:
+    def fetch(self, folder: Path, *, pattern: str, replace: bool = False) -> list[Path]:
         """Copy what is directly below the mirrored `folder` and missing here; returns what was fetched.
 
         Args:
             pattern: of file names.
+            replace: files that are here too.
 
         Raises:
             UserError: the mirror cannot be read.
@@ -100,7 +106,9 @@ class Mirror:
         try:
             for info in self._system.get_file_info(selector):
                 here = folder / PurePosixPath(info.path).name
-                if info.type != fs.FileType.File or here.exists() or not PurePosixPath(info.path).match(pattern):
+                if info.type != fs.FileType.File or not PurePosixPath(info.path).match(pattern):
+                    continue
+                if here.exists() and not replace:
                     continue
                 folder.mkdir(parents=True, exist_ok=True)
                 aside = here.with_name(f".{here.name}.{uuid.uuid4().hex[:8]}")

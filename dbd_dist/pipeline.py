@@ -36,7 +36,10 @@ from dbd_dist.world import World
 
 FEATURE_SAMPLES = 2000
 START = "the start"
+log = logging.getLogger(__name__)
+
 REVISION = 3
+STAGES = ("simclr", "warmup", "mixmatch", "supervised")
 """Counted up whenever a change of the code changes what a stage computes: stages stored before are not reused then."""
 
 
@@ -146,20 +149,20 @@ def run(
     checkpoints = Checkpoints(folder.checkpoints, is_main=world.is_main, mirror=mirror, patience_s=patience)
     store = StageStore(stages_root, mirror=mirror, patience_s=patience)
     request = request or StopRequest(folder.stop)
-    the_run = _Run(config, dataset, folder, world, checkpoints, store, request, note)
+    the_run = None
     try:
+        the_run = _Run(config, dataset, folder, world, checkpoints, store, request, note)
         if world.is_main:
             the_run.tidy()
             if mirror is not None:
-                mirror.check()
                 the_run.fetch(mirror)
         return the_run.go()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise the_run.out_of_memory(error) from error
+        raise _out_of_memory(error, the_run) from error
     except RuntimeError as error:
         if "allocate memory" not in str(error):  # how torch says it of the CPU's
             raise
-        raise the_run.out_of_memory(error) from error
+        raise _out_of_memory(error, the_run) from error
     finally:
         checkpoints.close()
 
@@ -168,6 +171,17 @@ def _threads(world: World) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
     return max(cores // here, 1)
+
+
+def _out_of_memory(error: BaseException, the_run: _Run | None) -> UserError:
+    """What to tell when memory runs out."""
+    text = str(error).strip() or type(error).__name__
+    return UserError(
+        f"out of memory ({text.splitlines()[0]})",
+        where=f"after {the_run.at if the_run else START}",
+        fix="use --simclr.chunk, more workers, a smaller --compute.resident-gib, or smaller batches, which "
+        "need another --name",
+    )
 
 
 class _Run:
@@ -187,7 +201,7 @@ class _Run:
         self.config, self.dataset, self.folder, self.world = config, dataset, folder, world
         self.store, self.checkpoints, self.note = store, checkpoints, note
         self.lookout = Lookout(world, request)
-        self.bf16 = uses_bf16(config, world.device)
+        self.bf16 = not world.largest([0.0 if uses_bf16(config, world.device) else 1.0])[0]  # where all ranks can
         self.images: Images = open_images(
             dataset, world.device, resident_gib=config.compute.resident_gib, threads=torch.get_num_threads()
         )
@@ -219,12 +233,23 @@ class _Run:
                 sweep_asides(folder)
 
     def fetch(self, mirror: Mirror) -> None:
-        """Get states back that are in the mirror and not here. For rank 0."""
-        if self.checkpoints.newest() is None:
-            for path in mirror.fetch(self.folder.checkpoints, pattern="checkpoint_*.pt"):
-                logs.event("checkpoint fetched", path=str(path), mirror=mirror.uri)
-        for stage in ("simclr", "warmup"):
-            mirror.fetch(self.store.path(stage, self.keys[stage]).parent, pattern=STATE_FILE)
+        """Get states back that are in the mirror and not here, or damaged here. For rank 0.
+
+        Raises:
+            UserError: the mirror is out of reach, and this run has no state to go on from without it.
+        """
+        alone = self.checkpoints.newest() is None
+        try:
+            mirror.check()
+            if alone:
+                for path in mirror.fetch(self.folder.checkpoints, pattern="checkpoint_*.pt", replace=True):
+                    logs.event("checkpoint fetched", path=str(path), mirror=mirror.uri)
+            for stage in ("simclr", "warmup"):
+                mirror.fetch(self.store.path(stage, self.keys[stage]).parent, pattern=STATE_FILE)
+        except UserError as error:
+            if alone:
+                raise
+            log.warning("%s", error)
 
     def _go_on(self) -> None:
         """Find the state to go on from, the same on all ranks, and put the log of metrics back to it."""
@@ -232,24 +257,20 @@ class _Run:
         name = self.world.broadcast(newest[0] if newest else None)
         if name is not None:
             saved = newest[1] if newest else self.checkpoints.read(name)
-            if saved["key"] == self.keys.get(saved["stage"]):
-                self.saved = saved
-                self.at = _position(saved)
-                logs.event("resumed", checkpoint=name, after=self.at)
+            if saved["key"] != self.keys.get(saved["stage"]):  # all ranks see the same; nothing is trained over it
+                raise UserError(
+                    f"{name} was made in another precision (auto is {'bf16' if self.bf16 else 'fp32'} here), or by "
+                    "another version of this program",
+                    where=self.folder.checkpoints,
+                    fix="go on with that version, on hardware like the first, or choose another --name",
+                )
+            self.saved = saved
+            self.at = _position(saved)
+            logs.event("resumed", checkpoint=name, after=self.at)
         if self.world.is_main:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             rows = self.saved["rows"] if self.saved else []
             patiently(lambda: self.folder.restore(rows), self.folder.path, self.config.compute.patience_s)
-
-    def out_of_memory(self, error: BaseException) -> UserError:
-        """What to tell when memory runs out."""
-        text = str(error).strip() or type(error).__name__
-        return UserError(
-            f"out of memory ({text.splitlines()[0]})",
-            where=f"after {self.at}",
-            fix="use --simclr.chunk, more workers, a smaller --compute.resident-gib, or smaller batches, which "
-            "need another --name",
-        )
 
     def _keys(self) -> dict[str, str]:
         """For every stage a hash over exactly what it depends on."""
@@ -271,6 +292,8 @@ class _Run:
     # -- what happens between steps and epochs
 
     def _save(self, stage: str, state: dict[str, Any]) -> None:
+        if self.saved is not None and STAGES.index(stage) < STAGES.index(self.saved["stage"]):
+            return  # trained again since its file was lost: the states of what follows stay
         saved = {"stage": stage, "key": self.keys[stage], "state": state, "rows": self.folder.rows()}
         self.checkpoints.save(saved)
         self.at, self.saved_s = _position(saved), time.monotonic()
@@ -312,6 +335,7 @@ class _Run:
             last or wanted or time.monotonic() - self.saved_s >= self.config.compute.checkpoint_s
         ):
             self._save(end.stage, end.state())
+        self.at = self.world.broadcast(self.at)  # any rank may have to say it
         self.note(row)
         self._leave(wanted)
 
@@ -326,12 +350,27 @@ class _Run:
         if not self.world.broadcast(self.store.has(stage, self.keys[stage])):
             return None
         state = self.store.load(stage, self.keys[stage])
-        if self.world.is_main and not self.folder.rows(stage):
-            for row in state["rows"]:
-                self.folder.log(row | {"reused": True})
+        own = len(self.folder.rows(stage))  # fewer where another run finished what this one had begun
+        if self.world.is_main and own < len(state["rows"]):
+            self._forget_rows(stage)
+            for at, row in enumerate(state["rows"]):
+                self.folder.log(row | ({"reused": True} if at >= own else {}))
+        return state
+
+    def _forget_rows(self, stage: str) -> None:
+        if self.world.is_main and self.folder.rows(stage):
+            rows = [row for row in self.folder.rows() if row["stage"] != stage]
+            patiently(lambda: self.folder.restore(rows), self.folder.path, self.config.compute.patience_s)
+
+    def _begin(self, stage: str) -> dict[str, Any] | None:
+        """The state to go on from in a stage that has to be trained; None at its beginning."""
+        state = self._resume(stage)
+        if state is None:  # it may have been finished once, and its file been lost since
+            self._forget_rows(stage)
         return state
 
     def _keep(self, stage: str, state: dict[str, Any]) -> None:
+        self.checkpoints.flush()  # whoever finds the stage finds its last rows too
         if self.world.is_main:
             rows = [{k: v for k, v in row.items() if k != "reused"} for row in self.folder.rows(stage)]
             self.store.save(stage, self.keys[stage], {**state, "rows": rows})
@@ -343,7 +382,7 @@ class _Run:
         if state is None:
             weights = seeds.generator(self.config.seed, "simclr", "weights")
             model = self.context.prepare(seeded(lambda: ContrastiveModel(self.config.model), weights))
-            simclr.pretrain(self.config.simclr, model, self.context, self._resume("simclr"))
+            simclr.pretrain(self.config.simclr, model, self.context, self._begin("simclr"))
             state = {"backbone": on_cpu(model.backbone.state_dict())}
             self._keep("simclr", state)
         return state["backbone"]
@@ -359,7 +398,7 @@ class _Run:
         model = self.context.prepare(model)
         state = self._load("warmup")
         if state is None:
-            optimizer = warmup.train_head(self.config.warmup, model, self.context, self._resume("warmup"))
+            optimizer = warmup.train_head(self.config.warmup, model, self.context, self._begin("warmup"))
             state = {"model": on_cpu(model.state_dict()), "optimizer": optimizer.state_dict()}
             self._keep("warmup", state)
         model.load_state_dict(state["model"])
@@ -389,9 +428,11 @@ class _Run:
             if self.world.is_main:
                 self._write(lambda: self.folder.write_backbone(backbone, config, self.dataset, config.normalise))
             if config.stop_after == "simclr":
+                self.world.barrier()  # what rank 0 has written is there for all
                 return self._stopped()
             model, optimizer = self._warmed_up(backbone)
             if config.stop_after == "warmup":
+                self.world.barrier()
                 return self._stopped()
             split = mixmatch.fine_tune(
                 config.mixmatch,

@@ -97,8 +97,8 @@ class Lookout:
         self._left -= 1
         if self._left > 0 and not now:
             return None
-        since = time.monotonic() - self._asked
-        steps = max(1, min(int(self._between * self.EVERY_S / max(since, 1e-6)), 10_000)) if self._world.is_main else 1
+        since, made = time.monotonic() - self._asked, self._between - self._left
+        steps = max(1, min(int(made * self.EVERY_S / max(since, 1e-6)), 10_000)) if self._world.is_main else 1
         code, steps = self._world.largest([_CODES[self._request.reason()], float(steps)])
         self._left = self._between = int(steps)
         self._asked = time.monotonic()
@@ -132,7 +132,11 @@ def signals(ask: Callable[[str], None]) -> Iterator[None]:
             os.write(2, b"stopping at once; the same command goes on from the last checkpoint\n")
             raise KeyboardInterrupt
         os.write(2, f"{name}: stopping after this step, with a checkpoint; again stops at once\n".encode())
-        ask(name)
+        try:
+            ask(name)
+        except OSError as error:  # nobody would learn of it
+            os.write(2, f"that cannot be passed on ({error}): stopping at once\n".encode())
+            raise KeyboardInterrupt from error
 
     wanted = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
     before = {s: signal.signal(s, handle) for s in wanted}

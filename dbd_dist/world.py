@@ -25,6 +25,8 @@ from data_prep.errors import UserError
 Module = TypeVar("Module", bound=nn.Module)
 
 TIMEOUT = timedelta(minutes=10)
+CONTROL_TIMEOUT = timedelta(days=1)
+"""Of the exchanges beside NCCL's, about once a second: a rank that hangs is for the watchdog, or NCCL, to find."""
 _joined = itertools.count()
 _cpu_groups: dict[Any, Any] = {}
 
@@ -197,7 +199,7 @@ def _cpu_group() -> Any:
     group = dist.group.WORLD
     if group not in _cpu_groups:
         _cpu_groups.clear()  # of a world that was left
-        _cpu_groups[group] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _cpu_groups[group] = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     return _cpu_groups[group]
 
 

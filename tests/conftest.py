@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,16 +20,33 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["RAY_ADDRESS"] = "local"  # a Ray that runs here, of other tests or of anybody else, is not theirs
 
 
+def starts_ray(nodeid: str) -> bool:
+    """By its name: whoever hands out tests to processes knows nothing else of them."""
+    return re.search(r"/test_(launch|jobs|sweep|soak)\.py|_ray_", nodeid) is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What `make test`, in two processes, runs where: all that starts a Ray in one of them, since it would start in
+    both at once; the tests of any other file together, since they share fixtures."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if starts_ray(nodeid) else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What `make test`, in two processes, runs where: all that starts a Ray in one of them, since it would start in
-    both at once, and first, since it takes longest; the tests of any other file together, since they share fixtures."""
-    if not hasattr(config, "workerinput"):
-        return
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     for item in items:
-        alone = item.get_closest_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("ray" if alone else str(item.path)))
+        if item.get_closest_marker("ray") and not starts_ray(item.nodeid):
+            raise pytest.UsageError(
+                f"{item.nodeid} starts a Ray, and its name does not say so (see starts_ray)"
+            )
+    if hasattr(config, "workerinput"):  # first what takes longest
+        items.sort(key=lambda item: not starts_ray(item.nodeid))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ from data_prep.jsonfile import read_json
 from data_prep.manifest import open_dataset
 from dbd_dist import lock, pipeline
 from dbd_dist.config import TrainConfig, from_dict, to_dict
+from dbd_dist.failures import RunFailed
 from dbd_dist.launch import WORKER_ENV, run_ray
 from dbd_dist.runfolder import RunFolder, write_json
 from dbd_dist.space import check_sweep
@@ -54,11 +55,10 @@ def _run(base: TrainConfig, space: Space, storage: Path, name: str, parallel: in
         there_is = topology.of_ray()
         workers = base.compute.workers or 1
         share = topology.share(there_is, workers=workers, use_gpu=None if base.compute.device != "cpu" else False)
-        slots = (there_is.gpus if share.use_gpu else there_is.cpus) // workers
+        slots = sum(min(n.cpus, n.gpus) if share.use_gpu else n.cpus for n in there_is.nodes) // workers
         parallel = max(1, min(parallel or slots, slots, space.size))
-        # the trials' own functions take a little: one CPU a worker would not leave room for them
-        cpus = max(there_is.cpus // (parallel * workers), 1) * 0.9
-        threads = max(int(there_is.cpus // (parallel * workers)), 1)
+        threads = topology.share(there_is, workers=workers, use_gpu=share.use_gpu, runs=parallel).cpus_per_worker
+        cpus = threads * 0.9  # the trials' own functions take a little too
         base = dataclasses.replace(base, compute=dataclasses.replace(base.compute, workers=workers))
         if space.shared_stage is not None:
             shared = dataclasses.replace(base, stop_after=space.shared_stage)  # type: ignore[arg-type]
@@ -122,7 +122,12 @@ def _tune(base: TrainConfig, space: Space, storage: Path, name: str, parallel: i
     print(f"{total} trials, {parallel} at a time", flush=True)
     grid = tuner.fit()
     if grid.errors:
-        raise RuntimeError(f"{len(grid.errors)} of {total} trials failed, the first with: {grid.errors[0]}")
+        first = str(grid.errors[0]).strip().splitlines()[-1]
+        raise RunFailed(
+            f"{len(grid.errors)} of {total} trials failed, the first with: {first}",
+            where=storage / name,
+            fix="the same command tries those again",
+        )
     return [str((result.metrics or {})["trial_folder"]) for result in grid]
 
 

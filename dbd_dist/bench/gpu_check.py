@@ -25,6 +25,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import UserError
+
 NEEDED = ("torch", "torchvision", "numpy", "PIL", "pyarrow", "numba", "scipy", "safetensors", "tensorboard")
 BENCHES = ("augmentation", "simclr", "mixmatch", "split", "memory", "loader", "epoch")
 RECIPES = ("cifar10_badnets", "cifar10_blended")
@@ -36,7 +38,6 @@ def check_imports() -> None:
     Raises:
         UserError: packages that nothing can stand in for.
     """
-    from data_prep.errors import UserError
 
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -73,7 +74,7 @@ class Record:
         print(f"{part}: {name} ...", file=sys.stderr, flush=True)
         try:
             held[name] = run()
-        except RuntimeError:  # PyTorch's own: the time on such a machine is short, and the other pieces are to be had
+        except (RuntimeError, UserError):  # out of memory among them: time is short, and the other pieces are to be had
             held[name] = {"error": traceback.format_exc()}
             print(held[name]["error"], file=sys.stderr, flush=True)
         self.found.setdefault("seconds", {})[f"{part}/{name}"] = round(time.monotonic() - start, 1)
@@ -122,7 +123,8 @@ def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) 
     )
     config = shortened(chosen.train, arguments)
     config = replace(config, method=method, seed=arguments.seed, data=dataset.folder.resolve())
-    folder, dataset, stages = prepare_folder(config, arguments.work, f"{name}-{method}-s{arguments.seed}")
+    run = f"{name}-{method}-s{arguments.seed}-x{arguments.scale:g}" + "-quick" * arguments.quick
+    folder, dataset, stages = prepare_folder(config, arguments.work, run)
     world = World.join(arguments.device)
     folder.claim(config, dataset)
     about = {"config": to_dict(config), "scale": arguments.scale}
@@ -180,7 +182,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu tries the command out")
     parser.add_argument("--quick", action="store_true", help="tiny networks and data, to try the command out")
     arguments = parser.parse_args(argv)
-    from data_prep.errors import UserError
 
     until = time.monotonic() + arguments.budget_s
     try:

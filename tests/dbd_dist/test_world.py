@@ -103,7 +103,7 @@ def test_gradient_of_two_ranks_is_that_of_one(two_ranks, alone, record_property)
     """SimCLR's gradient: one rank with a batch of 2 B, two ranks with B each, through the stage itself."""
     whole = tiny.simclr_gradient(alone, sync_bn=True).double().numpy()
     errors = [np.linalg.norm(g - whole) / np.linalg.norm(whole) for g in two_ranks(tiny.simclr_gradient, sync_bn=True)]
-    record_property("relative_error", max(errors))
+    record_property("relative_error", float(max(errors)))
     print(f"relative error of the gradient {max(errors):.2e}")
     assert max(errors) <= 1e-5
 
@@ -112,7 +112,7 @@ def test_gradient_of_two_ranks_without_synchronised_batch_norm_differs(two_ranks
     """The control of the test above: it can tell a wrong gradient."""
     whole = tiny.simclr_gradient(alone, sync_bn=False).double().numpy()
     errors = [np.linalg.norm(g - whole) / np.linalg.norm(whole) for g in two_ranks(tiny.simclr_gradient, sync_bn=False)]
-    record_property("relative_error", min(errors))
+    record_property("relative_error", float(min(errors)))
     print(f"relative error of the gradient without sync_bn {min(errors):.2e}")
     assert min(errors) > 1e-2
 
