@@ -17,6 +17,7 @@ import pytest
 # tensors are slower on many threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would wait for whatever else runs
 os.environ["RAY_ADDRESS"] = "local"  # a Ray that runs here, of other tests or of anybody else, is not theirs
 
 
@@ -42,9 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray") and not starts_ray(item.nodeid):
-            raise pytest.UsageError(
-                f"{item.nodeid} starts a Ray, and its name does not say so (see starts_ray)"
-            )
+            raise pytest.UsageError(f"{item.nodeid} starts a Ray, and its name does not say so (see starts_ray)")
     if hasattr(config, "workerinput"):  # first what takes longest
         items.sort(key=lambda item: not starts_ray(item.nodeid))
 

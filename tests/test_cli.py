@@ -318,7 +318,23 @@ def test_storage_that_is_a_file(refused_train, place):
     assert str(place / "runs") in message
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../elsewhere", "a/../../b", "/tmp/elsewhere", "stages", "datasets/x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "../elsewhere",
+        "a/../../b",
+        "/tmp/elsewhere",
+        "stages",
+        "datasets/x",
+        ".a",
+        "a/.b",
+        "a/ray",
+        "a/logs/b",
+    ],
+)
 @pytest.mark.parametrize("launcher", ["local", "ray"])
 def test_names_that_are_empty_or_leave_the_storage(refused_train, place, launcher, name):
     message = refused_train("--name", name, "--storage", place / "runs", "--launcher", launcher)

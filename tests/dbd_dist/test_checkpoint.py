@@ -262,6 +262,22 @@ def test_a_mirror_that_fails_does_not_end_the_run(tmp_path, caplog):
     kept.close()
 
 
+def test_old_copies_stay_while_new_ones_fail(tmp_path, monkeypatch):
+    here, there = tmp_path / "runs", tmp_path / "far"
+    mirror = Mirror(there.as_uri(), here)
+    kept = Checkpoints(here / "c", is_main=True, mirror=mirror)
+    for value in range(2):
+        kept.save(numbered(value))
+    kept.flush()
+    before = sorted(p.name for p in (there / "c").iterdir())
+    monkeypatch.setattr(mirror, "put", lambda path: False)
+    for value in range(2, 5):
+        kept.save(numbered(value))
+    kept.close()
+    assert sorted(p.name for p in (there / "c").iterdir()) == before
+    assert len(before) == 2
+
+
 @pytest.mark.parametrize("uri", ["", "nowhere", "relative/folder", "gopher://host/x"])
 def test_addresses_that_are_no_mirror(uri, tmp_path):
     with pytest.raises(UserError, match=r"compute\.mirror"):

@@ -405,6 +405,79 @@ def test_no_memory_is_one_message(smoke_config, tmp_path, monkeypatch):
         train(smoke_config, tmp_path)
 
 
+def crash(config, storage: Path, k: int, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
+        patch.setattr(CrashAfter, "saves_left", k)
+        with pytest.raises(Crash):
+            train(config, storage)
+
+
+def test_a_stage_that_another_run_finished_brings_all_its_rows(defended, smoke_config, tmp_path, monkeypatch):
+    crash(smoke_config, tmp_path, 1, monkeypatch)
+    train(replace(smoke_config, split=replace(smoke_config.split, keep=0.4)), tmp_path, "another")
+    trained = record_epochs(monkeypatch)
+    result = train(smoke_config, tmp_path)
+    assert trained == EPOCHS[4:]
+    assert result["reused_stages"] == ["simclr", "warmup"]
+    assert numbers(result) == numbers(result_of(defended))
+    assert rows(tmp_path / RUN) == rows(defended / RUN)
+
+
+def test_a_stage_whose_file_was_lost_is_there_once_and_spares_later_checkpoints(
+    defended, smoke_config, tmp_path, monkeypatch
+):
+    crash(smoke_config, tmp_path, 5, monkeypatch)
+    shutil.rmtree(tmp_path / "stages")
+    crash(smoke_config, tmp_path, 1, monkeypatch)  # at the first state that is saved: none of simclr or warmup
+    trained = record_epochs(monkeypatch)
+    assert numbers(train(smoke_config, tmp_path)) == numbers(result_of(defended))
+    assert trained == []
+    key = lambda row: EPOCHS.index((row["stage"], row["epoch"]))  # noqa: E731
+    assert sorted(rows(tmp_path / RUN), key=key) == rows(defended / RUN)
+
+
+def test_a_state_of_another_precision_is_refused_and_stays(defended, smoke_config, tmp_path, monkeypatch):
+    """`auto` may be another on other hardware."""
+    crash(smoke_config, tmp_path, 1, monkeypatch)
+    before = content(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "uses_bf16", lambda config, device: True)
+        with pytest.raises(UserError, match="in another precision"):
+            train(smoke_config, tmp_path)
+    left = {name: data for name, data in content(tmp_path).items() if "logs/" not in name}
+    assert left == {name: data for name, data in before.items() if "logs/" not in name}
+    assert numbers(train(smoke_config, tmp_path)) == numbers(result_of(defended))
+
+
+def test_hidden_files_of_others_stay(smoke_config, tmp_path):
+    folder = tmp_path / RUN
+    (folder / ".git").mkdir(parents=True)
+    (folder / ".git" / "HEAD").write_text("ref")
+    (folder / ".gitignore").write_text("*")
+    (folder / ".metrics.jsonl").write_text("of a killed process")
+    train(smoke_config, tmp_path)
+    assert {p.name for p in folder.glob(".*")} == {".git", ".gitignore"}
+    assert (folder / ".git" / "HEAD").read_text() == "ref"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_mirror_out_of_reach_matters_only_to_a_run_that_needs_it(damaged, smoke_config, tmp_path, monkeypatch):
+    far = tmp_path / "far"
+    config = replace(smoke_config, compute=replace(smoke_config.compute, mirror=far.as_uri()))
+    crash(config, tmp_path / "runs", 2, monkeypatch)
+    if damaged:
+        for path in (tmp_path / "runs" / RUN / "checkpoints").iterdir():
+            path.write_bytes(path.read_bytes()[:-1])
+        trained = record_epochs(monkeypatch)
+        train(config, tmp_path / "runs")
+        assert trained == EPOCHS[2:]  # from the mirror's copies
+        return
+    shutil.rmtree(far)
+    far.write_text("in the way")
+    assert train(config, tmp_path / "runs") is not None
+
+
 def test_a_mirror_brings_a_lost_run_back(defended, smoke_config, tmp_path, monkeypatch):
     config = replace(smoke_config, compute=replace(smoke_config.compute, mirror=(tmp_path / "far").as_uri()))
     with monkeypatch.context() as patch:
