@@ -24,6 +24,8 @@ from dbd_dist.bench.scaling import own_cores
 
 EPOCHS = 10
 TRAIN_IMAGES = 512
+BATCH = 128
+"""Over all workers, as the presets have it."""
 LAUNCHERS = ("torchrun", "ray")
 
 
@@ -72,7 +74,7 @@ def _run(
     train = [
         "train", "smoke", "--method", "none", "--launcher", "ray" if launcher == "ray" else "local", *model,
         "--data", str(dataset.folder.resolve()), "--storage", str(storage), "--name", name,
-        "--supervised.epochs", str(epochs), "--supervised.batch", "64", "--evaluate-every", "0",
+        "--supervised.epochs", str(epochs), "--supervised.batch", str(64 if setup.quick else BATCH), "--evaluate-every", "0",
         "--compute.workers", str(workers), "--compute.device", setup.device.type, "--compute.threads", "1",
     ]  # fmt: skip
     starter = [sys.executable, "-m"]
