@@ -75,7 +75,8 @@ def _run(
         "train", "smoke", "--method", "none", "--launcher", "ray" if launcher == "ray" else "local", *model,
         "--data", str(dataset.folder.resolve()), "--storage", str(storage), "--name", name,
         "--supervised.epochs", str(epochs), "--supervised.batch", str(64 if setup.quick else BATCH),
-        "--evaluate-every", "0", "--compute.workers", str(workers), "--compute.device", setup.device.type, "--compute.threads", "1",
+        "--evaluate-every", "0", "--compute.workers", str(workers), "--compute.device", setup.device.type,
+        "--compute.threads", "1",
     ]  # fmt: skip
     starter = [sys.executable, "-m"]
     if launcher == "torchrun":
