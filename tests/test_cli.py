@@ -446,8 +446,9 @@ def test_report_to_a_place_that_is_none(refused, place):
         message = refused("report", folder, "--format", "md", "--out", out)
         assert one_line(message)
         assert says in message
-    (folder / "result.json").write_text('{"method": "none", "dataset": "x", "clean_acc": 0.5, "attack": {}}')
-    assert "field attack" in refused("report", folder)
+    for field in ("attack", "preset"):
+        (folder / "result.json").write_text(f'{{"method": "none", "dataset": "x", "clean_acc": 0.5, "{field}": []}}')
+        assert f"field {field}" in refused("report", folder)
     (place / "circle").symlink_to("circle")
     assert "circle: there is no such run folder" in refused("report", place / "circle")
 

@@ -183,8 +183,9 @@ def _result(path: Path) -> dict[str, Any]:
     for field in ("method", "dataset"):
         if not isinstance(result.get(field), str):
             raise bad(field, "a string")
-    if not isinstance(result.get("attack"), str | None):
-        raise bad("attack", "a string, or null")
+    for field in ("attack", "preset"):
+        if not isinstance(result.get(field), str | None):
+            raise bad(field, "a string, or null")
     for field in _FRACTIONS:
         value = result.get(field)
         if (value is not None or field == "clean_acc") and not (_is_number(value) and 0 <= value <= 1):  # type: ignore[operator]
