@@ -6,6 +6,7 @@ Subcommands are imported when they are called, so that ``dbd --help`` answers at
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -83,6 +84,12 @@ def main(argv: list[str] | None = None) -> int:
         # a run that was asked to stop is no error
         print(error if getattr(error, "is_request", False) else f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except OSError as error:
+        if debug or error.errno != errno.ENAMETOOLONG:  # whoever looks for a path first; only arguments are so long
+            raise
+        path = str(error.filename)
+        print(f"error: {path if len(path) <= 80 else path[:77] + '...'}: file name too long.", file=sys.stderr)
+        return 2
     except RunFailed as error:
         if debug:
             raise

@@ -451,6 +451,7 @@ def test_report_to_a_place_that_is_none(refused, place):
         assert f"field {field}" in refused("report", folder)
     (place / "circle").symlink_to("circle")
     assert "circle: there is no such run folder" in refused("report", place / "circle")
+    assert "...: file name too long." in refused("report", "a" * 300)
 
 
 def test_report_of_what_is_no_run(refused, place):
