@@ -21,7 +21,7 @@ test: setup ## every test, in two processes
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-quick: setup ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 soak: setup ## 50 whole runs on Ray, each with a random process killed; goes on where it was cut off (SOAK="--kills 10")
 	$(BIN)/python -m tests.soak --kills 50 $(SOAK)

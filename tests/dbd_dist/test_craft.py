@@ -224,6 +224,7 @@ def test_perturbed_are_the_images_that_will_be_poisoned(job, alone, images):
     assert [evidence["surrogate_accuracy_before"], evidence["surrogate_accuracy_after"]] == pytest.approx(right)
 
 
+@pytest.mark.slow
 def test_neither_batches_nor_ranks_matter_to_perturbed_images(job, alone, two_ranks, images):
     found = []
     for batch in (15, 4, 1):

@@ -49,6 +49,7 @@ assert not any(sys.modules.get(name) for name in {ABSENT!r})
         assert (tmp_path / "without/run" / name).read_bytes() == (tmp_path / "with/run" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_without_numba_a_cpu_augments_as_other_devices_do():
     code = """
 import torch
