@@ -214,6 +214,7 @@ def test_stopping_early_leaves_nothing_behind_and_the_stream_usable(samples, tmp
     assert maps() == 0
 
 
+@pytest.mark.slow
 def test_an_abandoned_pass_does_not_abort_the_process(samples, tmp_path, run_python):
     """Bare FFCV ended half of such processes with SIGABRT."""
     write_beton(tmp_path / "x.beton", *samples)
