@@ -41,6 +41,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Hold the marker against the name, and put the chain of Ray's tests first."""
     for item in items:
         if item.get_closest_marker("ray") and not starts_ray(item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} starts a Ray, and its name does not say so (see starts_ray)")

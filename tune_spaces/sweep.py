@@ -122,7 +122,7 @@ def _tune(base: TrainConfig, space: Space, storage: Path, name: str, parallel: i
     print(f"{total} trials, {parallel} at a time", flush=True)
     grid = tuner.fit()
     if grid.errors:
-        first = str(grid.errors[0]).strip().splitlines()[-1]
+        first = (str(grid.errors[0]).strip().splitlines() or [type(grid.errors[0]).__name__])[-1]
         raise RunFailed(
             f"{len(grid.errors)} of {total} trials failed, the first with: {first}",
             where=storage / name,
