@@ -12,11 +12,11 @@ marker=$venv/.setup-unfinished
 say() { printf '==> %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-command -v "$python" >/dev/null || die "no interpreter '$python'. Allowed: Python 3.11 to 3.13. To do: install one, or name it: make setup PYTHON=python3.12"
+command -v "$python" >/dev/null || die "no interpreter '$python'. Expected: Python 3.11 to 3.13. Hint: install one, or name it: make setup PYTHON=python3.12"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 case $version in
     3.11 | 3.12 | 3.13) ;;
-    *) die "'$python' is Python $version. Allowed: 3.11 to 3.13. To do: make setup PYTHON=python3.12" ;;
+    *) die "'$python' is Python $version. Expected: 3.11 to 3.13. Hint: make setup PYTHON=python3.12" ;;
 esac
 
 # The path belongs to the state: a moved virtual environment has scripts that point to where it was.
@@ -36,7 +36,7 @@ pkg-config --exists libturbojpeg 2>/dev/null || missing+=(libturbojpeg0-dev)
 "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
     missing+=("python$version-dev")
 if [ ${#missing[@]} -gt 0 ]; then
-    by_hand="To do: have '${missing[*]}' (Debian's names) installed, then call this again"
+    by_hand="Hint: have '${missing[*]}' (Debian's names) installed, then call this again"
     command -v apt-get >/dev/null || die "system packages are missing, and there is no apt-get here. $by_hand"
     root=()
     if [ "$(id -u)" -ne 0 ]; then
@@ -102,7 +102,7 @@ EOF
 if ! loads_ffcv 2>/dev/null; then
     say "FFCV's library does not load: building it again"
     "${install[@]}" --no-build-isolation --no-cache-dir --no-deps --force-reinstall ffcv
-    loads_ffcv || die "FFCV's library does not load (the lines above say why). To do: check libopencv-dev and libturbojpeg0-dev"
+    loads_ffcv || die "FFCV's library does not load (the lines above say why). Hint: check libopencv-dev and libturbojpeg0-dev"
 fi
 "$venv/bin/python" -c 'import torchvision.ops, cv2' || die "torch, torchvision or OpenCV does not import (the lines above say why)"
 

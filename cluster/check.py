@@ -20,9 +20,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+import data_prep.errors
+from data_prep.errors import UserError
+
 from . import session, topology
 from . import storage as storage_module
-from .errors import ClusterError
 
 Verdict = Literal["ok", "warn", "fail"]
 GIB = 1024**3
@@ -209,7 +211,7 @@ def check_open_files(limits: tuple[int, int] | None = None) -> Finding:
 
 def check_disk(storage: str) -> Finding:
     spaces = {tempfile.gettempdir(): shutil.disk_usage(tempfile.gettempdir()).free}  # Ray's logs and spilled objects
-    with contextlib.suppress(ClusterError):  # check_storage tells it
+    with contextlib.suppress(UserError):  # check_storage tells it
         place = storage_module.resolve(storage)
         spaces[str(place)] = storage_module.free_bytes(place)
     path, free = min(spaces.items(), key=lambda item: item[1])
@@ -239,26 +241,28 @@ def examine_cluster(storage: str) -> dict[str, list[Finding]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not ray.is_initialized() and session.cluster_address(os.environ) is None:
-        raise ClusterError(
+        raise UserError(
             "There is no Ray cluster here",
-            fix="run this on its head node, as a job, or with RAY_ADDRESS=HOST:PORT",
+            hint="run this on its head node, as a job, or with RAY_ADDRESS=HOST:PORT",
         )
     place = storage_module.resolve(storage)
     reports: dict[str, list[Finding]] = {}
     # The nodes may have another version of this package, or none: what runs there is what is here.
-    with session.connect(runtime_env={"py_modules": [os.path.dirname(__file__)]}):
+    with session.connect(
+        runtime_env={"py_modules": [os.path.dirname(__file__), os.path.dirname(data_prep.errors.__file__)]}
+    ):
         nodes: dict[str, topology.Node] = {}
-        for node in topology.of_ray().nodes:
+        for node in topology.from_ray().nodes:
             where = f"{node.host} ({node.address})"  # several nodes on one machine share it
             nodes[where if where not in nodes else f"{where} {node.node_id[:8]}"] = node
         try:
             mark = storage_module.leave_mark(place)
-        except ClusterError:
+        except UserError:
             mark = None  # every node's own storage check tells it
-        examiner, clock = ray.remote(num_cpus=0)(_examine_node), ray.remote(num_cpus=0)(_now)
+        evaluator, clock = ray.remote(num_cpus=0)(_examine_node), ray.remote(num_cpus=0)(_now)
         pins = {where: NodeAffinitySchedulingStrategy(node.node_id, soft=False) for where, node in nodes.items()}
         asked = {
-            where: examiner.options(scheduling_strategy=pin).remote(str(place), mark, len(nodes))
+            where: evaluator.options(scheduling_strategy=pin).remote(str(place), mark, len(nodes))
             for where, pin in pins.items()
         }
         deadline = time.monotonic() + NODE_TIMEOUT_S
@@ -329,8 +333,8 @@ def _now() -> float:
 def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except ClusterError as error:
-        return Finding(name, "fail", error.what, error.fix or error.allowed or "")
+    except UserError as error:
+        return Finding(name, "fail", error.what, error.hint or error.expected or "")
     except Exception as error:  # a broken library raises anything; a preflight reports it and goes on
         return Finding(name, "fail", f"{type(error).__name__}: {error}", "make setup")
 

@@ -12,8 +12,8 @@ The kernel itself kills Ray's servers with the process that started them. Ray's 
 more later, and training workers may still be writing by then to the folder of a run that was started again.
 
 While Ray starts, its library ends the process itself where a server of Ray's has died: without an exception, with a
-line of its own log. What is said meanwhile goes to FOLDER/SAID (see `session`); if the process ends so, that line is
-told in MESSAGE, on the standard error that both share.
+line of its own log. What is said meanwhile goes to FOLDER/STDERR_FILE (see `session`); if the process ends so, MESSAGE
+is printed with that line, on the standard error that both share.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pathlib import Path
 INTERVAL_S = 1.0
 """Between looks at who has started whom: a child of a dead process can no longer be told from others'."""
 
-SAID = "said"
+STDERR_FILE = "said"
 """What a process says on standard error while it starts Ray. There as long as it does."""
 WHAT = "{what}"
 """In a message: where the line of Ray's log belongs."""
@@ -85,17 +85,17 @@ def told(text: str, message: str) -> str:
     """What there is to say of a start that ended with the process: what others said, and the message where Ray's log
     says something; a process that was killed has said nothing."""
     lines = text.splitlines(keepends=True)
-    of_ray = [line for line in lines if OF_RAY.match(line)]
-    if not of_ray:
+    from_ray = [line for line in lines if OF_RAY.match(line)]
+    if not from_ray:
         return text
-    before = "".join(lines[: lines.index(of_ray[0])])  # after it comes where in the library
-    what = OF_RAY.sub("", of_ray[-1])
+    before = "".join(lines[: lines.index(from_ray[0])])  # after it comes where in the library
+    what = OF_RAY.sub("", from_ray[-1])
     return before + message.replace(WHAT, textwrap.shorten(what, 200, placeholder="...")) + "\n"
 
 
 def _tell(folder: Path, message: str) -> None:
     with suppress(OSError):  # Ray was running, or nobody reads this any more
-        os.write(2, told((folder / SAID).read_text(errors="replace"), message).encode())
+        os.write(2, told((folder / STDERR_FILE).read_text(errors="replace"), message).encode())
 
 
 def main(folder: str, message: str) -> None:

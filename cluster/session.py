@@ -26,8 +26,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from data_prep.errors import UserError
+
 from . import reaper
-from .errors import ClusterError
 
 # Left to itself, a local ray.init() writes a token into the home folder and so turns authentication on for
 # every later `ray start` there. The token of our own Ray lives in a private folder, and goes with it.
@@ -51,7 +52,7 @@ def token_env(environ: Mapping[str, str], token_path: Path) -> dict[str, str]:
     """Variables that switch token authentication on for a Ray of our own; what the user set wins."""
     mode = environ.get("RAY_AUTH_MODE")
     if mode not in (None, "", "token", "disabled"):
-        raise ClusterError(f"The mode {mode!r} is not known", where="RAY_AUTH_MODE", allowed="token, disabled")
+        raise UserError(f"The mode {mode!r} is not known", where="RAY_AUTH_MODE", expected="token, disabled")
     if mode == "disabled":
         return {}
     if environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_TOKEN_PATH"):
@@ -111,10 +112,10 @@ def connect(
                 RaySystemError,
                 AuthenticationError,
             ) as error:
-                raise ClusterError(
+                raise UserError(
                     f"Ray cannot be reached ({textwrap.shorten(str(error), 160, placeholder='...')})",
                     where=address,
-                    fix="check that it runs and that RAY_AUTH_MODE and the token are its own; "
+                    hint="check that it runs and that RAY_AUTH_MODE and the token are its own; "
                     "RAY_ADDRESS=local starts a Ray here instead",
                 ) from error
         else:
@@ -149,7 +150,7 @@ def connect(
                     os.environ[name] = value
 
 
-class StartError(ClusterError):
+class StartError(UserError):
     """A Ray of our own could not be started, for no mistake of its user's."""
 
     exit_code = 1
@@ -158,7 +159,7 @@ class StartError(ClusterError):
     def because(cls, what: str) -> StartError:
         return cls(
             f"Ray could not be started ({textwrap.shorten(what, 200, placeholder='...')})",
-            fix="the same command starts again",
+            hint="the same command starts again",
         )
 
 
@@ -172,7 +173,7 @@ def _start_watched(folder: Path) -> Iterator[None]:
         StartError
     """
     started = threading.Event()
-    said = folder / reaper.SAID
+    said = folder / reaper.STDERR_FILE
     sys.stderr.flush()
     shown = os.dup(2)
     with open(said, "wb") as file:

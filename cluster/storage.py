@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from .errors import ClusterError
+from data_prep.errors import UserError
 
 
 def resolve(path: str | PathLike[str]) -> Path:
@@ -19,32 +19,32 @@ def resolve(path: str | PathLike[str]) -> Path:
     Nothing is written.
 
     Raises:
-        ClusterError: the address of an object store, or a file.
+        UserError: the address of an object store, or a file.
     """
     text = os.fspath(path)
     if not text.strip():
-        raise ClusterError("The storage path is empty", where="--storage", allowed="a folder")
+        raise UserError("The storage path is empty", where="--storage", expected="a folder")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         # checkpoints are renamed into place, which object stores cannot do
-        raise ClusterError(
+        raise UserError(
             "The storage is not a folder",
             where=text,
-            allowed="a folder that all machines see",
-            fix="mount the bucket or the share, and name the folder",
+            expected="a folder that all machines see",
+            hint="mount the bucket or the share, and name the folder",
         )
     folder = Path(text).expanduser().absolute()
     try:
         above = _existing(folder)
     except OSError as error:
         what = f"The storage cannot be made ({error.strerror})"
-        raise ClusterError(what, where=folder, allowed="a folder") from error
+        raise UserError(what, where=folder, expected="a folder") from error
     if not above.is_dir():
-        raise ClusterError(f"{above} is a file, not a folder", where=folder, allowed="a folder, existing or not")
+        raise UserError(f"{above} is a file, not a folder", where=folder, expected="a folder, existing or not")
     return folder
 
 
 def check_writable(folder: Path) -> None:
-    """Write a small file, read it back, remove it and the folders made for it; else ClusterError."""
+    """Write a small file, read it back, remove it and the folders made for it; else UserError."""
     leave_mark(folder).remove()
 
 
@@ -72,19 +72,19 @@ class Mark:
 
 
 def leave_mark(folder: Path) -> Mark:
-    """Write a mark; ClusterError where that cannot be done."""
+    """Write a mark; UserError where that cannot be done."""
     mark = Mark(folder, f".mark-{uuid.uuid4().hex}", uuid.uuid4().bytes, _existing(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / mark.name).write_bytes(mark.content)
     except OSError as error:
-        raise ClusterError(
+        raise UserError(
             f"The storage cannot be written ({error.strerror or error})",
             where=folder,
-            fix="choose another folder, or get the right to write there",
+            hint="choose another folder, or get the right to write there",
         ) from error
     if not mark.seen():
-        raise ClusterError("The storage does not give back what was written", where=folder)
+        raise UserError("The storage does not give back what was written", where=folder)
     return mark
 
 

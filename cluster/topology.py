@@ -7,7 +7,7 @@ import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from .errors import ClusterError
+from data_prep.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Topology:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class WorkerResources:
     """What one run asks Ray for: num_workers, use_gpu and resources_per_worker of a `ScalingConfig`."""
 
     workers: int
@@ -56,7 +56,7 @@ def this_machine() -> Topology:
     return Topology((Node(host=socket.gethostname(), address="127.0.0.1", cpus=cpus, gpus=torch.cuda.device_count()),))
 
 
-def of_ray() -> Topology:
+def from_ray() -> Topology:
     """The living nodes of the Ray cluster that this process is connected to."""
     import ray
 
@@ -83,10 +83,10 @@ def current() -> Topology:
     """The Ray cluster when connected to one, else this machine."""
     import ray
 
-    return of_ray() if ray.is_initialized() else this_machine()
+    return from_ray() if ray.is_initialized() else this_machine()
 
 
-def share(
+def worker_resources(
     topology: Topology,
     *,
     workers: int | None = None,
@@ -94,7 +94,7 @@ def share(
     use_gpu: bool | None = None,
     runs: int = 1,
     where: str = "--workers",
-) -> Share:
+) -> WorkerResources:
     """What each of `runs` equal runs at the same time can get.
 
     Left out, `workers` is one a GPU, or one a node without GPUs (torch uses a node's cores from one process);
@@ -102,15 +102,15 @@ def share(
     worker spans two nodes.
 
     Raises:
-        ClusterError: it does not fit; names what was asked for, what there is, and what would fit.
+        UserError: it does not fit; names what was asked for, what there is, and what would fit.
     """
     if topology.cpus < 1:
-        raise ClusterError(f"The cluster offers no CPU ({topology})", fix="start a node with --num-cpus above 0")
+        raise UserError(f"The cluster offers no CPU ({topology})", hint="start a node with --num-cpus above 0")
     if use_gpu is None:
         use_gpu = topology.gpus > 0
     if use_gpu and topology.gpus == 0:
-        raise ClusterError(
-            f"A GPU was asked for, and there is none ({topology})", fix="leave out the GPU, or add a GPU node"
+        raise UserError(
+            f"A GPU was asked for, and there is none ({topology})", hint="leave out the GPU, or add a GPU node"
         )
 
     def slots(cpus: int) -> int:  # how many workers of that size the nodes hold
@@ -123,16 +123,16 @@ def share(
     if workers < 1 or workers > most:
         each = [f"{_count(cpus_per_worker, 'CPU')}" if cpus_per_worker else "at least 1 CPU"] + ["1 GPU"] * use_gpu
         asked = f"{workers} workers" + (f" for each of {runs} runs" if runs > 1 else "")
-        raise ClusterError(
+        raise UserError(
             f"{asked}, each with {' and '.join(each)}, on {topology}",
             where=where,
-            allowed=f"1 to {most} workers" if most else "none fits at this size",
-            fix="ask for fewer workers or fewer CPUs a worker, or add nodes",
+            expected=f"1 to {most} workers" if most else "none fits at this size",
+            hint="ask for fewer workers or fewer CPUs a worker, or add nodes",
         )
     if cpus_per_worker is None:
         largest = max(node.cpus for node in topology.nodes)
         cpus_per_worker = next(c for c in range(largest, 0, -1) if slots(c) >= workers * runs)
-    return Share(workers=workers, cpus_per_worker=cpus_per_worker, use_gpu=use_gpu)
+    return WorkerResources(workers=workers, cpus_per_worker=cpus_per_worker, use_gpu=use_gpu)
 
 
 def interfaces() -> list[str]:
@@ -154,9 +154,9 @@ def interface_env(names: str, *, present: Collection[str] | None = None) -> dict
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in present:
-            raise ClusterError(
+            raise UserError(
                 f"There is no network interface {name!r}",
-                allowed=", ".join(sorted(present)),
+                expected=", ".join(sorted(present)),
             )
     # "=" asks NCCL for the exact name; without it "eth1" also takes eth10.
     return {"GLOO_SOCKET_IFNAME": ",".join(wanted), "NCCL_SOCKET_IFNAME": "=" + ",".join(wanted)}

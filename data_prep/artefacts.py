@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.arrays import map_arrays
 from data_prep.errors import UserError
-from data_prep.hashes import sha256_file, sha256_json
-from data_prep.jsonfile import read_json
+from data_prep.io.arrays import map_arrays
+from data_prep.io.hashes import sha256_file, sha256_json
+from data_prep.io.json import read_json
 
 ARRAYS_FILE = "artefact.npz"
 DESCRIPTION_FILE = "artefact.json"
@@ -138,39 +138,39 @@ def read_artefact(folder: str | os.PathLike[str], kind: str | None) -> Artefact:
         raise UserError(
             f"not an artefact: {DESCRIPTION_FILE} cannot be read ({error.strerror})",
             where=folder,
-            fix="make one with dbd craft",
+            hint="make one with dbd craft",
         ) from error
     except ValueError as error:
-        raise UserError(f"not JSON ({error})", where=path, fix=_AGAIN) from error
+        raise UserError(f"not JSON ({error})", where=path, hint=_AGAIN) from error
     if not isinstance(content, dict) or set(content) != _FIELDS | {"checksum"}:
-        raise UserError("not the description of an artefact", where=path, fix=_AGAIN)
+        raise UserError("not the description of an artefact", where=path, hint=_AGAIN)
     checksum = content.pop("checksum")
     try:
         intact = checksum == sha256_json(content)
     except RecursionError:  # less deep than what JSON's reader gives up at
         intact = False
     if not intact:
-        raise UserError("edited since it was written: the checksum differs", where=path, fix=_AGAIN)
+        raise UserError("edited since it was written: the checksum differs", where=path, hint=_AGAIN)
     if content["format_version"] != FORMAT_VERSION:
-        raise UserError(f"format version {_short(content['format_version'])}", where=path, allowed=str(FORMAT_VERSION))
+        raise UserError(f"format version {_short(content['format_version'])}", where=path, expected=str(FORMAT_VERSION))
     kinds = tuple(ARRAYS) if kind is None else (kind,)
     if content["kind"] not in kinds:
-        raise UserError(f"an artefact for {_short(content['kind'])}", where=folder, allowed=f"one for {kinds[0]}")
+        raise UserError(f"an artefact for {_short(content['kind'])}", where=folder, expected=f"one for {kinds[0]}")
     kind = str(content["kind"])
     for name, kind_of in _KINDS.items():
         if not isinstance(content[name], kind_of) or isinstance(content[name], bool):
-            raise UserError(f"field {name} is {_short(repr(content[name]))}", where=path, fix=_AGAIN)
+            raise UserError(f"field {name} is {_short(repr(content[name]))}", where=path, hint=_AGAIN)
     arrays_path = folder / ARRAYS_FILE
     try:
         damaged = sha256_file(arrays_path) != content["sha256"]
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=arrays_path, fix=_AGAIN) from error
+        raise UserError(f"cannot be read ({error.strerror})", where=arrays_path, hint=_AGAIN) from error
     if damaged:
-        raise UserError("damaged: its sha256 differs from the description's", where=arrays_path, fix=_AGAIN)
+        raise UserError("damaged: its sha256 differs from the description's", where=arrays_path, hint=_AGAIN)
     try:
         arrays = map_arrays(arrays_path, ARRAYS[kind])
     except (ValueError, OSError) as error:
-        raise UserError(f"not the arrays of an artefact ({error})", where=arrays_path, fix=_AGAIN) from error
+        raise UserError(f"not the arrays of an artefact ({error})", where=arrays_path, hint=_AGAIN) from error
     _check_arrays(kind, arrays, content["image_px"], arrays_path)
     described = {n: content[n] for n in ("image_px", "target", "fingerprint", "settings", "evidence", "sha256")}
     return Artefact(folder=folder, kind=kind, arrays=arrays, **described)
@@ -185,13 +185,13 @@ def _check_arrays(kind: str, arrays: Mapping[str, np.ndarray], px: int, where: P
             raise UserError(
                 f"array {name!r} is {array.dtype} {array.shape}",
                 where=where,
-                allowed=f"{dtype} of {dims} dimensions, {px} px",
-                fix=_AGAIN,
+                expected=f"{dtype} of {dims} dimensions, {px} px",
+                hint=_AGAIN,
             )
     if kind == "label-consistent":
         index = arrays["index"]
         if len(index) != len(arrays["images"]) or not len(index) or (np.diff(index) <= 0).any() or index[0] < 0:
-            raise UserError("the positions of the perturbed images are not in order", where=where, fix=_AGAIN)
+            raise UserError("the positions of the perturbed images are not in order", where=where, hint=_AGAIN)
 
 
 def _short(value: Any) -> str:

@@ -11,8 +11,8 @@ class UserError(Exception):
     Args:
         what: what is wrong, in one sentence that holds the offending value.
         where: the file, row, field or flag that it was found in.
-        allowed: what would have been accepted.
-        fix: what to do next.
+        expected: what would have been accepted.
+        hint: what to do next.
     """
 
     def __init__(
@@ -20,24 +20,24 @@ class UserError(Exception):
         what: str,
         *,
         where: str | PathLike[str] | None = None,
-        allowed: str | None = None,
-        fix: str | None = None,
+        expected: str | None = None,
+        hint: str | None = None,
     ):
-        self.what, self.where, self.allowed, self.fix = what, where, allowed, fix
+        self.what, self.where, self.expected, self.hint = what, where, expected, hint
         stop = "" if what.endswith((".", "?", "!")) else "."
         parts = [f"{what}{stop}" if where is None else f"{where}: {what}{stop}"]
-        if allowed is not None:
-            parts.append(f"Allowed: {allowed}.")
-        if fix is not None:
-            parts.append(f"To do: {fix}.")
+        if expected is not None:
+            parts.append(f"Expected: {expected}.")
+        if hint is not None:
+            parts.append(f"Hint: {hint}.")
         super().__init__(printable(" ".join(parts)))
 
     def __reduce__(self):  # keyword-only arguments survive the trip from a worker process
-        return (_rebuild, (self.what, self.where, self.allowed, self.fix))
+        return (_rebuild, (self.what, self.where, self.expected, self.hint))
 
 
-def _rebuild(what: str, where, allowed, fix) -> UserError:
-    return UserError(what, where=where, allowed=allowed, fix=fix)
+def _rebuild(what: str, where, expected, hint) -> UserError:
+    return UserError(what, where=where, expected=expected, hint=hint)
 
 
 def printable(text: str) -> str:

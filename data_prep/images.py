@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.errors import UserError
-from data_prep.hashes import refuse_pipes
+from data_prep.io.hashes import refuse_pipes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64 * 2**20
@@ -78,7 +78,7 @@ def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = 
         except OSError as error:
             raise UserError(f"cannot read the image ({error.strerror})", where=where) from error
     if not data:
-        raise UserError("the image file is empty", where=where, allowed=_allowed())
+        raise UserError("the image file is empty", where=where, expected=_allowed())
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -86,13 +86,13 @@ def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = 
                 raise UserError(
                     f"the image declares {width} x {height} pixels",
                     where=where,
-                    allowed=f"at most {MAX_PIXELS:,} pixels",
+                    expected=f"at most {MAX_PIXELS:,} pixels",
                 )
             if image.mode.startswith(_DEEP_MODES):
                 raise UserError(
                     f"the image has more than 8 bits a channel (mode {image.mode})",
                     where=where,
-                    allowed="8 bits a channel",
+                    expected="8 bits a channel",
                 )
             image.load()
             rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -100,15 +100,15 @@ def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = 
     except UserError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UserError("not an image that can be read", where=where, allowed=_allowed()) from error
+        raise UserError("not an image that can be read", where=where, expected=_allowed()) from error
     except Image.DecompressionBombError as error:
         raise UserError(
             f"the image declares too many pixels ({error})",
             where=where,
-            allowed=f"at most {MAX_PIXELS:,} pixels",
+            expected=f"at most {MAX_PIXELS:,} pixels",
         ) from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-        raise UserError(f"damaged or truncated image ({error})", where=where, allowed=_allowed()) from error
+        raise UserError(f"damaged or truncated image ({error})", where=where, expected=_allowed()) from error
 
 
 def read_opaque_image(path: Path) -> Image.Image:
@@ -121,18 +121,18 @@ def read_opaque_image(path: Path) -> Image.Image:
     try:
         data = _read(path)
         if not data:
-            raise UserError("the trigger image is empty", where=where, allowed=_allowed())
+            raise UserError("the trigger image is empty", where=where, expected=_allowed())
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if "A" in image.getbands() or "transparency" in image.info:
-                raise UserError("the trigger image has an alpha channel", where=where, allowed="an opaque image")
+                raise UserError("the trigger image has an alpha channel", where=where, expected="an opaque image")
     except UserError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UserError("not an image that can be read", where=where, allowed=_allowed()) from error
+        raise UserError("not an image that can be read", where=where, expected=_allowed()) from error
     except OSError as error:
-        raise UserError(f"cannot read the trigger image ({error})", where=where, allowed=_allowed()) from error
+        raise UserError(f"cannot read the trigger image ({error})", where=where, expected=_allowed()) from error
     except Exception as error:
-        raise UserError(f"damaged trigger image ({error})", where=where, allowed=_allowed()) from error
+        raise UserError(f"damaged trigger image ({error})", where=where, expected=_allowed()) from error
     return Image.fromarray(decode_image(data, where=where))
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from data_prep.errors import UserError
-from data_prep.hashes import refuse_pipes
 from data_prep.images import MAX_PX, Geometry, decode_image
-from data_prep.jsonfile import parse_json
+from data_prep.io.hashes import refuse_pipes
+from data_prep.io.json import parse_json
 from data_prep.tables import MAX_ROWS
 
 Encoded = bytes | Path | np.ndarray | None
@@ -84,7 +84,7 @@ class Split:
         origin = self.origin(i)
         where = origin if self._folder is None else str(self._folder / origin)
         if encoded is None:
-            raise UserError("there is no image, its bytes are null", where=where, allowed="the bytes of an image file")
+            raise UserError("there is no image, its bytes are null", where=where, expected="the bytes of an image file")
         return decode_image(encoded, where=where, geometry=self._geometry)
 
     def take(self, positions: np.ndarray) -> Split:
@@ -129,9 +129,9 @@ class Source:
         for name in ("train_per_class", "test_per_class"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{value} images a class", where=name, allowed="1 or more")
+                raise UserError(f"{value} images a class", where=name, expected="1 or more")
         if self.subset_seed < 0:
-            raise UserError(f"seed {self.subset_seed} is negative", where="subset_seed", allowed="0 or more")
+            raise UserError(f"seed {self.subset_seed} is negative", where="subset_seed", expected="0 or more")
 
     def open(self) -> OpenSource:
         """Find the images and read the labels, without decoding images.
@@ -190,12 +190,12 @@ class Digits(Source):
     def __post_init__(self):
         super().__post_init__()
         if not 8 <= self.image_px <= 512:  # all of them are held in memory
-            raise UserError(f"images of {self.image_px} px", where="image_px", allowed="8 to 512")
+            raise UserError(f"images of {self.image_px} px", where="image_px", expected="8 to 512")
         if not 0 < self.test_fraction < 1:
             raise UserError(
                 f"test fraction {self.test_fraction} is out of range",
                 where="test_fraction",
-                allowed="above 0 and below 1",
+                expected="above 0 and below 1",
             )
 
     def open(self) -> OpenSource:
@@ -243,7 +243,7 @@ class Cifar10(Source):
             raise UserError(
                 f"CIFAR-10 is not there and could not be downloaded ({error})",
                 where=self.root,
-                fix="download cifar-10-python.tar.gz into that folder, or use another source",
+                hint="download cifar-10-python.tar.gz into that folder, or use another source",
             ) from error
 
         def locate_train(i: int) -> str:
@@ -279,10 +279,10 @@ class ImageFolder(Source):
             raise UserError(
                 f"a crop of {self.image_px} px does not fit a shorter side of {self.resize_px} px",
                 where="image_px, resize_px",
-                allowed="1 <= image_px <= resize_px",
+                expected="1 <= image_px <= resize_px",
             )
         if self.resize_px > MAX_PX:
-            raise UserError(f"images of {self.resize_px} px", where="resize_px", allowed=f"at most {MAX_PX}")
+            raise UserError(f"images of {self.resize_px} px", where="resize_px", expected=f"at most {MAX_PX}")
 
     def open(self) -> OpenSource:
         root = self.root
@@ -290,17 +290,17 @@ class ImageFolder(Source):
         test_folders = [f for f in (root / "test", root / "val") if f.is_dir()]
         if not train_folder.is_dir() or not test_folders:
             raise UserError(
-                "not an image folder", where=root, allowed="ROOT/train/CLASS/*.jpg and ROOT/test or ROOT/val"
+                "not an image folder", where=root, expected="ROOT/train/CLASS/*.jpg and ROOT/test or ROOT/val"
             )
         if len(test_folders) > 1:
-            raise UserError("both test and val are there", where=root, fix="keep one of them in this folder")
+            raise UserError("both test and val are there", where=root, hint="keep one of them in this folder")
         names = _class_folders(train_folder)
         test_names = _class_folders(test_folders[0])
         if names != test_names:
             raise UserError(
                 f"classes differ from those in train: {_difference(names, test_names)}",
                 where=test_folders[0],
-                allowed="the same class folders in both",
+                expected="the same class folders in both",
             )
         geometry = Geometry(resize_px=self.resize_px, crop_px=self.image_px)
         train, test = (self._split(folder, names, geometry) for folder in (train_folder, test_folders[0]))
@@ -312,7 +312,7 @@ class ImageFolder(Source):
         for label, name in enumerate(names):
             found = self._inside(folder / name)
             if not found:
-                raise UserError("the class folder is empty", where=folder / name, allowed="at least one image a class")
+                raise UserError("the class folder is empty", where=folder / name, expected="at least one image a class")
             paths += found
             labels += [label] * len(found)
 
@@ -349,8 +349,8 @@ class ImageFolder(Source):
             raise UserError(
                 f"a link to {aim}, outside the image folder",
                 where=path,
-                allowed="links to what is inside",
-                fix="give follow_links where you made these links yourself",
+                expected="links to what is inside",
+                hint="give follow_links where you made these links yourself",
             )
 
     def describe(self) -> dict[str, Any]:
@@ -385,11 +385,11 @@ class Parquet(Source):
     def __post_init__(self):
         super().__post_init__()
         if self.image_px is not None and not 1 <= self.image_px <= MAX_PX:
-            raise UserError(f"images of {self.image_px} px", where="image_px", allowed=f"1 to {MAX_PX}")
+            raise UserError(f"images of {self.image_px} px", where="image_px", expected=f"1 to {MAX_PX}")
 
     def open(self) -> OpenSource:
         if not self.root.is_dir():
-            raise UserError("no such folder", where=self.root, allowed="a folder with train.parquet and test.parquet")
+            raise UserError("no such folder", where=self.root, expected="a folder with train.parquet and test.parquet")
         train_files = self._files("train")
         test_files = self._files("test", "validation")
         geometry = Geometry(resize_px=self.image_px, crop_px=self.image_px)
@@ -402,7 +402,7 @@ class Parquet(Source):
                     raise UserError(
                         f"class names differ from those before: {_difference(names, shard.class_names)}",
                         where=shard.path,
-                        allowed="the same classes in every file",
+                        expected="the same classes in every file",
                     )
                 names = names or shard.class_names
             splits.append(self._split(shards, geometry))
@@ -412,7 +412,7 @@ class Parquet(Source):
                 raise UserError(
                     f"label {highest}, but there are {len(splits[0])} training images for classes 0 to {highest}",
                     where=self.root,
-                    allowed="labels from 0 without gaps",
+                    expected="labels from 0 without gaps",
                 )
             names = [str(i) for i in range(highest + 1)]
         return self._finish(names, splits[0], splits[1], where=self.root)
@@ -425,15 +425,17 @@ class Parquet(Source):
                 raise UserError(
                     f"both {' and '.join(present)} are there",
                     where=folder,
-                    fix="keep one of them in this folder",
+                    hint="keep one of them in this folder",
                 )
             if present:
                 files = found[present[0]]
                 if len(files) > 1 and files[0].name == f"{present[0]}.parquet":
-                    raise UserError(f"{files[0].name} and shards of it are there", where=folder, fix="keep one of them")
+                    raise UserError(
+                        f"{files[0].name} and shards of it are there", where=folder, hint="keep one of them"
+                    )
                 return files
         wanted = " or ".join(f"{s}.parquet or {s}-*.parquet" for s in stems)
-        raise UserError(f"no {stems[0]} images", where=self.root, allowed=wanted)
+        raise UserError(f"no {stems[0]} images", where=self.root, expected=wanted)
 
     def _split(self, shards: list[_ParquetShard], geometry: Geometry) -> Split:
         starts = np.cumsum([0, *(len(shard.labels) for shard in shards)])
@@ -476,14 +478,14 @@ class _ParquetShard:
             file = pq.ParquetFile(path)
             schema = file.schema_arrow
         if file.metadata.num_rows > MAX_ROWS:  # a file of a few kilobytes can declare labels that fill the memory
-            raise UserError(f"{file.metadata.num_rows:,} rows", where=path, allowed=f"at most {MAX_ROWS:,}")
+            raise UserError(f"{file.metadata.num_rows:,} rows", where=path, expected=f"at most {MAX_ROWS:,}")
         for column, flag in ((image_column, "image_column"), (label_column, "label_column")):
             if schema.names.count(column) != 1:
                 count = "more than one" if column in schema.names else "no"
                 raise UserError(
                     f"{count} column {column!r}; the columns are {', '.join(schema.names)}",
                     where=path,
-                    fix=f"name the right one with {flag}",
+                    hint=f"name the right one with {flag}",
                 )
         kind = schema.field(image_column).type
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -492,19 +494,19 @@ class _ParquetShard:
             raise UserError(
                 f"column {image_column!r} is {schema.field(image_column).type}",
                 where=path,
-                allowed="struct<bytes: binary, path: string>, or binary",
+                expected="struct<bytes: binary, path: string>, or binary",
             )
         if not pa.types.is_integer(schema.field(label_column).type):
             raise UserError(
                 f"column {label_column!r} is {schema.field(label_column).type}",
                 where=path,
-                allowed="integers from 0",
+                expected="integers from 0",
             )
         with _parquet_errors(path):
             labels = file.read(columns=[label_column]).column(label_column)
         if labels.null_count:
             row = int(np.flatnonzero(labels.is_null().to_numpy())[0])
-            raise UserError(f"row {row}: the label is null", where=path, allowed="integers from 0")
+            raise UserError(f"row {row}: the label is null", where=path, expected="integers from 0")
         self.labels: np.ndarray = labels.to_numpy().astype(np.int64)
         self.class_names = _class_names(schema.metadata, label_column, path)
         self._row_groups = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
@@ -552,17 +554,17 @@ def check_classes(
     """
     count = len(class_names)
     if count < 2:
-        raise UserError(f"{count} class{'es' if count == 0 else ''} only", where=where, allowed="two or more classes")
+        raise UserError(f"{count} class{'es' if count == 0 else ''} only", where=where, expected="two or more classes")
     doubles = sorted({name for name in class_names if list(class_names).count(name) > 1}) if count < 5000 else []
     if doubles:
-        raise UserError(f"class name {doubles[0]!r} occurs twice", where=where, allowed="a name a class")
+        raise UserError(f"class name {doubles[0]!r} occurs twice", where=where, expected="a name a class")
     for split, labels in (("train", train_labels), ("test", test_labels)):
         outside = np.flatnonzero((labels < 0) | (labels >= count))
         if len(outside):
             raise UserError(
                 f"{split} row {outside[0]}: label {labels[outside[0]]} is not a class",
                 where=where,
-                allowed=f"0 to {count - 1}, as there are {count} class names",
+                expected=f"0 to {count - 1}, as there are {count} class names",
             )
         empty = np.flatnonzero(np.bincount(labels, minlength=count) == 0)
         if len(empty):
@@ -570,7 +572,7 @@ def check_classes(
             raise UserError(
                 f"no {split} image of class {shown}{' and others' if len(empty) > 5 else ''}",
                 where=where,
-                allowed="every class in both train and test",
+                expected="every class in both train and test",
             )
 
 
@@ -599,7 +601,7 @@ def balanced_subset(
             raise UserError(
                 f"{per_class} images a class, but class {label} ({name}) has {len(members)}",
                 where=where,
-                allowed=f"1 to {int(np.bincount(labels, minlength=len(class_names)).min())}",
+                expected=f"1 to {int(np.bincount(labels, minlength=len(class_names)).min())}",
             )
         kept.append(rng.choice(members, size=per_class, replace=False))
     return np.sort(np.concatenate(kept))
@@ -609,7 +611,7 @@ def _class_folders(folder: Path) -> list[str]:
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     for name in names:
         if _storable(name) != name:
-            raise UserError("the class folder's name is not UTF-8", where=folder / name, fix="rename it")
+            raise UserError("the class folder's name is not UTF-8", where=folder / name, hint="rename it")
     return names
 
 
@@ -653,7 +655,7 @@ def _class_names(metadata: dict[bytes, bytes] | None, label_column: str, path: P
         raise UserError("the class names in the schema's 'huggingface' entry are not strings", where=path)
     for name in names:
         if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):  # cannot be written as UTF-8
-            raise UserError(f"class name {name!r} is not Unicode", where=path, fix="rename the class")
+            raise UserError(f"class name {name!r} is not Unicode", where=path, hint="rename the class")
     return names
 
 
@@ -664,7 +666,7 @@ def _parquet_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
-        raise UserError(f"unreadable Parquet file ({error})", where=path, allowed="a whole Parquet file") from error
+        raise UserError(f"unreadable Parquet file ({error})", where=path, expected="a whole Parquet file") from error
 
 
 def probe_px(source: OpenSource, *, skip_bad: bool) -> int:
@@ -684,7 +686,7 @@ def probe_px(source: OpenSource, *, skip_bad: bool) -> int:
             raise UserError(
                 f"an image of {width} x {height} px is not square",
                 where=source.train.origin(i),
-                fix="give image_px, to resize and crop all images to squares",
+                hint="give image_px, to resize and crop all images to squares",
             )
         return height
     raise UserError("not one training image can be read")

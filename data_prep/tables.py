@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.hashes import refuse_pipes
+from data_prep.io.hashes import refuse_pipes
 
 
 def write_table(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
@@ -54,28 +54,28 @@ def read_table(path: Path, columns: Mapping[str, str], most: int = MAX_ROWS) -> 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fix = "prepare the data set again"
+    hint = "prepare the data set again"
     try:
         refuse_pipes(path)
         file = pq.ParquetFile(path)
         rows, schema = file.metadata.num_rows, file.schema_arrow
         names = schema.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"unreadable table ({error})", where=path, fix=fix) from error
+        raise UserError(f"unreadable table ({error})", where=path, hint=hint) from error
     wanted = {"split": "string", "index": "int64", **columns}
     for name, kind in wanted.items():
         if names.count(name) != 1 or str(schema.field(name).type) != kind:
-            raise UserError(f"no column {name!r} of type {kind}", where=path, fix=fix)
+            raise UserError(f"no column {name!r} of type {kind}", where=path, hint=hint)
     if rows > most:
-        raise UserError(f"the table has {rows:,} rows", where=path, allowed=f"at most {most:,}", fix=fix)
+        raise UserError(f"the table has {rows:,} rows", where=path, expected=f"at most {most:,}", hint=hint)
     try:
         table = file.read(columns=list(wanted))
         table.validate(full=True)  # damaged strings read well and fail when they are used
     except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
-        raise UserError(f"unreadable table ({error})", where=path, fix=fix) from error
+        raise UserError(f"unreadable table ({error})", where=path, hint=hint) from error
     for name in wanted:
         if table.column(name).null_count:
-            raise UserError(f"column {name!r} holds nulls", where=path, fix=fix)
+            raise UserError(f"column {name!r} holds nulls", where=path, hint=hint)
     split = table.column("split").to_numpy(zero_copy_only=False)
     index = table.column("index").to_numpy()
     result: dict[str, dict[str, Any]] = {}
@@ -83,6 +83,6 @@ def read_table(path: Path, columns: Mapping[str, str], most: int = MAX_ROWS) -> 
         rows = np.flatnonzero(split == name)
         rows = rows[np.argsort(index[rows], kind="stable")]
         if (index[rows] != np.arange(len(rows))).any():
-            raise UserError(f"the indices of {name} are not 0 to {len(rows) - 1}", where=path, fix=fix)
+            raise UserError(f"the indices of {name} are not 0 to {len(rows) - 1}", where=path, hint=hint)
         result[name] = {c: table.column(c).to_numpy(zero_copy_only=False)[rows] for c in columns}
     return result

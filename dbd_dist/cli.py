@@ -14,12 +14,12 @@ import sys
 
 COMMANDS = {
     "demo": ("dbd_dist.commands.demo", "the whole story on embedded images, in minutes on a laptop"),
-    "prepare": ("data_prep.command", "images and an attack -> dataset folder"),
+    "prepare": ("data_prep.cli", "images and an attack -> dataset folder"),
     "craft": ("dbd_dist.commands.craft", "clean dataset folder -> what attacks need that have a trained model"),
     "train": ("dbd_dist.commands.train", "dataset folder -> run folder"),
     "evaluate": ("dbd_dist.commands.evaluate", "measure a run's model again: accuracy, attack success"),
-    "tune": ("tune_spaces.command", "a Ray Tune sweep"),
-    "report": ("dbd_dist.report.command", "tables, plots and an HTML page from run folders"),
+    "tune": ("tune_spaces.cli", "a Ray Tune sweep"),
+    "report": ("dbd_dist.reporting.cli", "tables, plots and an HTML page from run folders"),
     "bench": ("dbd_dist.commands.bench", "how fast this machine runs every part"),
     "doctor": ("dbd_dist.commands.doctor", "is this machine or cluster fit to run? are these folders whole?"),
 }
@@ -63,13 +63,12 @@ def main(argv: list[str] | None = None) -> int:
 
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        print(f"error: there is no command {name!r}.{hint} Allowed: {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(f"error: there is no command {name!r}.{hint} Expected: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
 
-    from cluster.errors import ClusterError
     from data_prep.errors import UserError
-    from dbd_dist import watchdog
-    from dbd_dist.failures import RunFailed
+    from dbd_dist.launch.failures import RunFailed
+    from dbd_dist.runtime import watchdog
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for stream in (sys.stdout, sys.stderr):
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _refuse_empty(rest)
         return importlib.import_module(COMMANDS[name][0]).main(rest)
-    except (UserError, ClusterError) as error:
+    except UserError as error:
         if debug:
             raise
         # a run that was asked to stop is no error
@@ -116,13 +115,13 @@ def _refuse_empty(arguments: list[str]) -> None:
         if not equals and i + 1 < len(arguments):
             value, equals = arguments[i + 1], "="
         if flag in PATHS and equals and not value:
-            raise UserError("the path is empty", where=flag, allowed="a path")
+            raise UserError("the path is empty", where=flag, expected="a path")
         try:
             odd = b"\0" in argument.encode()
         except UnicodeEncodeError:  # bytes that are no UTF-8: FFCV, Arrow and Ray take no such paths
             odd = True
         if odd:
-            raise UserError("not valid UTF-8 without NUL", where=repr(argument), fix="rename the file or folder")
+            raise UserError("not valid UTF-8 without NUL", where=repr(argument), hint="rename the file or folder")
 
 
 if __name__ == "__main__":

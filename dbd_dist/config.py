@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from data_prep.errors import UserError
-from dbd_dist import augment
-from dbd_dist.augment import AugmentConfig
-from dbd_dist.models import ModelConfig
+from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
+from dbd_dist.models.resnet import ModelConfig
 
 Config = TypeVar("Config")
 
@@ -38,7 +38,7 @@ def require(config: Any, prefix: str, **rules: str) -> None:
                 operator, bound = rule.split()
                 inside = value > float(bound) if operator == ">" else value >= float(bound)
         if not inside:
-            raise UserError(f"{value!r} is not allowed", where=f"{prefix}.{name}", allowed=f"a number {rule}")
+            raise UserError(f"{value!r} is not allowed", where=f"{prefix}.{name}", expected=f"a number {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +80,13 @@ class SimCLRConfig:
             raise UserError(
                 f"a batch of {self.batch} does not divide into chunks of {self.chunk}",
                 where="simclr.chunk",
-                allowed="a divisor of simclr.batch from 2",
+                expected="a divisor of simclr.batch from 2",
             )
         if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
             raise UserError(
                 f"the schedule of {self.schedule_epochs} epochs ends before the {self.epochs} epochs of training",
                 where="simclr.schedule_epochs",
-                allowed=f"at least simclr.epochs = {self.epochs}",
+                expected=f"at least simclr.epochs = {self.epochs}",
             )
 
 
@@ -189,7 +189,7 @@ class SupervisedConfig:
             raise UserError(
                 f"{self.milestones} are no milestones",
                 where="supervised.milestones",
-                allowed="whole numbers from 1, each larger than the one before",
+                expected="whole numbers from 1, each larger than the one before",
             )
 
 
@@ -240,10 +240,10 @@ class ComputeConfig:
             raise UserError(
                 f"{self.min_workers} is not between 1 and compute.workers",
                 where="compute.min_workers",
-                allowed="at most compute.workers, which has to be given too",
+                expected="at most compute.workers, which has to be given too",
             )
         if self.stage is not None and not self.stage.is_absolute():
-            raise UserError(f"{str(self.stage)!r} is relative", where="compute.stage", allowed="an absolute path")
+            raise UserError(f"{str(self.stage)!r} is relative", where="compute.stage", expected="an absolute path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +280,7 @@ class TrainConfig:
                 raise UserError(
                     f"mean and std {theirs} differ from {normalisations['supervised']} of supervised.augment",
                     where=f"{name}.augment",
-                    allowed="one normalisation for all stages of a run",
+                    expected="one normalisation for all stages of a run",
                 )
 
     def check_image_px(self, image_px: int) -> None:
@@ -295,7 +295,7 @@ class TrainConfig:
                 raise UserError(
                     f"pad_px is {config.pad_px} for images of {image_px} px",
                     where=f"{stage}.augment.pad_px",
-                    allowed=f"0 to {image_px - 1}",
+                    expected=f"0 to {image_px - 1}",
                 )
 
     @property
@@ -324,11 +324,11 @@ def from_dict(kind: type[Config], values: Any, where: str = "config") -> Config:
         UserError: an unknown field, or a value of the wrong type, named with its place.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{values!r} is not an object", where=where, allowed=f"the fields of {kind.__name__}")
+        raise UserError(f"{values!r} is not an object", where=where, expected=f"the fields of {kind.__name__}")
     hints = get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise UserError(f"unknown field {unknown[0]!r}", where=where, allowed=", ".join(hints))
+        raise UserError(f"unknown field {unknown[0]!r}", where=where, expected=", ".join(hints))
     return kind(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
@@ -342,14 +342,14 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return _value(next(a for a in arguments if a is not type(None)), value, where)
     if origin is Literal:
         if value not in arguments:
-            raise UserError(f"{value!r} is not allowed", where=where, allowed=", ".join(map(repr, arguments)))
+            raise UserError(f"{value!r} is not allowed", where=where, expected=", ".join(map(repr, arguments)))
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{value!r} is not a list", where=where)
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) != len(value):
-            raise UserError(f"{value!r} has {len(value)} values", where=where, allowed=f"{len(kinds)} values")
+            raise UserError(f"{value!r} has {len(value)} values", where=where, expected=f"{len(kinds)} values")
         return tuple(_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
     if dataclasses.is_dataclass(kind):
         return from_dict(kind, value, where)  # type: ignore[arg-type]
@@ -365,7 +365,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(
-            f"{value!r} is a {type(value).__name__}", where=where, allowed=f"a value of type {kind.__name__}"
+            f"{value!r} is a {type(value).__name__}", where=where, expected=f"a value of type {kind.__name__}"
         )
     return value
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dbd_dist.world import World
+from dbd_dist.distributed.world import World
 
 
 def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, world: World, *, symmetric: bool = True) -> Tensor:

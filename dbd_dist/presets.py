@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.attacks import BadNets, Blended
-from data_prep.encode import PrepareConfig
 from data_prep.errors import UserError
+from data_prep.pipeline import PrepareConfig
 from data_prep.sources import Cifar10, Digits, ImageFolder
-from dbd_dist import augment
-from dbd_dist.augment import AugmentConfig
 from dbd_dist.config import (
     ComputeConfig,
     MixMatchConfig,
@@ -24,7 +22,9 @@ from dbd_dist.config import (
     TrainConfig,
     WarmupConfig,
 )
-from dbd_dist.models import ModelConfig
+from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
+from dbd_dist.models.resnet import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,5 +238,5 @@ def preset(name: str) -> Preset:
         UserError: there is none.
     """
     if name not in PRESETS:
-        raise UserError(f"there is no preset {name!r}", where="dbd train", allowed=", ".join(PRESETS))
+        raise UserError(f"there is no preset {name!r}", where="dbd train", expected=", ".join(PRESETS))
     return PRESETS[name]()

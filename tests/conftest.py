@@ -61,7 +61,7 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder: 240 training and 50 test images of digits, 16 px, 24 of them poisoned. Not to be changed."""
     from data_prep.attacks import BadNets
-    from data_prep.encode import PrepareConfig, prepare
+    from data_prep.pipeline import PrepareConfig, prepare
     from data_prep.sources import Digits
 
     config = PrepareConfig(
@@ -109,7 +109,7 @@ def edit_json() -> Callable[..., None]:
 @pytest.fixture
 def edit_sealed() -> Callable[..., None]:
     """The same as a careful forger would, with a checksum that fits."""
-    from data_prep.hashes import sha256_json
+    from data_prep.io.hashes import sha256_json
 
     def edit(path: Path, **fields: Any) -> None:
         content = json.loads(path.read_text()) | fields

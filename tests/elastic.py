@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dbd_dist.launch import run_ray
+from dbd_dist.launch.ray_train import run_ray
 from tests.soak import RUN, configurations, make_data
 
 LOSE_AFTER, BACK_AFTER = 20, 20

@@ -35,12 +35,12 @@ import psutil
 
 from cluster import reaper
 from data_prep.attacks import BadNets
-from data_prep.encode import PrepareConfig, prepare
-from data_prep.hashes import sha256_file
+from data_prep.io.hashes import sha256_file
+from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import Digits
 from dbd_dist.config import TrainConfig, to_dict
 from dbd_dist.presets import preset
-from dbd_dist.runfolder import commit
+from dbd_dist.runtime.run_folder import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = "run"

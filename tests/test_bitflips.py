@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from data_prep.artefacts import read_artefact, write_artefact
 from data_prep.attacks import BadNets
-from data_prep.encode import PrepareConfig, prepare
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import open_dataset
+from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import Digits
 from dbd_dist.config import TrainConfig
-from dbd_dist.exported import read_exported
-from dbd_dist.models import Classifier, ModelConfig
-from dbd_dist.runfolder import RunFolder
+from dbd_dist.models.exported import read_exported
+from dbd_dist.models.resnet import Classifier, ModelConfig
+from dbd_dist.runtime.run_folder import RunFolder
 
 JSON = ("manifest.json", "artefact.json", "model.json", "backbone.json")
 TEXT_CASES = 150

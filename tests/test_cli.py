@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from cluster import topology
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import open_dataset
 from dbd_dist.cli import COMMANDS, main
-from dbd_dist.models import Classifier
+from dbd_dist.models.resnet import Classifier
 from dbd_dist.presets import PRESETS
-from dbd_dist.runfolder import RunFolder
+from dbd_dist.runtime.run_folder import RunFolder
 
 FITTING = ("--simclr.batch", "60", "--warmup.batch", "60", "--compute.workers", "1", "--compute.device", "cpu")
 """The smoke preset on the smaller data set of the tests."""
@@ -161,7 +161,7 @@ def test_values_of_the_wrong_type_name_the_field(refused_train, field, value):
 
 
 @pytest.mark.parametrize(
-    ("flags", "where", "allowed"),
+    ("flags", "where", "expected"),
     [
         (("--split.keep", "1.5"), "split.keep", "in (0, 1)"),
         (("--simclr.batch", "0"), "simclr.batch", ">= 2"),
@@ -174,11 +174,11 @@ def test_values_of_the_wrong_type_name_the_field(refused_train, field, value):
         (("--split.keep", "0.99"), "mixmatch.batch", "at most 2"),
     ],
 )
-def test_values_out_of_range_name_the_field_and_the_range(refused_train, place, flags, where, allowed):
+def test_values_out_of_range_name_the_field_and_the_range(refused_train, place, flags, where, expected):
     message = refused_train("--storage", place / "runs", *flags)
     assert one_line(message)
     assert where in message
-    assert allowed in message
+    assert expected in message
 
 
 def test_unknown_choice_lists_the_choices(refused_train):

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.manifest import open_dataset
-from data_prep.truth import read_truth
-from dbd_dist.loaders import ResidentImages, StreamedImages
+from data_prep.dataset.manifest import open_dataset
+from data_prep.dataset.truth import read_truth
+from dbd_dist.data.loaders import ResidentImages, StreamedImages
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("data_prep", "cluster", "dbd_dist", "tune_spaces")
@@ -30,32 +30,40 @@ BELOW = {
 }
 """Which packages a package may import, besides itself."""
 
+SHARED = ("data_prep.errors",)
+"""Leaves of the leaves: what every package may import."""
+
 ONLY_IN = {
-    "ray": ("dbd_dist.launch", "dbd_dist.worker", "tune_spaces", "cluster"),
-    "torch.distributed": ("dbd_dist.world",),
-    "ffcv": ("data_prep.beton",),
-    "data_prep.truth": ("dbd_dist.evaluate", "dbd_dist.report", "data_prep.encode", "data_prep.verify"),
-    "data_prep.verify": ("dbd_dist.commands.doctor",),  # it hands the truth to nobody, and nobody may ask it
+    "ray": ("dbd_dist.launch.ray_train", "dbd_dist.launch.worker", "tune_spaces", "cluster"),
+    "torch.distributed": ("dbd_dist.distributed.world",),
+    "ffcv": ("data_prep.beton.ffcv",),
+    "data_prep.dataset.truth": (
+        "dbd_dist.evaluation.evaluator",
+        "dbd_dist.reporting",
+        "data_prep.pipeline",
+        "data_prep.dataset.verify",
+    ),
+    "data_prep.dataset.verify": ("dbd_dist.commands.doctor",),  # it hands the truth to nobody, and nobody may ask it
     "pickle": (),
 }
 """What may be imported in a few modules (or packages) only."""
 
-TRUTH = "data_prep.truth"
+TRUTH = "data_prep.dataset.truth"
 TRAINING = (
     "dbd_dist.stages",
-    "dbd_dist.augment",
-    "dbd_dist.checkpoint",
+    "dbd_dist.data.augment",
+    "dbd_dist.runtime.checkpoint",
     "dbd_dist.config",
     "dbd_dist.craft",
-    "dbd_dist.exported",
-    "dbd_dist.loaders",
+    "dbd_dist.models.exported",
+    "dbd_dist.data.loaders",
     "dbd_dist.losses",
-    "dbd_dist.models",
+    "dbd_dist.models.resnet",
     "dbd_dist.optim",
-    "dbd_dist.progress",
-    "dbd_dist.sampling",
+    "dbd_dist.runtime.progress",
+    "dbd_dist.data.sampling",
     "dbd_dist.seeds",
-    "dbd_dist.world",
+    "dbd_dist.distributed.world",
 )
 """What learns, or what learning is made of: it must not reach the truth on any path."""
 
@@ -139,7 +147,9 @@ def violations(modules: Mapping[str, Module]) -> list[str]:
     found = []
     for name, module in modules.items():
         mine, names = name.split(".")[0], imported(name, module)
-        for other in sorted({n.split(".")[0] for n in names} & set(PACKAGES) - {mine} - BELOW[mine]):
+        for other in sorted(
+            {n.split(".")[0] for n in names if not within(n, SHARED)} & set(PACKAGES) - {mine} - BELOW[mine]
+        ):
             found.append(f"{name} imports {other}, which is not below it")
         for restricted, where in ONLY_IN.items():
             if any(within(n, [restricted]) for n in names) and not within(name, where) and name != restricted:
@@ -163,10 +173,14 @@ def test_project_keeps_the_rules():
 def test_paths_are_followed_through_the_real_project():
     """The search finds the way that is allowed, so that its finding none elsewhere says something."""
     modules = read_project()
-    assert path_to("dbd_dist.pipeline", TRUTH, modules) == ["dbd_dist.pipeline", "dbd_dist.evaluate", TRUTH]
-    assert path_to("tune_spaces.command", TRUTH, modules) is not None
+    assert path_to("dbd_dist.runtime.runner", TRUTH, modules) == [
+        "dbd_dist.runtime.runner",
+        "dbd_dist.evaluation.evaluator",
+        TRUTH,
+    ]
+    assert path_to("tune_spaces.cli", TRUTH, modules) is not None
     assert path_to("dbd_dist.stages.mixmatch", "dbd_dist.stages.warmup", modules) is not None
-    assert path_to("data_prep.manifest", "dbd_dist.config", modules) is None
+    assert path_to("data_prep.dataset.manifest", "dbd_dist.config", modules) is None
 
 
 @pytest.mark.parametrize(
@@ -174,34 +188,60 @@ def test_paths_are_followed_through_the_real_project():
     [
         (
             "dbd_dist.stages.simclr",
-            "from data_prep.truth import read_truth",
+            "from data_prep.dataset.truth import read_truth",
             "dbd_dist.stages.simclr imports data_prep",
         ),
-        ("dbd_dist.stages.split", "import data_prep.truth as t", "dbd_dist.stages.split reaches the truth"),
-        ("dbd_dist.losses", "from data_prep import truth", "dbd_dist.losses imports data_prep.truth"),
-        ("dbd_dist.losses", "def f():\n    from data_prep import truth", "dbd_dist.stages.simclr reaches the truth"),
-        ("dbd_dist.loaders", "from dbd_dist import evaluate", "dbd_dist.stages.context reaches the truth"),
-        ("dbd_dist.seeds", "from . import presets", "dbd_dist.sampling reaches the truth"),
-        ("dbd_dist.stages", "import dbd_dist.evaluate", "dbd_dist.stages.warmup reaches the truth"),  # the __init__
-        ("dbd_dist.models", 'importlib.import_module("data_prep.truth")', "dbd_dist.models reaches the truth"),
-        ("dbd_dist.loaders", 'x = "truth.parquet"', "dbd_dist.loaders names the file of the truth"),
-        ("dbd_dist.pipeline", "def f():\n    import ray.train", "dbd_dist.pipeline imports ray"),
+        ("dbd_dist.stages.split", "import data_prep.dataset.truth as t", "dbd_dist.stages.split reaches the truth"),
+        ("dbd_dist.losses", "from data_prep.dataset import truth", "dbd_dist.losses imports data_prep.dataset.truth"),
+        (
+            "dbd_dist.losses",
+            "def f():\n    from data_prep.dataset import truth",
+            "dbd_dist.stages.simclr reaches the truth",
+        ),
+        (
+            "dbd_dist.data.loaders",
+            "from dbd_dist.evaluation import evaluator",
+            "dbd_dist.stages.context reaches the truth",
+        ),
+        ("dbd_dist.seeds", "from . import presets", "dbd_dist.data.sampling reaches the truth"),
+        (
+            "dbd_dist.stages",
+            "import dbd_dist.evaluation.evaluator",
+            "dbd_dist.stages.warmup reaches the truth",
+        ),  # the __init__
+        (
+            "dbd_dist.models.resnet",
+            'importlib.import_module("data_prep.dataset.truth")',
+            "dbd_dist.models.resnet reaches the truth",
+        ),
+        ("dbd_dist.data.loaders", 'x = "truth.parquet"', "dbd_dist.data.loaders names the file of the truth"),
+        ("dbd_dist.runtime.runner", "def f():\n    import ray.train", "dbd_dist.runtime.runner imports ray"),
         ("dbd_dist.losses", "import torch.distributed as dist", "dbd_dist.losses imports torch.distributed"),
         ("dbd_dist.losses", "from torch import distributed", "dbd_dist.losses imports torch.distributed"),
-        ("dbd_dist.loaders", "import data_prep.verify", "dbd_dist.loaders imports data_prep.verify"),
-        ("dbd_dist.loaders", "from data_prep.verify import read_truth", "dbd_dist.stages.simclr reaches the truth"),
+        (
+            "dbd_dist.data.loaders",
+            "import data_prep.dataset.verify",
+            "dbd_dist.data.loaders imports data_prep.dataset.verify",
+        ),
+        (
+            "dbd_dist.data.loaders",
+            "from data_prep.dataset.verify import read_truth",
+            "dbd_dist.stages.simclr reaches the truth",
+        ),
         ("data_prep.artefacts", "import pickle", "data_prep.artefacts imports pickle"),
         ("dbd_dist.losses", "torch.distributed.barrier()", "dbd_dist.losses imports torch.distributed"),
-        ("dbd_dist.loaders", "from ffcv.loader import Loader", "dbd_dist.loaders imports ffcv"),
+        ("dbd_dist.data.loaders", "from ffcv.loader import Loader", "dbd_dist.data.loaders imports ffcv"),
         ("data_prep.images", "from dbd_dist.config import digest", "data_prep.images imports dbd_dist"),
-        ("cluster.check", "from data_prep.errors import UserError", "cluster.check imports data_prep"),
-        ("dbd_dist.launch", "import tune_spaces.sweep", "dbd_dist.launch imports tune_spaces"),
+        ("cluster.check", "from data_prep.images import probe", "cluster.check imports data_prep"),
+        ("dbd_dist.launch.ray_train", "import tune_spaces.sweep", "dbd_dist.launch.ray_train imports tune_spaces"),
     ],
 )
 def test_planted_violations_are_caught(where, line, expected):
     modules = read_project()
     if where == "dbd_dist.seeds":  # seeds is a root itself: only those that import it show that paths are followed
-        modules["dbd_dist.sampling"] = Module(modules["dbd_dist.sampling"].source + "\nfrom dbd_dist import seeds\n")
+        modules["dbd_dist.data.sampling"] = Module(
+            modules["dbd_dist.data.sampling"].source + "\nfrom dbd_dist import seeds\n"
+        )
     modules[where] = Module(f"{modules[where].source}\n{line}\n", modules[where].is_package)
     assert any(found.startswith(expected) for found in violations(modules)), violations(modules)
 

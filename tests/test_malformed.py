@@ -22,12 +22,12 @@ from PIL import Image
 
 from data_prep.artefacts import write_artefact
 from data_prep.attacks import NoAttack
-from data_prep.encode import PrepareConfig, prepare
-from data_prep.manifest import open_dataset
+from data_prep.dataset.manifest import open_dataset
+from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import Digits
 from dbd_dist.cli import main
-from dbd_dist.models import Classifier
-from dbd_dist.runfolder import RunFolder
+from dbd_dist.models.resnet import Classifier
+from dbd_dist.runtime.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow  # each is quick; together they take a minute
 

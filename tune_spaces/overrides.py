@@ -26,7 +26,7 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
             raise UserError(
                 "there is no such field",
                 where=dotted,
-                allowed=", ".join(field.name for field in dataclasses.fields(config)) + ", each with its own fields",
+                expected=", ".join(field.name for field in dataclasses.fields(config)) + ", each with its own fields",
             )
         place[last] = value
     return from_dict(TrainConfig, content)

@@ -61,7 +61,7 @@ def space(name: str, *, smoke: bool) -> Space:
         UserError: there is none.
     """
     if name not in SPACES:
-        raise UserError(f"there is no space {name!r}", where="dbd tune", allowed=", ".join(SPACES))
+        raise UserError(f"there is no space {name!r}", where="dbd tune", expected=", ".join(SPACES))
     found = SPACES[name]
     if not smoke:
         return found

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from cluster import session, topology
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.jsonfile import read_json
-from data_prep.manifest import open_dataset
-from dbd_dist import lock, pipeline
+from data_prep.io.json import read_json
 from dbd_dist.config import TrainConfig, from_dict, to_dict
-from dbd_dist.failures import RunFailed
-from dbd_dist.launch import WORKER_ENV, run_ray
-from dbd_dist.runfolder import RunFolder, write_json
-from dbd_dist.space import check_sweep
+from dbd_dist.launch.failures import RunFailed
+from dbd_dist.launch.ray_train import WORKER_ENV, run_ray
+from dbd_dist.runtime import lock
+from dbd_dist.runtime import runner as pipeline
+from dbd_dist.runtime.disk import check_sweep
+from dbd_dist.runtime.run_folder import RunFolder, write_json
 from tune_spaces.overrides import override
 from tune_spaces.spaces import Space
 
@@ -52,12 +53,16 @@ def run_sweep(
 def _run(base: TrainConfig, space: Space, storage: Path, name: str, parallel: int | None) -> list[dict[str, Any]]:
     os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
     with session.connect(dashboard=True):
-        there_is = topology.of_ray()
+        available = topology.from_ray()
         workers = base.compute.workers or 1
-        share = topology.share(there_is, workers=workers, use_gpu=None if base.compute.device != "cpu" else False)
-        slots = sum(min(n.cpus, n.gpus) if share.use_gpu else n.cpus for n in there_is.nodes) // workers
+        resources = topology.worker_resources(
+            available, workers=workers, use_gpu=None if base.compute.device != "cpu" else False
+        )
+        slots = sum(min(n.cpus, n.gpus) if resources.use_gpu else n.cpus for n in available.nodes) // workers
         parallel = max(1, min(parallel or slots, slots, space.size))
-        threads = topology.share(there_is, workers=workers, use_gpu=share.use_gpu, runs=parallel).cpus_per_worker
+        threads = topology.worker_resources(
+            available, workers=workers, use_gpu=resources.use_gpu, runs=parallel
+        ).cpus_per_worker
         cpus = threads * 0.9  # the trials' own functions take a little too
         base = dataclasses.replace(base, compute=dataclasses.replace(base.compute, workers=workers))
         if space.shared_stage is not None:
@@ -83,8 +88,8 @@ def _check(base: TrainConfig, space: Space, folder: Path) -> None:
         raise UserError(
             "this sweep exists with another grid",  # and Tune would go on with that one
             where=folder,
-            allowed="the same space, to go on with it",
-            fix="choose another --name, or delete the folder",
+            expected="the same space, to go on with it",
+            hint="choose another --name, or delete the folder",
         )
     if not (folder / SWEEP_FILE).exists():
         check_sweep((override(base, point) for point in space.points), dataset, folder)
@@ -94,7 +99,7 @@ def _stored(path: Path) -> Any:
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"not the grid of a sweep ({error})", where=path, fix="choose another --name") from error
+        raise UserError(f"not the grid of a sweep ({error})", where=path, hint="choose another --name") from error
 
 
 def _grid(space: Space) -> dict[str, list[Any]]:
@@ -126,7 +131,7 @@ def _tune(base: TrainConfig, space: Space, storage: Path, name: str, parallel: i
         raise RunFailed(
             f"{len(grid.errors)} of {total} trials failed, the first with: {first}",
             where=storage / name,
-            fix="the same command tries those again",
+            hint="the same command tries those again",
         )
     return [str((result.metrics or {})["trial_folder"]) for result in grid]
 

@@ -6,7 +6,7 @@ from data_prep.attacks.attack import Attack, NoAttack, PoisonLabel, Trigger
 from data_prep.attacks.badnets import BadNets, badnets, checkerboard
 from data_prep.attacks.blended import Blended, blended
 from data_prep.attacks.crafted import Adaptive, LabelConsistent, adaptive, label_consistent
-from data_prep.attacks.settings import SETTINGS, Setting, SettingName
+from data_prep.attacks.protocols import SETTINGS, Setting, SettingName
 from data_prep.attacks.sig import Sig, sig
 from data_prep.attacks.wanet import WaNet, wanet
 

@@ -54,7 +54,7 @@ def adap_patch(images: np.ndarray, patches: Sequence[tuple[np.ndarray, int, int,
 
 def _check_ratio(value: float) -> None:
     if not 0 <= value < float("inf"):
-        raise UserError(f"ratio {value} is out of range", where="cover_ratio", allowed="0 or more")
+        raise UserError(f"ratio {value} is out of range", where="cover_ratio", expected="0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,9 @@ class AdapBlend(PoisonLabel):
         check_alpha(self.alpha, "alpha")
         check_alpha(self.test_alpha, "test_alpha")
         if self.pieces < 1:
-            raise UserError(f"{self.pieces} pieces are no division", where="pieces", allowed="1 or more")
+            raise UserError(f"{self.pieces} pieces are no division", where="pieces", expected="1 or more")
         if not 0 < self.shown <= 1:
-            raise UserError(f"chance {self.shown} is out of range", where="shown", allowed="above 0 and at most 1")
+            raise UserError(f"chance {self.shown} is out of range", where="shown", expected="above 0 and at most 1")
         _check_ratio(self.cover_ratio)
         check_seed(self.pattern_seed, "pattern_seed")
 
@@ -98,7 +98,7 @@ class AdapBlend(PoisonLabel):
     def _pattern(self, image_px: int) -> np.ndarray:
         if self.pieces > image_px:
             raise UserError(
-                f"{self.pieces} pieces do not fit {image_px} px", where="pieces", allowed=f"at most {image_px}"
+                f"{self.pieces} pieces do not fit {image_px} px", where="pieces", expected=f"at most {image_px}"
             )
         return full_pattern(self.pattern, self.pattern_seed, image_px, resize=self.resize_pattern)
 
@@ -147,9 +147,9 @@ class AdapPatch(PoisonLabel):
             check_alpha(alpha, "opacities")
         check_alpha(self.test_opacity, "test_opacity")
         if not self.test_patches or not set(self.test_patches) <= set(range(4)):
-            raise UserError(f"{self.test_patches} are no patches", where="test_patches", allowed="some of 0, 1, 2, 3")
+            raise UserError(f"{self.test_patches} are no patches", where="test_patches", expected="some of 0, 1, 2, 3")
         if self.patch_px is not None and self.patch_px < 1:
-            raise UserError(f"the patch has {self.patch_px} pixels", where="patch_px", allowed="1 or more")
+            raise UserError(f"the patch has {self.patch_px} pixels", where="patch_px", expected="1 or more")
         _check_ratio(self.cover_ratio)
         check_seed(self.pattern_seed, "pattern_seed")
 
@@ -168,7 +168,7 @@ class AdapPatch(PoisonLabel):
             raise UserError(
                 f"patches of {side} px overlap on images of {image_px} px",
                 where="patch_px",
-                allowed=f"1 to {image_px // 2}",
+                expected=f"1 to {image_px // 2}",
             )
         rng, far = np.random.default_rng(self.pattern_seed), image_px - side
         noise = rng.integers(0, 256, size=(2, side, side, 3), dtype=np.uint8)

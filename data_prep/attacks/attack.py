@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from data_prep.attacks.settings import SettingName
+from data_prep.attacks.protocols import SettingName
 from data_prep.errors import UserError
-from data_prep.hashes import sha256_file
 from data_prep.images import read_opaque_image
+from data_prep.io.hashes import sha256_file
 
 Trigger = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(uint8 (B, H, W, 3), int64 (B,) sample indices) -> uint8 (B, H, W, 3), a new array. What it draws depends on the
@@ -42,7 +42,7 @@ class Attack:
         """Cover images for each poisoned one: they carry a trigger too and keep their label."""
         return 0.0
 
-    def under(self, setting: SettingName) -> Attack:
+    def with_protocol(self, setting: SettingName) -> Attack:
         """This attack with the numbers that a named setting decides filled in."""
         return self
 
@@ -138,7 +138,7 @@ def check_seed(value: int, where: str) -> None:
     UserError: below 0.
     """
     if value < 0:
-        raise UserError(f"seed {value} is negative", where=where, allowed="0 or more")
+        raise UserError(f"seed {value} is negative", where=where, expected="0 or more")
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
@@ -146,7 +146,7 @@ def sample_rng(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, index])
 
 
-def trigger_image(path: Path, side: int | None, *, resize: bool, fix: str) -> np.ndarray:
+def trigger_image(path: Path, side: int | None, *, resize: bool, hint: str) -> np.ndarray:
     """An opaque image file as a square: uint8 (side, side, 3).
 
     Args:
@@ -154,7 +154,7 @@ def trigger_image(path: Path, side: int | None, *, resize: bool, fix: str) -> np
         side: in pixels; None takes the file's own.
         resize: whether a file of another size is resized (bilinear) rather than refused: a trigger that is bent or
             blurred on the way is another trigger.
-        fix: what to tell the user of a file that is refused.
+        hint: what to tell the user of a file that is refused.
 
     Raises:
         UserError: unreadable, with an alpha channel, or of another size.
@@ -166,8 +166,8 @@ def trigger_image(path: Path, side: int | None, *, resize: bool, fix: str) -> np
             raise UserError(
                 f"the trigger image has {image.width} x {image.height} px",
                 where=path,
-                allowed=f"{side} x {side} px, as the images have" if side is not None else "a square",
-                fix=fix,
+                expected=f"{side} x {side} px, as the images have" if side is not None else "a square",
+                hint=hint,
             )
         image = image.resize(wanted, Image.Resampling.BILINEAR)
     return np.array(image, dtype=np.uint8)

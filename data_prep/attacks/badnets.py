@@ -69,11 +69,11 @@ class BadNets(PoisonLabel):
 
     def __post_init__(self):
         if self.patch_px is not None and self.patch_px < 1:
-            raise UserError(f"the patch has {self.patch_px} pixels", where="patch_px", allowed="1 or more")
+            raise UserError(f"the patch has {self.patch_px} pixels", where="patch_px", expected="1 or more")
         if self.margin_px is not None and self.margin_px < 0:
-            raise UserError(f"margin {self.margin_px} lies outside the image", where="margin_px", allowed="0 or more")
+            raise UserError(f"margin {self.margin_px} lies outside the image", where="margin_px", expected="0 or more")
         if (self.row is None) != (self.col is None):
-            raise UserError("only one of row and col is given", where="row, col", allowed="both or neither")
+            raise UserError("only one of row and col is given", where="row, col", expected="both or neither")
 
     def patch(self, image_px: int) -> tuple[np.ndarray, int, int]:
         """The patch, uint8 (h, h, 3), and the row and column of its upper left corner.
@@ -83,14 +83,14 @@ class BadNets(PoisonLabel):
         """
         picture = None
         if isinstance(self.pattern, Path):
-            picture = trigger_image(self.pattern, self.patch_px, resize=True, fix="crop it, or give patch_px")
+            picture = trigger_image(self.pattern, self.patch_px, resize=True, hint="crop it, or give patch_px")
         side = len(picture) if picture is not None else self.patch_px or default_patch_px(image_px)
         margin = self.margin_px if self.margin_px is not None else max(1, image_px // 32)
         if side > image_px:
             raise UserError(
                 f"a patch of {side} px is larger than the image of {image_px} px",
                 where="patch_px",
-                allowed=f"1 to {image_px}",
+                expected=f"1 to {image_px}",
             )
         if self.row is not None and self.col is not None:
             row, col = self.row, self.col
@@ -102,7 +102,7 @@ class BadNets(PoisonLabel):
             raise UserError(
                 f"a patch of {side} px at row {row}, column {col} sticks out of the image of {image_px} px",
                 where="row, col, margin_px",
-                allowed=f"rows and columns 0 to {image_px - side}",
+                expected=f"rows and columns 0 to {image_px - side}",
             )
         if picture is not None:
             return picture, row, col

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from data_prep.attacks.attack import PoisonLabel, Trigger, check_seed, trigger_image
-from data_prep.attacks.settings import SETTINGS, SettingName
+from data_prep.attacks.protocols import SETTINGS, SettingName
 from data_prep.errors import UserError
 
 
@@ -44,9 +44,9 @@ def check_alpha(alpha: float, where: str) -> None:
     UserError: outside (0, 1], or with more decimals than `blended` computes with.
     """
     if not 0 < alpha <= 1:
-        raise UserError(f"alpha {alpha} is out of range", where=where, allowed="above 0 and at most 1")
+        raise UserError(f"alpha {alpha} is out of range", where=where, expected="above 0 and at most 1")
     if Fraction(repr(float(alpha))).denominator > 10**6:
-        raise UserError(f"alpha {alpha} is too fine", where=where, allowed="at most six decimals")
+        raise UserError(f"alpha {alpha} is too fine", where=where, expected="at most six decimals")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Blended(PoisonLabel):
                 check_alpha(getattr(self, field), field)
         check_seed(self.pattern_seed, "pattern_seed")
 
-    def under(self, setting: SettingName) -> Blended:
+    def with_protocol(self, setting: SettingName) -> Blended:
         return self if self.alpha is not None else replace(self, alpha=SETTINGS[setting].blend_alpha)
 
     def pattern_image(self, image_px: int) -> np.ndarray:
@@ -102,4 +102,4 @@ def full_pattern(pattern: str | Path, seed: int, image_px: int, *, resize: bool)
     """
     if pattern == "noise":
         return np.random.default_rng(seed).integers(0, 256, size=(image_px, image_px, 3), dtype=np.uint8)
-    return trigger_image(Path(pattern), image_px, resize=resize, fix="resize it, or give resize_pattern")
+    return trigger_image(Path(pattern), image_px, resize=resize, hint="resize it, or give resize_pattern")

@@ -81,12 +81,12 @@ class _Crafted(Attack):
             raise UserError(
                 f"made for another data set: fingerprint {artefact.fingerprint[:12]}, this one has {fingerprint[:12]}",
                 where=self.artefact,
-                allowed="an artefact for these very training images, in this order",
-                fix="make one with dbd craft on this data set",
+                expected="an artefact for these very training images, in this order",
+                hint="make one with dbd craft on this data set",
             )
         if self.has_target and artefact.target != target:
             raise UserError(
-                f"made for target {artefact.target}, not {target}", where="target", allowed=str(artefact.target)
+                f"made for target {artefact.target}, not {target}", where="target", expected=str(artefact.target)
             )
 
     def _sha256(self, path: Path) -> str:
@@ -112,7 +112,7 @@ class LabelConsistent(_Crafted):
 
     def __post_init__(self):
         if self.patch_px is not None and self.patch_px < 1:
-            raise UserError(f"the patch has {self.patch_px} pixels", where="patch_px", allowed="1 or more")
+            raise UserError(f"the patch has {self.patch_px} pixels", where="patch_px", expected="1 or more")
 
     def check(self, *, image_px: int, fingerprint: str, target: int, poisoned: np.ndarray) -> None:
         super().check(image_px=image_px, fingerprint=fingerprint, target=target, poisoned=poisoned)
@@ -125,7 +125,7 @@ class LabelConsistent(_Crafted):
             raise UserError(
                 f"{len(missing)} of {int(poisoned.sum())} chosen images have no perturbation in the artefact",
                 where=self.artefact,
-                allowed=f"the rate and seed that it was made with ({made})",
+                expected=f"the rate and seed that it was made with ({made})",
             )
 
     def _patch(self, image_px: int) -> np.ndarray:
@@ -134,7 +134,7 @@ class LabelConsistent(_Crafted):
             raise UserError(
                 f"four patches of {side} px do not fit an image of {image_px} px",
                 where="patch_px",
-                allowed=f"1 to {image_px // 2}",
+                expected=f"1 to {image_px // 2}",
             )
         return checkerboard(side)
 

@@ -47,16 +47,16 @@ class Sig(Attack):
         for field in ("delta", "test_delta"):
             value = getattr(self, field)
             if value is not None and not 0 < value <= 127:
-                raise UserError(f"amplitude {value} is out of range", where=field, allowed="above 0 and at most 127")
+                raise UserError(f"amplitude {value} is out of range", where=field, expected="above 0 and at most 127")
         if not 0 < self.frequency < float("inf"):
-            raise UserError(f"frequency {self.frequency} is out of range", where="frequency", allowed="above 0")
+            raise UserError(f"frequency {self.frequency} is out of range", where="frequency", expected="above 0")
 
     def train_trigger(self, image_px: int) -> Trigger:
         if self.frequency > image_px / 2:
             raise UserError(
                 f"{self.frequency:g} periods do not fit {image_px} columns",
                 where="frequency",
-                allowed=f"at most {image_px / 2:g} for images of {image_px} px",
+                expected=f"at most {image_px / 2:g} for images of {image_px} px",
             )
         return lambda images, index: sig(images, self.delta, self.frequency)
 

@@ -141,11 +141,11 @@ class WaNet(PoisonLabel):
 
     def __post_init__(self):
         if self.grid < 2:
-            raise UserError(f"a grid of {self.grid} is no field", where="grid", allowed="2 or more")
+            raise UserError(f"a grid of {self.grid} is no field", where="grid", expected="2 or more")
         if self.strength is not None and not 0 < self.strength < float("inf"):
-            raise UserError(f"strength {self.strength} is out of range", where="strength", allowed="above 0")
+            raise UserError(f"strength {self.strength} is out of range", where="strength", expected="above 0")
         if not 0 <= self.noise_ratio < float("inf"):
-            raise UserError(f"ratio {self.noise_ratio} is out of range", where="noise_ratio", allowed="0 or more")
+            raise UserError(f"ratio {self.noise_ratio} is out of range", where="noise_ratio", expected="0 or more")
         check_seed(self.field_seed, "field_seed")
 
     @property
@@ -159,8 +159,8 @@ class WaNet(PoisonLabel):
             UserError: the grid is finer than the image; the warp moves pixels by more than a quarter of the image.
         """
         if self.grid > image_px:
-            allowed = f"2 to {image_px}" if image_px >= 2 else "images of 2 px or more"
-            raise UserError(f"a grid of {self.grid} does not fit {image_px} px", where="grid", allowed=allowed)
+            expected = f"2 to {image_px}" if image_px >= 2 else "images of 2 px or more"
+            raise UserError(f"a grid of {self.grid} does not fit {image_px} px", where="grid", expected=expected)
         strength = self.strength if self.strength is not None else 0.5 * max(1.0, image_px / 32)
         field = warp_field(self.grid, image_px, self.field_seed)
         unit = float(np.abs(field).max()) / image_px * (image_px - 1) / 2
@@ -169,7 +169,7 @@ class WaNet(PoisonLabel):
             raise UserError(
                 f"a warp of strength {strength:g} moves pixels by up to {reach:.3g} px and out of the image",
                 where="strength",
-                allowed=f"at most {image_px / 4 / unit:.3g} for images of {image_px} px",
+                expected=f"at most {image_px / 4 / unit:.3g} for images of {image_px} px",
             )
         return field, strength
 

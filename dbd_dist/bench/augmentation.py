@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from dbd_dist import augment
-from dbd_dist.augment import AugmentConfig
-from dbd_dist.augment.batched import apply_batched, make_plan
 from dbd_dist.bench import torchvision
 from dbd_dist.bench.floor import peak_bytes
 from dbd_dist.bench.images import smooth
 from dbd_dist.bench.row import Row, Setup, ratio
 from dbd_dist.bench.timing import Work, rounds
+from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
+from dbd_dist.data.augment.batched import apply_batched, make_plan
 
 SETTINGS: dict[str, Callable[[int], AugmentConfig]] = {
     "simclr": lambda size: augment.simclr(),

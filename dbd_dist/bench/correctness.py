@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dbd_dist import augment, seeds
-from dbd_dist.augment.batched import apply_batched, make_plan
+from dbd_dist import seeds
 from dbd_dist.config import MixMatchConfig, SimCLRConfig, SplitConfig, SupervisedConfig, WarmupConfig
-from dbd_dist.loaders import ResidentImages, copied_ahead
+from dbd_dist.data import augment
+from dbd_dist.data.augment.batched import apply_batched, make_plan
+from dbd_dist.data.loaders import ResidentImages, copied_ahead
+from dbd_dist.distributed.world import World
 from dbd_dist.losses import nt_xent, probability_mse, soft_cross_entropy, symmetric_cross_entropy
-from dbd_dist.models import Classifier, ContrastiveModel, ModelConfig, seeded
+from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig, seeded
 from dbd_dist.stages import mixmatch, simclr, split, supervised, warmup
-from dbd_dist.stages.context import Context, Meter
-from dbd_dist.world import World
+from dbd_dist.stages.context import Context, EpochLoop
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -181,7 +182,7 @@ def _mixmatch(model: Any, context: Context, chunk: int | None) -> None:
     config = MixMatchConfig(epochs=1, steps=4, batch=16, lr=0.05, augment=WEAK)
     backward = mixmatch.make_backward(config, model, context)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)  # Adam's first steps are signs of gradients
-    meter = Meter("mixmatch", 1, 1, context)
+    meter = EpochLoop("mixmatch", 1, 1, context)
     kept = torch.arange(len(context.images)) % 2 == 0
     mixmatch.train_epoch(config, model, backward, optimizer, context, 1, kept, meter)
 

@@ -23,8 +23,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.dataset.manifest import read_manifest
 from data_prep.errors import UserError
-from data_prep.manifest import read_manifest
 from data_prep.threads import available_cores
 from dbd_dist.bench.images import write_image_folder
 from dbd_dist.bench.row import Row, Setup

@@ -10,7 +10,7 @@ from statistics import median
 
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.config import TrainConfig
-from dbd_dist.local import run_local
+from dbd_dist.launch.local import run_local
 from dbd_dist.presets import preset
 
 

@@ -41,7 +41,7 @@ def check_imports() -> None:
 
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"packages are missing: {', '.join(missing)}", where="gpu_check", fix="install them with pip")
+        raise UserError(f"packages are missing: {', '.join(missing)}", where="gpu_check", hint="install them with pip")
     if sys.modules.get("tyro") is None and importlib.util.find_spec("tyro") is None:
         stand_in = types.ModuleType("tyro")
         stand_in.conf = types.SimpleNamespace(subcommand=lambda *_, **__: None)  # type: ignore[attr-defined]
@@ -101,13 +101,13 @@ class Record:
 
 def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) -> dict[str, Any]:
     """One run of a preset, as far as the budget goes: its result, or the last figures with "unfinished"."""
-    from data_prep.encode import prepare
+    from data_prep.pipeline import prepare
     from data_prep.sources import Parquet
-    from dbd_dist import pipeline
     from dbd_dist.config import to_dict
-    from dbd_dist.local import prepare_folder
+    from dbd_dist.distributed.world import World
+    from dbd_dist.launch.local import prepare_folder
     from dbd_dist.presets import preset
-    from dbd_dist.world import World
+    from dbd_dist.runtime import runner as pipeline
 
     def out_of_time(_: dict[str, Any]) -> None:
         if time.monotonic() > until:  # the epoch's state is saved
@@ -218,7 +218,7 @@ def everything(arguments: argparse.Namespace, record: Record, scratch: Path, unt
     from dbd_dist.bench.images import prepare_synthetic
     from dbd_dist.bench.row import Row, Setup, cells
     from dbd_dist.bench.run import describe, run
-    from dbd_dist.world import check_device
+    from dbd_dist.distributed.world import check_device
 
     def show(row: Row) -> None:
         print("| " + " | ".join(cells(row)) + " |", flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.manifest import Dataset
+from data_prep.dataset.manifest import Dataset
 
 CLASSES = 10
 
@@ -53,7 +53,7 @@ def write_image_folder(root: Path, *, train: int, test: int, px: int) -> Path:
 def prepare_synthetic(folder: Path, *, train: int, test: int, px: int) -> Dataset:
     """A data set of `train` and `test` images under BadNets, as `dbd prepare imagefolder` makes it."""
     from data_prep.attacks import BadNets
-    from data_prep.encode import PrepareConfig, prepare
+    from data_prep.pipeline import PrepareConfig, prepare
     from data_prep.sources import ImageFolder
 
     root = write_image_folder(folder / "images", train=train, test=test, px=px)

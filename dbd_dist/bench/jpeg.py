@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_prep.beton import BetonStream, check_beton, write_beton
-from data_prep.jpeg import QUALITY, encode_jpeg
-from dbd_dist import augment
+from data_prep.beton.ffcv import BetonStream, check_beton, write_beton
+from data_prep.beton.jpeg import QUALITY, encode_jpeg
 from dbd_dist.bench import loader, torchvision
 from dbd_dist.bench.images import natural
 from dbd_dist.bench.row import Row, Setup
-from dbd_dist.loaders import ResidentImages, StreamedImages
+from dbd_dist.data import augment
+from dbd_dist.data.loaders import ResidentImages, StreamedImages
 
 LARGE_PX, DRAWN_PX = 64, 224
 

@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data_prep.beton import read_beton
+from data_prep.beton.ffcv import read_beton
 from data_prep.threads import available_cores
-from dbd_dist import augment
 from dbd_dist.bench import torchvision
 from dbd_dist.bench.floor import peak_bytes
 from dbd_dist.bench.images import write_files
 from dbd_dist.bench.row import Row, Setup, ratio
 from dbd_dist.bench.timing import Work, rounds
-from dbd_dist.loaders import Images, ResidentImages, StreamedImages
+from dbd_dist.data import augment
+from dbd_dist.data.loaders import Images, ResidentImages, StreamedImages
 
 READ, VIEWS, REFERENCE = "raw read", "two SimCLR views", "DataLoader, Pillow"
 

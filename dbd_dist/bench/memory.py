@@ -16,9 +16,9 @@ from dbd_dist import optim
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.bench.step import CLASSES, make_context, network_for
 from dbd_dist.config import MixMatchConfig, SimCLRConfig
-from dbd_dist.models import Classifier, ContrastiveModel
+from dbd_dist.models.resnet import Classifier, ContrastiveModel
 from dbd_dist.stages import mixmatch, simclr
-from dbd_dist.stages.context import Meter
+from dbd_dist.stages.context import EpochLoop
 
 
 def measure(setup: Setup) -> Iterator[Row]:
@@ -51,12 +51,12 @@ def step(setup: Setup, stage: str, batch: int, chunk: int | None) -> None:
         config = SimCLRConfig(batch=batch, chunk=chunk)
         model = context.prepare(ContrastiveModel(network_for(setup)))
         optimizer = simclr.make_optimizer(config, model)
-        simclr.train_epoch(config, model, model, optimizer, context, 1, Meter("simclr", 1, 1, context))
+        simclr.train_epoch(config, model, model, optimizer, context, 1, EpochLoop("simclr", 1, 1, context))
         return
     config = MixMatchConfig(batch=batch, steps=2)
     model = context.prepare(Classifier(network_for(setup), CLASSES))
     backward = mixmatch.make_backward(config, model, context)
-    meter = Meter("mixmatch", 1, 1, context)
+    meter = EpochLoop("mixmatch", 1, 1, context)
     kept = torch.arange(len(context.images)) % 2 == 0
     mixmatch.train_epoch(config, model, backward, optim.adam(model.parameters(), 1e-3), context, 1, kept, meter)
 

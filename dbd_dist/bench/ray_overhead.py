@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
-from data_prep.manifest import Dataset
 from dbd_dist.bench.images import prepare_synthetic
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.bench.scaling import own_cores

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data_prep.manifest import Dataset
+from data_prep.dataset.manifest import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Setup:
     def bf16(self) -> bool:
         """As `compute.precision auto` decides."""
         from dbd_dist.config import TrainConfig
-        from dbd_dist.pipeline import uses_bf16
+        from dbd_dist.runtime.runner import uses_bf16
 
         return uses_bf16(TrainConfig(), self.device)
 

@@ -14,7 +14,7 @@ import torch
 from data_prep.errors import UserError
 from dbd_dist.bench import augmentation, encode, epoch, jpeg, loader, memory, ray_overhead, scaling, split, step
 from dbd_dist.bench.row import Row, Setup
-from dbd_dist.runfolder import commit, host, versions
+from dbd_dist.runtime.run_folder import commit, host, versions
 
 BENCHMARKS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "loader": loader.measure,
@@ -75,4 +75,4 @@ def write(path: Path, about: dict[str, Any], rows: Sequence[Row]) -> None:
         aside.write_text(json.dumps({**about, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
         os.replace(aside, path)
     except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", where=path, fix="choose another --json") from error
+        raise UserError(f"cannot be written ({error.strerror})", where=path, hint="choose another --json") from error

@@ -30,11 +30,11 @@ import torch
 from data_prep.errors import UserError
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.config import SimCLRConfig
-from dbd_dist.loaders import ResidentImages
-from dbd_dist.models import ContrastiveModel, ModelConfig
+from dbd_dist.data.loaders import ResidentImages
+from dbd_dist.distributed.world import World
+from dbd_dist.models.resnet import ContrastiveModel, ModelConfig
 from dbd_dist.stages import simclr
-from dbd_dist.stages.context import Context, Meter
-from dbd_dist.world import World
+from dbd_dist.stages.context import Context, EpochLoop
 
 SMALL = ModelConfig(depths=(1, 1), widths=(8, 16))
 LIMIT_S = 1800.0
@@ -177,7 +177,7 @@ def trainer(
     optimizer = simclr.make_optimizer(config, model)
 
     def train(epoch: int) -> None:
-        meter = Meter("simclr", epoch, epoch, context)
+        meter = EpochLoop("simclr", epoch, epoch, context)
         simclr.train_epoch(config, model, parallel, optimizer, context, epoch, meter)
 
     return train

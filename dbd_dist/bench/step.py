@@ -9,17 +9,18 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from dbd_dist import augment, optim
+from dbd_dist import optim
 from dbd_dist.bench.floor import flops, peak_flops
 from dbd_dist.bench.row import Row, Setup, ratio
 from dbd_dist.bench.timing import rounds
 from dbd_dist.config import MixMatchConfig, SimCLRConfig
-from dbd_dist.loaders import ResidentImages
+from dbd_dist.data import augment
+from dbd_dist.data.loaders import ResidentImages
+from dbd_dist.distributed.world import World
 from dbd_dist.losses import nt_xent
-from dbd_dist.models import Classifier, ContrastiveModel, ModelConfig
+from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig
 from dbd_dist.stages import mixmatch, simclr
-from dbd_dist.stages.context import Context, Meter
-from dbd_dist.world import World
+from dbd_dist.stages.context import Context, EpochLoop
 
 CLASSES = 10
 PX = 32
@@ -110,7 +111,7 @@ def measure_simclr(setup: Setup) -> Iterator[Row]:
             optimizer.step()
 
         def whole(model=model, optimizer=optimizer, context=context, config=config) -> None:
-            simclr.train_epoch(config, model, model, optimizer, context, 1, Meter("simclr", 1, 1, context))
+            simclr.train_epoch(config, model, model, optimizer, context, 1, EpochLoop("simclr", 1, 1, context))
 
         count = count or flops(core)  # before anything is compiled: the counter sees single operations
         yield from rows(setup, "simclr", batch, batch, steps, count, whole, core, ", compiled" if compiled else "")
@@ -144,7 +145,7 @@ def measure_mixmatch(setup: Setup) -> Iterator[Row]:
         def whole(
             config=config, model=model, backward=backward, optimizer=optimizer, context=context, kept=kept
         ) -> None:  # fmt: skip
-            meter = Meter("mixmatch", 1, 1, context)
+            meter = EpochLoop("mixmatch", 1, 1, context)
             mixmatch.train_epoch(config, model, backward, optimizer, context, 1, kept, meter)
 
         count = count or flops(core)

@@ -9,8 +9,8 @@ import torch
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
-from dbd_dist import augment
-from dbd_dist.augment import AugmentConfig
+from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
 
 
 def pillow(config: AugmentConfig, size: int) -> Callable[[Any], torch.Tensor]:

@@ -47,20 +47,20 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=argv, prog="dbd bench")
     for name, most in (("repeats", 10_000), ("threads", 1024)):
         if not 1 <= getattr(arguments, name) <= most:
-            raise UserError(f"{getattr(arguments, name)} is not allowed", where=f"--{name}", allowed=f"1 to {most}")
+            raise UserError(f"{getattr(arguments, name)} is not allowed", where=f"--{name}", expected=f"1 to {most}")
     import torch
 
-    from data_prep.manifest import open_dataset
+    from data_prep.dataset.manifest import open_dataset
     from dbd_dist.bench.images import prepare_synthetic
     from dbd_dist.bench.row import HEADINGS, Row, Setup, cells
     from dbd_dist.bench.run import ON_REQUEST, describe, run, write
-    from dbd_dist.local import check_place
-    from dbd_dist.world import check_device
+    from dbd_dist.distributed.world import check_device
+    from dbd_dist.launch.local import check_place
 
     if arguments.json is not None:
-        check_place(Path(os.path.realpath(arguments.json.parent)), fix="choose another --json")
+        check_place(Path(os.path.realpath(arguments.json.parent)), hint="choose another --json")
         if os.path.isdir(arguments.json):
-            raise UserError("is a folder", where=arguments.json, allowed="a file", fix="choose another --json")
+            raise UserError("is a folder", where=arguments.json, expected="a file", hint="choose another --json")
     check_device(arguments.device)
     cuda = arguments.device == "cuda" or (arguments.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
             dataset = open_dataset(arguments.data)
             count = dataset.manifest.counts["train"]
             if count < MIN_IMAGES:
-                raise UserError(f"{count} training images", where=arguments.data, allowed=f"{MIN_IMAGES} or more")
+                raise UserError(f"{count} training images", where=arguments.data, expected=f"{MIN_IMAGES} or more")
         else:
             train = 100 if arguments.quick else 20000 if cuda else 2000
             dataset = prepare_synthetic(scratch, train=train, test=max(train // 10, 20), px=32)

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from data_prep.errors import UserError
-from dbd_dist import lock
 from dbd_dist.commands.train import STORAGE, check_before_data, check_storage, launch
 from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
+from dbd_dist.runtime import lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ class Shared:
 
     def __post_init__(self):
         if self.workers is not None and self.workers < 1:
-            raise UserError(f"{self.workers} is not allowed", where="--workers", allowed="a number >= 1")
+            raise UserError(f"{self.workers} is not allowed", where="--workers", expected="a number >= 1")
         if self.out.name in ("", ".."):
-            raise UserError(f"{str(self.out)!r} names no folder to make", where="--out", allowed="a new folder's path")
+            raise UserError(f"{str(self.out)!r} names no folder to make", where="--out", expected="a new folder's path")
         if len(os.fsencode(self.out.name)) > 200:  # the hidden folder beside it has a longer one
-            raise UserError("the folder's name is too long", where="--out", allowed="at most 200 bytes")
+            raise UserError("the folder's name is too long", where="--out", expected="at most 200 bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,26 +82,26 @@ Arguments = (
 def main(argv: list[str]) -> int:
     """Parse, train the network where none is given, craft, print what it came to."""
     arguments: LabelConsistent | Adaptive = tyro.cli(Arguments, args=argv, prog="dbd craft")  # type: ignore[arg-type]
-    from data_prep.manifest import open_dataset
+    from data_prep.dataset.manifest import open_dataset
     from dbd_dist.craft import job as jobs
-    from dbd_dist.exported import read_exported
-    from dbd_dist.local import check_place
-    from dbd_dist.space import check_craft
+    from dbd_dist.launch.local import check_place
+    from dbd_dist.models.exported import read_exported
+    from dbd_dist.runtime.disk import check_craft
 
     start = time.monotonic()
     config, out = arguments.config, Path(os.path.realpath(arguments.out))
-    check_place(out, fix="choose another --out")
+    check_place(out, hint="choose another --out")
     dataset = open_dataset(arguments.data)
     if "truth.parquet" not in dataset.manifest.files:
         raise UserError(
-            "nobody vouches for the labels of this data set", where=dataset.folder, allowed="one that is not untrusted"
+            "nobody vouches for the labels of this data set", where=dataset.folder, expected="one that is not untrusted"
         )
     training = jobs.TrainingSet.read(dataset)
     jobs.check_data(config, dataset, training.labels)
     known = {k: v for k, v in dataclasses.asdict(config).items() if k not in jobs.NO_EFFECT[config.kind]}
     jobs.finished(out, config, known, training.fingerprint, overwrite=arguments.overwrite)
     if arguments.launcher == "local":
-        from dbd_dist.world import check_device
+        from dbd_dist.distributed.world import check_device
 
         check_device(arguments.device)
 
@@ -176,10 +176,10 @@ def _weights(given: Path, kind: str) -> Path:
 def _trained(arguments: LabelConsistent | Adaptive, dataset) -> Path:
     """The weights of the network that this command trains: of its run, which goes on where it was cut off."""
     from dbd_dist.presets import PRESETS, preset
-    from dbd_dist.runfolder import RunFolder
+    from dbd_dist.runtime.run_folder import RunFolder
 
     if arguments.preset not in PRESETS:
-        raise UserError(f"there is no preset {arguments.preset!r}", where="--preset", allowed=", ".join(PRESETS))
+        raise UserError(f"there is no preset {arguments.preset!r}", where="--preset", expected=", ".join(PRESETS))
     config = preset(arguments.preset).train
     compute = config.compute
     if arguments.workers is not None:
@@ -211,7 +211,7 @@ def _trained(arguments: LabelConsistent | Adaptive, dataset) -> Path:
 
 def _craft(arguments: LabelConsistent | Adaptive, job) -> None:
     """Run the job; what its user has to mend leaves no work folder, unless there was one to go on from."""
-    from cluster.errors import ClusterError
+    from data_prep.errors import UserError
 
     fresh = _is_main() and not job.work.exists()
     if _is_main():
@@ -221,18 +221,18 @@ def _craft(arguments: LabelConsistent | Adaptive, job) -> None:
             raise UserError(f"cannot be made ({error.strerror})", where=job.work.parent) from error
     try:
         if arguments.launcher == "local":
-            from dbd_dist.local import craft_local
+            from dbd_dist.launch.local import craft_local
 
             craft_local(job, arguments.device)
             return
         try:
-            from dbd_dist.launch import craft_ray
+            from dbd_dist.launch.ray_train import craft_ray
         except ModuleNotFoundError as error:
             if error.name != "ray":
                 raise
-            raise UserError("Ray is not installed", where="--launcher ray", fix="use --launcher local") from error
+            raise UserError("Ray is not installed", where="--launcher ray", hint="use --launcher local") from error
         craft_ray(job, workers=arguments.workers, device=arguments.device)
-    except (UserError, ClusterError):
+    except UserError:
         if fresh:
             shutil.rmtree(job.work, ignore_errors=True)
         raise

@@ -32,8 +32,8 @@ def main(argv: list[str]) -> int:
     """Run both methods on Ray workers and write the report."""
     arguments = tyro.cli(Arguments, args=argv, prog="dbd demo")
     from cluster import session, topology
-    from dbd_dist.local import check_name
-    from dbd_dist.report import format_results, write_report
+    from dbd_dist.launch.local import check_name
+    from dbd_dist.reporting import format_results, write_report
 
     start = time.monotonic()
     check_name(arguments.name)

@@ -47,7 +47,7 @@ def _folders(folders: list[Path]) -> int:
 
 
 def _checks(folder: Path) -> Iterator[tuple[str, str]]:
-    from data_prep import verify
+    from data_prep.dataset import verify
 
     if verify.is_dataset(folder):
         checks = verify.verify_dataset(folder)
@@ -60,7 +60,7 @@ def _checks(folder: Path) -> Iterator[tuple[str, str]]:
         raise UserError(
             "nothing to check: there is no manifest.json, artefact.json or run.json",
             where=folder,
-            allowed="a folder that dbd prepare, dbd craft or dbd train made",
+            expected="a folder that dbd prepare, dbd craft or dbd train made",
         )
     for passed in checks:
         yield passed.name, passed.detail
@@ -70,9 +70,9 @@ def _run(folder: Path) -> Iterator[tuple[str, str]]:
     """A run folder: every file that is there reads as what it should be."""
     import torch
 
-    from dbd_dist.checkpoint import CHECKPOINT_KEYS, load_state
-    from dbd_dist.exported import read_exported
-    from dbd_dist.report.runs import load_run
+    from dbd_dist.models.exported import read_exported
+    from dbd_dist.reporting.runs import load_run
+    from dbd_dist.runtime.checkpoint import CHECKPOINT_KEYS, load_state
 
     run = load_run(folder)
     missing = f"; missing: {', '.join(run.missing)}" if run.missing else ""

@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from data_prep.errors import UserError
-from data_prep.jsonfile import read_json
+from data_prep.io.json import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Load model.safetensors without the trainer, examine it, print JSON."""
     arguments = tyro.cli(Arguments, args=argv, prog="dbd evaluate")
-    from data_prep.manifest import open_dataset
-    from dbd_dist import augment
-    from dbd_dist.evaluate import Examiner
-    from dbd_dist.exported import read_exported
-    from dbd_dist.world import World
+    from data_prep.dataset.manifest import open_dataset
+    from dbd_dist.data import augment
+    from dbd_dist.distributed.world import World
+    from dbd_dist.evaluation.evaluator import Evaluator
+    from dbd_dist.models.exported import read_exported
 
     exported = read_exported(arguments.run / "model.safetensors")
     classes = len(exported.class_names or ())
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     normalise = augment.none(mean=exported.mean, std=exported.std)
     world = World.join("auto")
     model = exported.build(world.device)
-    print(json.dumps(dataclasses.asdict(Examiner(dataset, world, normalise, bf16=False).measure(model)), indent=2))
+    print(json.dumps(dataclasses.asdict(Evaluator(dataset, world, normalise, bf16=False).measure(model)), indent=2))
     return 0
 
 
@@ -62,7 +62,7 @@ def _own_data(path: Path) -> Path:
         return Path(data)
     except OSError as error:
         raise UserError(
-            f"cannot be read ({error.strerror})", where=path, fix="name a dataset folder with --data"
+            f"cannot be read ({error.strerror})", where=path, hint="name a dataset folder with --data"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a run description ({error})", where=path) from error

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from data_prep.dataset.manifest import read_manifest
 from data_prep.errors import UserError
-from data_prep.jsonfile import read_json
-from data_prep.manifest import read_manifest
+from data_prep.io.json import read_json
 from dbd_dist.config import TrainConfig, from_dict
 from dbd_dist.presets import PRESETS, Preset, preset
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"{config.preset!r} would rename the preset {started.preset} and change nothing",
             where="--preset",
-            fix=f"name a preset first: dbd train {config.preset if config.preset in PRESETS else 'PRESET'}",
+            hint=f"name a preset first: dbd train {config.preset if config.preset in PRESETS else 'PRESET'}",
         )
     name = arguments.name if arguments.name is not None else f"{config.preset}-{config.method}-s{config.seed}"
     check_before_data(config, name, arguments.launcher)
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         check_storage(arguments.storage)
     if config.data is None:
         if prepared is None:
-            raise UserError("no dataset folder is given", where="--data", fix="make one with `dbd prepare`")
+            raise UserError("no dataset folder is given", where="--data", hint="make one with `dbd prepare`")
         folder = prepare_for(prepared, config, arguments.storage)
         config = dataclasses.replace(config, data=folder)
         config.check_image_px(read_manifest(folder).image_px)
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     if result is None:
         print(f"stopped after {config.stop_after}; kept in {(arguments.storage / 'stages').resolve()}")
         return 0
-    from dbd_dist.report import format_results
+    from dbd_dist.reporting import format_results
 
     print(format_results([result]))
     print(f"\n{folder}")
@@ -85,7 +85,7 @@ def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
         raise UserError(
             "no preset is named",
             where="dbd train",
-            allowed=f"one of {', '.join(PRESETS)}, or --config RUN/run.json",
+            expected=f"one of {', '.join(PRESETS)}, or --config RUN/run.json",
         )
     chosen = preset(argv[0])
     return chosen.train, argv[1:], chosen
@@ -97,7 +97,7 @@ def _stored(path: Path) -> TrainConfig:
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=f"--config {path}") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise UserError("not a run description", where=path, allowed="the run.json of a run folder") from error
+        raise UserError("not a run description", where=path, expected="the run.json of a run folder") from error
 
 
 def _description(name: str) -> str:
@@ -110,13 +110,13 @@ def _description(name: str) -> str:
 
 def prepare_for(chosen: Preset, config: TrainConfig, storage: Path) -> Path:
     """The preset's own data set under the storage, prepared if it is not there; poisoned with the run's seed."""
-    from data_prep.encode import prepare
+    from data_prep.pipeline import prepare
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
             "under torchrun every rank would prepare the data set",
             where="--data",
-            fix="run `dbd prepare` first and name its folder",
+            hint="run `dbd prepare` first and name its folder",
         )
     return prepare(
         dataclasses.replace(chosen.prepare, seed=config.seed, datasets=storage / "datasets")
@@ -129,13 +129,13 @@ def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
     Raises:
         UserError: the name, or a device that is not there.
     """
-    from dbd_dist.local import check_name
+    from dbd_dist.launch.local import check_name
 
     check_name(name)
     if config.data is not None:
         config.check_image_px(read_manifest(config.data).image_px)
     if launcher == "local":
-        from dbd_dist.world import check_device
+        from dbd_dist.distributed.world import check_device
 
         check_device(config.compute.device)
 
@@ -144,7 +144,7 @@ def check_storage(storage: Path) -> None:
     """Refuse what is not a folder that can be written.
 
     Raises:
-        ClusterError: an object store's address, a file, or no permission.
+        UserError: an object store's address, a file, or no permission.
     """
     from cluster import storage as places
 
@@ -154,15 +154,15 @@ def check_storage(storage: Path) -> None:
 def launch(config: TrainConfig, storage: Path, name: str, launcher: str, *, quiet: bool = False):
     """Run it; importing Ray, or not."""
     if launcher == "local":
-        from dbd_dist.local import run_local
+        from dbd_dist.launch.local import run_local
 
         return run_local(config, storage=storage, name=name, quiet=quiet)
     try:
-        from dbd_dist.launch import run_ray
+        from dbd_dist.launch.ray_train import run_ray
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise UserError("Ray is not installed", where="--launcher ray", fix="use --launcher local") from error
+        raise UserError("Ray is not installed", where="--launcher ray", hint="use --launcher local") from error
     return run_ray(config, storage=storage, name=name, quiet=quiet)
 
 

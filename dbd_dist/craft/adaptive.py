@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_prep.arrays import map_arrays
+from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
-from data_prep.jsonfile import read_json
-from data_prep.manifest import Dataset
+from data_prep.io.arrays import map_arrays
+from data_prep.io.json import read_json
 from dbd_dist import seeds
-from dbd_dist.checkpoint import load_state, save_state
 from dbd_dist.craft.config import AdaptiveConfig
 from dbd_dist.craft.trigger import Trigger, fixed_mask, stamp, stamp_quantised
-from dbd_dist.exported import Exported
-from dbd_dist.loaders import Images, open_images
-from dbd_dist.runfolder import write_json
-from dbd_dist.sampling import cycling_batches, rank_slice
-from dbd_dist.world import World
+from dbd_dist.data.loaders import Images, open_images
+from dbd_dist.data.sampling import cycling_batches, rank_slice
+from dbd_dist.distributed.world import World
+from dbd_dist.models.exported import Exported
+from dbd_dist.runtime.checkpoint import load_state, save_state
+from dbd_dist.runtime.run_folder import write_json
 
 CHECKPOINT_STEPS = 50
 EVIDENCE_IMAGES = 2000
@@ -59,7 +59,7 @@ def check(config: AdaptiveConfig, image_px: int, workers: int) -> None:
         raise UserError(
             f"a batch of {config.batch} cannot be shared equally by {workers} workers",
             where="craft.batch",
-            allowed=f"a multiple of {workers}",
+            expected=f"a multiple of {workers}",
         )
 
 
@@ -116,7 +116,7 @@ def collect(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays = {n: np.ascontiguousarray(a) for n, a in map_arrays(folder / TRIGGER, ("pattern", "mask")).items()}
         return arrays, read_json(folder / EVIDENCE)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=folder, fix="delete this folder and run again") from error
+        raise UserError(f"cannot be read ({error})", where=folder, hint="delete this folder and run again") from error
 
 
 def optimise(
@@ -162,7 +162,7 @@ def optimise(
                 raise UserError(
                     "the objective or its gradient is not finite",
                     where=f"adaptive, step {int(failed)}",
-                    fix="use a smaller --lr, or another --backbone",
+                    hint="use a smaller --lr, or another --backbone",
                 )
             if world.is_main:
                 note({"loss": float(objective.detach())})

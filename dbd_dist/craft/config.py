@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from data_prep.errors import UserError
-from data_prep.poison import check_rate
+from data_prep.plan import check_rate
 from dbd_dist.config import require
 
 
@@ -47,7 +47,7 @@ class LabelConsistentConfig:
         )  # fmt: skip
         if self.norm == "linf" and self.eps < 1:
             raise UserError(
-                f"{self.eps!r} changes no pixel: images have whole grey levels", where="craft.eps", allowed="1 to 255"
+                f"{self.eps!r} changes no pixel: images have whole grey levels", where="craft.eps", expected="1 to 255"
             )
         check_rate(self.rate)
 
@@ -97,13 +97,15 @@ class AdaptiveConfig:
         )  # fmt: skip
         if self.alpha is not None and self.alpha * 255 < 0.5:
             raise UserError(
-                f"{self.alpha!r} changes no pixel: masks have steps of 1/255", where="craft.alpha", allowed="0.002 to 1"
+                f"{self.alpha!r} changes no pixel: masks have steps of 1/255",
+                where="craft.alpha",
+                expected="0.002 to 1",
             )
         if self.optimise == "pattern-and-mask" and (self.alpha is not None or self.patch_px is not None):
             raise UserError(
                 "alpha and patch_px describe a fixed mask, and this one is optimised",
                 where="craft.alpha, craft.patch_px",
-                allowed="mask_budget, or optimise pattern",
+                expected="mask_budget, or optimise pattern",
             )
 
     @property

@@ -14,17 +14,17 @@ import numpy as np
 
 from data_prep.artefacts import DESCRIPTION_FILE, FINGERPRINT_IMAGES, Artefact, fingerprint, read_artefact
 from data_prep.artefacts import write_artefact as write
-from data_prep.beton import BetonStream
+from data_prep.beton.ffcv import BetonStream
+from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import Dataset, open_dataset
-from data_prep.poison import check_target
+from data_prep.plan import check_target
 from dbd_dist.config import digest, from_dict, to_dict
 from dbd_dist.craft import adaptive, label_consistent
 from dbd_dist.craft.config import CONFIGS, AdaptiveConfig, CraftConfig, LabelConsistentConfig
-from dbd_dist.exported import Exported, read_exported
-from dbd_dist.progress import ProgressFile
-from dbd_dist.runfolder import versions
-from dbd_dist.world import World
+from dbd_dist.distributed.world import World
+from dbd_dist.models.exported import Exported, read_exported
+from dbd_dist.runtime.progress import ProgressFile
+from dbd_dist.runtime.run_folder import versions
 
 REVISION = 1
 """Counted up whenever a change of the code changes what is made: parts made before are not used then."""
@@ -99,15 +99,15 @@ def check_data(config: CraftConfig, dataset: Dataset, labels: np.ndarray) -> Non
         raise UserError(
             f"the data set is poisoned already ({manifest.attack['kind']})",
             where=dataset.folder,
-            allowed="a clean one",
-            fix="make one with `dbd prepare SOURCE clean`",
+            expected="a clean one",
+            hint="make one with `dbd prepare SOURCE clean`",
         )
     if manifest.encoding["kind"] != "raw":  # `prepare` applies what is crafted to the source's own pixels
         raise UserError(
             f"the data set holds its images as {manifest.encoding['kind']}: not the pixels that will be poisoned",
             where=dataset.folder,
-            allowed="a raw one",
-            fix="make one with `dbd prepare SOURCE clean`; --encoding comes with the attack",
+            expected="a raw one",
+            hint="make one with `dbd prepare SOURCE clean`; --encoding comes with the attack",
         )
     check_target(config.target, manifest.class_names)
     if isinstance(config, LabelConsistentConfig):
@@ -132,13 +132,13 @@ def check_network(config: CraftConfig, exported: Exported, dataset: Dataset) -> 
         )
     if isinstance(config, AdaptiveConfig):
         if exported.class_names is not None:
-            raise UserError("a classifier", where=exported.weights, allowed="a self-supervised backbone")
+            raise UserError("a classifier", where=exported.weights, expected="a self-supervised backbone")
     elif exported.class_names != manifest.class_names:
         theirs = None if exported.class_names is None else ", ".join(exported.class_names[:10])
         raise UserError(
             "a backbone without classes" if theirs is None else f"the surrogate's classes are {theirs}",
             where=exported.weights,
-            allowed=f"a classifier of the data set's {manifest.num_classes} classes",
+            expected=f"a classifier of the data set's {manifest.num_classes} classes",
         )
 
 
@@ -189,13 +189,13 @@ def finished(
     if not out.exists() and not out.is_symlink():
         return None
     if not (out / DESCRIPTION_FILE).is_file():
-        raise UserError("this is there already, and is no artefact", where=out, allowed="a new folder's path")
+        raise UserError("this is there already, and is no artefact", where=out, expected="a new folder's path")
     try:
         artefact = read_artefact(out, config.kind)
     except UserError as error:
         if overwrite:
             return None
-        raise UserError(error.what, where=error.where, allowed=error.allowed, fix=_REPLACE) from error
+        raise UserError(error.what, where=error.where, expected=error.expected, hint=_REPLACE) from error
     same = all(artefact.settings.get(name) == value for name, value in made_with.items())
     if same and artefact.fingerprint == training_fingerprint:
         return artefact
@@ -205,8 +205,8 @@ def finished(
     raise UserError(
         f"this artefact was made {'with another ' + differing[0] if differing else 'for another data set'}",
         where=out,
-        allowed="the one that is asked for",
-        fix=_REPLACE,
+        expected="the one that is asked for",
+        hint=_REPLACE,
     )
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_prep.arrays import map_arrays
+from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
-from data_prep.manifest import Dataset
-from data_prep.poison import choose_poisoned
+from data_prep.io.arrays import map_arrays
+from data_prep.plan import choose_poisoned
 from dbd_dist.craft.config import LabelConsistentConfig
 from dbd_dist.craft.pgd import perturb, random_starts
-from dbd_dist.exported import Exported
-from dbd_dist.loaders import StreamedImages
-from dbd_dist.world import World
+from dbd_dist.data.loaders import StreamedImages
+from dbd_dist.distributed.world import World
+from dbd_dist.models.exported import Exported
 
 
 def chosen(config: LabelConsistentConfig, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -87,7 +87,7 @@ def craft(
         raise UserError(
             "the surrogate's loss or its gradient is not finite",
             where=f"label-consistent, step {min(steps)}",
-            fix="use a smaller --step, or another --surrogate",
+            hint="use a smaller --step, or another --surrogate",
         )
 
 
@@ -143,4 +143,4 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(map_arrays(path, ("images", "right_before", "right_after", "linf", "l2")))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=path, fix="delete this file and run again") from error
+        raise UserError(f"cannot be read ({error})", where=path, hint="delete this file and run again") from error

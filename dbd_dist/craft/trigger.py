@@ -50,7 +50,7 @@ def fixed_mask(config: AdaptiveConfig, px: int) -> Tensor:
     side = config.patch_px if config.patch_px is not None else px
     if side > px:
         raise UserError(
-            f"a patch of {side} px is larger than the images of {px} px", where="craft.patch_px", allowed=f"1 to {px}"
+            f"a patch of {side} px is larger than the images of {px} px", where="craft.patch_px", expected=f"1 to {px}"
         )
     mask = torch.zeros(px, px)
     rows = slice(0, side) if config.corner.startswith("top") else slice(px - side, px)

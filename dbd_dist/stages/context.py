@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from dbd_dist import seeds
-from dbd_dist.loaders import Images
-from dbd_dist.sampling import rank_slice
-from dbd_dist.world import World
+from dbd_dist.data.loaders import Images
+from dbd_dist.data.sampling import rank_slice
+from dbd_dist.distributed.world import World
 
 Step = TypeVar("Step")
 Network = TypeVar("Network", bound=nn.Module)
@@ -121,7 +121,7 @@ class Position:
         return cls(epoch=resume["epoch"], step=resume.get("step", 0), meter=resume.get("meter"))
 
 
-class Meter:
+class EpochLoop:
     """An epoch under way: its random draws, how far it is, mean losses and throughput. Sums stay on the device; only
     `metrics` and states wait for it.
 
@@ -213,7 +213,7 @@ class Meter:
         raise Diverged(
             "the loss is not a finite number",
             where=f"{stage}, epoch {epoch}, step {self._from + first} of {self._total}",
-            fix=f"lower {stage}.lr, or use --compute.precision fp32",
+            hint=f"lower {stage}.lr, or use --compute.precision fp32",
         )
 
     def metrics(self, **more: float) -> dict[str, float]:

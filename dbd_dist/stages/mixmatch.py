@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dbd_dist import augment, optim
+from dbd_dist import optim
 from dbd_dist.config import MixMatchConfig, SplitConfig, WarmupConfig
+from dbd_dist.data import augment
+from dbd_dist.data.sampling import cycling_batches
 from dbd_dist.losses import probability_mse, sharpen, soft_cross_entropy
-from dbd_dist.models import Classifier
-from dbd_dist.sampling import cycling_batches
-from dbd_dist.stages.context import Context, EpochEnd, Meter, Position
-from dbd_dist.stages.recorded import Recorded
+from dbd_dist.models.resnet import Classifier
+from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
+from dbd_dist.stages.cuda_graph import CUDAGraphedStep
 from dbd_dist.stages.split import measure_losses, split
 
 
@@ -53,7 +54,7 @@ def fine_tune(
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "split": verdict}
 
     for epoch in range(start.epoch + 1, config.epochs + 1):
-        meter = Meter("mixmatch", epoch, config.epochs, context, state=state, start=start)
+        meter = EpochLoop("mixmatch", epoch, config.epochs, context, state=state, start=start)
         if meter.done == 0:  # else the state holds this epoch's
             verdict = renew(verdict, split_config, warmup, model, context, epoch)
         train_epoch(config, model, backward, optimizer, context, epoch, verdict["kept"], meter)
@@ -114,7 +115,7 @@ def make_backward(config: MixMatchConfig, model: Classifier, context: Context) -
         losses[0].backward()
         return losses
 
-    return Recorded(backward, model) if context.cuda_graphs else backward
+    return CUDAGraphedStep(backward, model) if context.cuda_graphs else backward
 
 
 def train_epoch(
@@ -125,7 +126,7 @@ def train_epoch(
     context: Context,
     epoch: int,
     kept: Tensor,
-    meter: Meter,
+    meter: EpochLoop,
 ) -> None:
     """`config.steps` steps on the labels of the `kept` (N,) images and on the others without theirs."""
     world, images = context.world, context.images

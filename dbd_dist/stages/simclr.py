@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dbd_dist import augment, optim
+from dbd_dist import optim
 from dbd_dist.config import SimCLRConfig
+from dbd_dist.data import augment
+from dbd_dist.data.sampling import epoch_batches
 from dbd_dist.losses import nt_xent
-from dbd_dist.models import ContrastiveModel
-from dbd_dist.sampling import epoch_batches
-from dbd_dist.stages.context import Context, EpochEnd, Meter, Position
+from dbd_dist.models.resnet import ContrastiveModel
+from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
 
 Network = Callable[[Tensor], Tensor]
 LossOf = Callable[[Tensor, Tensor], Tensor]
@@ -35,7 +36,7 @@ def pretrain(config: SimCLRConfig, model: ContrastiveModel, context: Context, re
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
     for epoch in range(start.epoch + 1, config.epochs + 1):
-        meter = Meter("simclr", epoch, config.epochs, context, state=state, start=start)
+        meter = EpochLoop("simclr", epoch, config.epochs, context, state=state, start=start)
         train_epoch(config, model, network, optimizer, context, epoch, meter)
         context.report(
             EpochEnd(
@@ -61,7 +62,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     context: Context,
     epoch: int,
-    meter: Meter,
+    meter: EpochLoop,
 ) -> None:
     """One pass over the images; `network` is `model`, wrapped for data parallelism."""
     world, images = context.world, context.images
@@ -126,7 +127,7 @@ def backward_in_chunks(
     loss = loss_of(*(torch.cat([leaf.chunk(2)[view] for leaf in leaves]) for view in range(2)))
     loss.backward()
     for i, (chunk, leaf) in enumerate(zip(chunks, leaves), start=1):
-        with nullcontext() if i == parts else context.world.accumulate(network):
+        with nullcontext() if i == parts else context.world.no_sync(network):
             with context.autocast():
                 again = network(chunk)
             again.backward(leaf.grad)

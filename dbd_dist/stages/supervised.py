@@ -6,11 +6,12 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from dbd_dist import augment, optim
+from dbd_dist import optim
 from dbd_dist.config import SupervisedConfig
-from dbd_dist.models import Classifier
-from dbd_dist.sampling import epoch_batches
-from dbd_dist.stages.context import Context, EpochEnd, Meter, Position
+from dbd_dist.data import augment
+from dbd_dist.data.sampling import epoch_batches
+from dbd_dist.models.resnet import Classifier
+from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
 
 
 def train(config: SupervisedConfig, model: Classifier, context: Context, resume: dict[str, Any] | None) -> None:
@@ -29,7 +30,7 @@ def train(config: SupervisedConfig, model: Classifier, context: Context, resume:
 
     for epoch in range(start.epoch + 1, config.epochs + 1):
         order = epoch_batches(len(images), config.batch, context.generator("supervised", epoch, "order"))
-        meter = Meter("supervised", epoch, config.epochs, context, state=state, start=start)
+        meter = EpochLoop("supervised", epoch, config.epochs, context, state=state, start=start)
         chosen = order[:, mine]
         here = chosen.to(world.device)  # once an epoch: a copy in a step would wait for the device
         network.train()

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dbd_dist import augment, optim
+from dbd_dist import optim
 from dbd_dist.config import WarmupConfig
+from dbd_dist.data import augment
+from dbd_dist.data.sampling import epoch_batches
 from dbd_dist.losses import symmetric_cross_entropy
-from dbd_dist.models import Classifier
-from dbd_dist.sampling import epoch_batches
-from dbd_dist.stages.context import Context, EpochEnd, Meter, Position
+from dbd_dist.models.resnet import Classifier
+from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
 
 
 def sample_losses(config: WarmupConfig, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def train_head(
 
     for epoch in range(start.epoch + 1, config.epochs + 1):
         order = epoch_batches(len(images), config.batch, context.generator("warmup", epoch, "order"))
-        meter = Meter("warmup", epoch, config.epochs, context, state=state, start=start)
+        meter = EpochLoop("warmup", epoch, config.epochs, context, state=state, start=start)
         chosen = order[meter.done :, mine]
         here = chosen.to(world.device)  # once an epoch: a copy in a step would wait for the device
         # the meter first: `zip` looks into what comes first once more, and so ends its last step

@@ -4,7 +4,7 @@ import pytest
 
 from cluster import check
 from cluster.check import Finding
-from cluster.errors import ClusterError
+from data_prep.errors import UserError
 
 
 def test_this_machine_is_fit(tmp_path, capsys):
@@ -92,6 +92,6 @@ def test_the_table_shows_a_remedy_only_where_one_is_needed():
 def test_no_cluster(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     start = time.monotonic()
-    with pytest.raises(ClusterError, match="no Ray cluster here"):
+    with pytest.raises(UserError, match="no Ray cluster here"):
         check.examine_cluster(str(tmp_path))
     assert time.monotonic() - start < 30  # nothing was started or waited for

@@ -109,7 +109,7 @@ def test_a_start_that_ray_ends_has_its_message(tmp_path, how, code, says):
     argv = [sys.executable, "-c", STARTER, str(tmp_path), how]
     done = subprocess.run(argv, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])  # all who hold it end
     assert done.returncode == code
-    assert [line.partition(". To do: ")[0] for line in done.stderr.splitlines()] == says
+    assert [line.partition(". Hint: ")[0] for line in done.stderr.splitlines()] == says
     assert ("the same command starts again" in done.stderr) == (how == "ended")
     assert list(tmp_path.iterdir()) == []
 

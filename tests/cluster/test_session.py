@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from cluster import session
-from cluster.errors import ClusterError
+from data_prep.errors import UserError
 
 
 def test_a_token_is_made_unless_the_user_has_one(tmp_path):
@@ -16,7 +16,7 @@ def test_a_token_is_made_unless_the_user_has_one(tmp_path):
     assert session.token_env({"RAY_AUTH_TOKEN": "t"}, path) == {"RAY_AUTH_MODE": "token"}
     assert session.token_env({"RAY_AUTH_TOKEN_PATH": "p"}, path) == {"RAY_AUTH_MODE": "token"}
     assert session.token_env({"RAY_AUTH_MODE": "disabled"}, path) == {}
-    with pytest.raises(ClusterError, match=r"'off'.*Allowed: token, disabled"):
+    with pytest.raises(UserError, match=r"'off'.*Expected: token, disabled"):
         session.token_env({"RAY_AUTH_MODE": "off"}, path)
 
 

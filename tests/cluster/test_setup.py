@@ -40,7 +40,7 @@ PYTHON = f'exec {sys.executable} "$@"'
 def test_other_pythons_are_refused(setup, version):
     done = setup(python3=f"echo {version}")
     assert done.returncode == 1
-    assert f"is Python {version}. Allowed: 3.11 to 3.13." in done.stderr
+    assert f"is Python {version}. Expected: 3.11 to 3.13." in done.stderr
 
 
 def test_without_root_and_sudo_it_says_what_to_install(setup):

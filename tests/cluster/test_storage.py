@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cluster import storage
-from cluster.errors import ClusterError
+from data_prep.errors import UserError
 
 
 def test_local_paths_become_absolute(tmp_path, monkeypatch):
@@ -25,13 +25,13 @@ def test_local_paths_become_absolute(tmp_path, monkeypatch):
     ],
 )
 def test_bad_paths(path, words):
-    with pytest.raises(ClusterError, match=words):
+    with pytest.raises(UserError, match=words):
         storage.resolve(path)
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "f").write_text("")
-    with pytest.raises(ClusterError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         storage.resolve(tmp_path / "f" / "runs")
 
 
@@ -44,7 +44,7 @@ def test_a_check_leaves_nothing(tmp_path):
 
 
 def test_not_writable():
-    with pytest.raises(ClusterError, match=r"cannot be written.*To do"):
+    with pytest.raises(UserError, match=r"cannot be written.*Hint"):
         storage.check_writable(storage.resolve("/proc/runs"))  # refused to root as well
 
 

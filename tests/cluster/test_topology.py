@@ -2,8 +2,8 @@ import pickle
 
 import pytest
 
-from cluster.errors import ClusterError
-from cluster.topology import Node, Topology, from_ray_nodes, interface_env, share
+from cluster.topology import Node, Topology, from_ray_nodes, interface_env, worker_resources
+from data_prep.errors import UserError
 
 
 def nodes(*sizes: tuple[int, int]) -> Topology:
@@ -27,13 +27,13 @@ def nodes(*sizes: tuple[int, int]) -> Topology:
     ],
 )
 def test_share(sizes, asked, got):
-    found = share(nodes(*sizes), **asked)
+    found = worker_resources(nodes(*sizes), **asked)
     assert (found.workers, found.cpus_per_worker, found.use_gpu) == got
 
 
 def test_share_is_what_ray_takes():
-    assert share(nodes((8, 2))).resources == {"CPU": 4.0, "GPU": 1.0}
-    assert share(nodes((8, 0))).resources == {"CPU": 8.0}
+    assert worker_resources(nodes((8, 2))).resources == {"CPU": 4.0, "GPU": 1.0}
+    assert worker_resources(nodes((8, 0))).resources == {"CPU": 8.0}
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_share_is_what_ray_takes():
     ],
 )
 def test_too_much_is_refused_in_numbers(sizes, asked, words):
-    with pytest.raises(ClusterError) as caught:
-        share(nodes(*sizes), **asked)
+    with pytest.raises(UserError) as caught:
+        worker_resources(nodes(*sizes), **asked)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -70,11 +70,11 @@ def test_interfaces_are_bound_by_exact_name():
         "GLOO_SOCKET_IFNAME": "ib0,ib1",
         "NCCL_SOCKET_IFNAME": "=ib0,ib1",
     }
-    with pytest.raises(ClusterError, match=r"'eth9'.*Allowed: eth0, lo"):
+    with pytest.raises(UserError, match=r"'eth9'.*Expected: eth0, lo"):
         interface_env("eth9", present=["lo", "eth0"])
     assert interface_env("lo")["GLOO_SOCKET_IFNAME"] == "lo"
 
 
 def test_error_survives_the_trip_from_a_worker():
-    error = pickle.loads(pickle.dumps(ClusterError("bad", where="w", allowed="a", fix="f")))
-    assert str(error) == "w: bad. Allowed: a. To do: f."
+    error = pickle.loads(pickle.dumps(UserError("bad", where="w", expected="a", hint="f")))
+    assert str(error) == "w: bad. Expected: a. Hint: f."

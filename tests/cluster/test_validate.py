@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cluster import validate
-from cluster.errors import ClusterError
+from data_prep.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(validate.MANIFESTS.glob("*.yaml"))
@@ -81,15 +81,15 @@ PLANTED = [
     ("gcp.yaml", ("provider", "project_id"), None, "provider.project_id: Is missing"),
     ("gcp.yaml", (*GPU, "node_config", "disks"), [], "boot"),
     ("gcp.yaml", (*GPU, "node_config", "disks", 0, "initializeParams", "diskSizeGb"), 10, "10 GiB of disk"),
-    ("kuberay-rayjob.yaml", ("apiVersion",), "ray.io/v1alpha1", "Allowed: ray.io/v1"),
-    ("kuberay-rayjob.yaml", ("kind",), "RayCluster", "Allowed: RayJob"),
+    ("kuberay-rayjob.yaml", ("apiVersion",), "ray.io/v1alpha1", "Expected: ray.io/v1"),
+    ("kuberay-rayjob.yaml", ("kind",), "RayCluster", "Expected: RayJob"),
     ("kuberay-rayjob.yaml", ("metadata", "name"), "DBD_train", "metadata.name"),
     ("kuberay-rayjob.yaml", ("spec", "entrypoint"), "python train.py", "does not run dbd"),
     ("kuberay-rayjob.yaml", ("spec", "shutdownAfterJobFinishes"), "yes", "is no bool"),
     ("kuberay-rayjob.yaml", ("spec", "ttlSecondAfterFinished"), 5, "'ttlSecondAfterFinished' is not known"),
     ("kuberay-rayjob.yaml", ("spec", "runtimeEnvYAML"), "a: [", "runtimeEnvYAML: Is not YAML"),
     ("kuberay-rayjob.yaml", (*SPEC, "rayVersion"), "2.40.0", "2.40.0 is not the version"),
-    ("kuberay-rayjob.yaml", (*SPEC, "authOptions", "mode"), "disabled", "Allowed: token"),
+    ("kuberay-rayjob.yaml", (*SPEC, "authOptions", "mode"), "disabled", "Expected: token"),
     ("kuberay-rayjob.yaml", (*SPEC, "headGroupSpec"), MISSING, "headGroupSpec: Is missing"),
     ("kuberay-rayjob.yaml", (*GROUP, "minReplicas"), 3, "minReplicas 3, replicas 2"),
     ("kuberay-rayjob.yaml", (*GROUP, "replicas"), 9, "maxReplicas 2"),
@@ -136,7 +136,7 @@ def test_not_a_manifest(text, words, tmp_path):
     path = tmp_path / "x.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ClusterError, match=words):
+    with pytest.raises(UserError, match=words):
         validate.validate(path)
 
 

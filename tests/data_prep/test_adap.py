@@ -95,4 +95,4 @@ def test_fields_out_of_range(make, where):
     with pytest.raises(UserError) as error:
         make()
     assert error.value.where == where
-    assert error.value.allowed
+    assert error.value.expected

@@ -92,9 +92,9 @@ def test_patterns_of_another_size_are_refused(attack, tmp_path):
     path = tmp_path / "logo.png"
     for size in ((50, 40), (16, 12), (32, 32)):
         Image.new("RGB", size).save(path)
-        with pytest.raises(UserError, match=rf"has {size[0]} x {size[1]} px.*Allowed: 16 x 16 px") as error:
+        with pytest.raises(UserError, match=rf"has {size[0]} x {size[1]} px.*Expected: 16 x 16 px") as error:
             attack(pattern=path).train_trigger(16)
-        assert "resize_pattern" in str(error.value.fix)
+        assert "resize_pattern" in str(error.value.hint)
 
 
 def test_patches_have_the_size_of_their_file(tmp_path, rng):

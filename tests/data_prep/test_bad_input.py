@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_prep.attacks import WaNet
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import open_dataset
 from data_prep.sources import Cifar10
 from dbd_dist.cli import main
 
@@ -67,7 +67,7 @@ def test_image_files(name, encode_image, make_image_folder, parquet_root, write_
     message = refused("imagefolder", "badnets", "--root", tmp_path / "images", *sizes)
     assert f"{tmp_path / 'images'}/test/bee/03.png: " in message
     assert says in message
-    assert "Allowed: a whole JPEG" in message
+    assert "Expected: a whole JPEG" in message
 
     good = encode_image(np.zeros((12, 12, 3), np.uint8))
     write_parquet(parquet_root / "test.parquet", [good] * 8 + [content], [0, 1, 2] * 3, ["disc", "ring", "star"])
@@ -81,7 +81,7 @@ def test_a_missing_image(parquet_root, write_parquet, encode_image, make_image_f
     write_parquet(parquet_root / "train.parquet", [good, None, good], [0, 1, 2], ["disc", "ring", "star"])
     message = refused("parquet", "--root", parquet_root)
     assert "train.parquet#1: there is no image" in message
-    assert "Allowed: the bytes of an image file" in message
+    assert "Expected: the bytes of an image file" in message
 
     make_image_folder(tmp_path / "images")
     (tmp_path / "images" / "train" / "ant" / "99.png").symlink_to("gone.png")
@@ -101,8 +101,8 @@ def test_images_of_other_sizes(parquet_root, write_parquet, encode_image, refuse
 
 
 def test_images_smaller_than_allowed(refused, parquet_root, tmp_path):
-    assert "image_px: images of 7 px. Allowed: 8 to 512" in refused("digits", "--image-px", "7")
-    assert "image_px: images of 0 px. Allowed: 1" in refused("parquet", "--root", parquet_root, "--image-px", "0")
+    assert "image_px: images of 7 px. Expected: 8 to 512" in refused("digits", "--image-px", "7")
+    assert "image_px: images of 0 px. Expected: 1" in refused("parquet", "--root", parquet_root, "--image-px", "0")
     message = refused("imagefolder", "--root", tmp_path, "--image-px", "300")
     assert "a crop of 300 px does not fit a shorter side of 256 px" in message
 
@@ -110,7 +110,7 @@ def test_images_smaller_than_allowed(refused, parquet_root, tmp_path):
 def test_images_larger_than_allowed(refused, parquet_root, tmp_path):
     for huge in ("100000", str(10**20)):
         assert "image_px: images of 1" in refused("digits", "--image-px", huge)
-        assert "Allowed: 1 to 8192" in refused("parquet", "--root", parquet_root, "--image-px", huge)
+        assert "Expected: 1 to 8192" in refused("parquet", "--root", parquet_root, "--image-px", huge)
         message = refused("imagefolder", "--root", tmp_path, "--image-px", huge, "--resize-px", huge)
         assert "resize_px" in message
         assert "at most 8192" in message
@@ -145,7 +145,7 @@ def test_damaged_tables_of_images(parquet_root, refused):
         path.write_bytes(content)
         message = refused("parquet", "--root", parquet_root)
         assert f"{path}: unreadable Parquet file" in message
-        assert "Allowed: a whole Parquet file" in message
+        assert "Expected: a whole Parquet file" in message
 
 
 # -------------------------------------------------------------------------------- classes
@@ -153,7 +153,7 @@ def test_damaged_tables_of_images(parquet_root, refused):
 
 def test_a_wrong_class_count(make_image_folder, parquet_root, write_parquet, encode_image, tmp_path, refused):
     make_image_folder(tmp_path / "one", classes=("ant",))
-    assert "one: 1 class only. Allowed: two or more classes" in refused("imagefolder", "--root", tmp_path / "one")
+    assert "one: 1 class only. Expected: two or more classes" in refused("imagefolder", "--root", tmp_path / "one")
 
     make_image_folder(tmp_path / "more")
     (tmp_path / "more" / "train" / "cow").mkdir()
@@ -163,7 +163,7 @@ def test_a_wrong_class_count(make_image_folder, parquet_root, write_parquet, enc
     good = encode_image(np.zeros((12, 12, 3), np.uint8))
     write_parquet(parquet_root / "train.parquet", [good] * 4, [0, 1, 2, 3], ["disc", "ring", "star"])
     message = refused("parquet", "--root", parquet_root)
-    assert "train row 3: label 3 is not a class. Allowed: 0 to 2, as there are 3 class names" in message
+    assert "train row 3: label 3 is not a class. Expected: 0 to 2, as there are 3 class names" in message
     write_parquet(parquet_root / "train.parquet", [good] * 3, [0, 1, 2], ["disc", "ring"])
     assert "class names differ from those before" in refused("parquet", "--root", parquet_root)
 
@@ -172,7 +172,7 @@ def test_a_wrong_class_count(make_image_folder, parquet_root, write_parquet, enc
 def test_a_target_that_is_no_class(target, refused):
     message = refused("digits", "badnets", "--target", str(target))
     assert "target" in message
-    assert "Allowed: 0" in message
+    assert "Expected: 0" in message
 
 
 def test_a_target_where_there_is_none(refused, make_image_folder, tmp_path, capsys):
@@ -198,10 +198,10 @@ def test_numbers_of_an_attack_without_one(flag, refused):
 @pytest.mark.parametrize(
     ("rate", "says"),
     [
-        ("0", "poisoning rate 0 is out of range. Allowed: a fraction strictly between 0 and 1. To do: for a data set"),
+        ("0", "poisoning rate 0 is out of range. Expected: a fraction strictly between 0 and 1. Hint: for a data set"),
         (
             "5",
-            "poisoning rate 5 is out of range. Allowed: a fraction strictly between 0 and 1. To do: for 5 % say 0.05",
+            "poisoning rate 5 is out of range. Expected: a fraction strictly between 0 and 1. Hint: for 5 % say 0.05",
         ),
         ("500", "poisoning rate 500 is out of range"),
         ("1", "out of range"),
@@ -209,8 +209,8 @@ def test_numbers_of_an_attack_without_one(flag, refused):
         ("nan", "out of range"),
         ("inf", "out of range"),
         ("0.9", "asks for 90 of 100 images, only 90"),
-        ("0.91", "asks for 91 of 100 images, only 90 can be poisoned. Allowed: at most 0.9"),
-        ("0.001", "of 100 images is no image at all. Allowed: at least 0.01"),
+        ("0.91", "asks for 91 of 100 images, only 90 can be poisoned. Expected: at most 0.9"),
+        ("0.001", "of 100 images is no image at all. Expected: at least 0.01"),
     ],
 )
 def test_poisoning_rates(rate, says, refused, tmp_path):
@@ -234,9 +234,9 @@ def test_rates_that_are_no_numbers(rate, tmp_path, capsys):
 
 def test_triggers_that_do_not_fit(refused, tmp_path):
     message = refused("digits", "badnets", "--patch-px", "17")
-    assert "patch_px: a patch of 17 px is larger than the image of 16 px. Allowed: 1 to 16" in message
+    assert "patch_px: a patch of 17 px is larger than the image of 16 px. Expected: 1 to 16" in message
     message = refused("digits", "badnets", "--row", "14", "--col", "0")
-    assert "a patch of 3 px at row 14, column 0 sticks out of the image of 16 px. Allowed: rows and columns" in message
+    assert "a patch of 3 px at row 14, column 0 sticks out of the image of 16 px. Expected: rows and columns" in message
     (tmp_path / "trigger.png").write_text("no image")
     assert "trigger.png: " in refused("digits", "badnets", "--pattern", tmp_path / "trigger.png")
     message = refused("digits", "blended", "--pattern", tmp_path / "gone.png")
@@ -245,12 +245,12 @@ def test_triggers_that_do_not_fit(refused, tmp_path):
     for content, says in ((b"", "the trigger image is empty"), (b"no image", "not an image that can be read")):
         (tmp_path / "trigger.png").write_bytes(content)
         message = refused("digits", "blended", "--pattern", tmp_path / "trigger.png")
-        assert f"trigger.png: {says}. Allowed: a whole JPEG" in message
+        assert f"trigger.png: {says}. Expected: a whole JPEG" in message
 
 
 def test_warps_that_do_not_fit(refused, make_image_folder, tmp_path):
     for grid in ("17", "100000", str(10**20)):
-        assert "px. Allowed: 2 to 16" in refused("digits", "wanet", "--grid", grid)
+        assert "px. Expected: 2 to 16" in refused("digits", "wanet", "--grid", grid)
     message = refused("digits", "wanet", "--strength", "1e308")
     assert "out of the image" in message
     assert "at most 4.06 for images of 16 px" in message
@@ -290,7 +290,7 @@ def test_sources_that_are_not_there(refused, tmp_path, monkeypatch):
 
     monkeypatch.setattr(CIFAR10, "download", fail)
     assert "Name or service not known" in refused("cifar10", "--root", nowhere)
-    assert f"{nowhere}: not an image folder. Allowed: ROOT/train" in refused("imagefolder", "--root", nowhere)
+    assert f"{nowhere}: not an image folder. Expected: ROOT/train" in refused("imagefolder", "--root", nowhere)
     assert f"{nowhere}: no such folder" in refused("parquet", "--root", nowhere)
     with pytest.raises(UserError):
         Cifar10(root=nowhere, download=False).open()
@@ -327,7 +327,7 @@ def test_numbers_below_what_makes_sense(refused):
     for flag, value in (("--seed", "-1"), ("--train-per-class", "0"), ("--subset-seed", "-1")):
         message = refused("digits", "badnets", flag, value)
         assert flag[2:].replace("-", "_") in message
-        assert "Allowed: " in message
+        assert "Expected: " in message
     assert "untrusted images are not poisoned" in refused("digits", "badnets", "--untrusted")
 
 

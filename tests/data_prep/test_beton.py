@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import beton
-from data_prep.beton import BetonStream, BetonWriter, check_beton, read_beton, write_beton
+from data_prep.beton import ffcv as beton
+from data_prep.beton.ffcv import BetonStream, BetonWriter, check_beton, read_beton, write_beton
 from data_prep.errors import UserError
 
 # Where things lie in a file of three fields: header, field descriptors, sample table; pixels; table of regions.
@@ -220,7 +220,7 @@ def test_an_abandoned_pass_does_not_abort_the_process(samples, tmp_path, run_pyt
     write_beton(tmp_path / "x.beton", *samples)
     done = run_python(
         "import numpy as np\n"
-        "from data_prep.beton import BetonStream\n"
+        "from data_prep.beton.ffcv import BetonStream\n"
         f"stream = BetonStream({str(tmp_path / 'x.beton')!r})\n"
         "reading = [stream.batches(np.arange(103), 2) for _ in range(4)]\n"
         "print(sum(int(next(r)[1].sum()) for r in reading))\n"
@@ -498,7 +498,7 @@ def test_a_killed_writer(tmp_path, run_python, files_below):
     before = set(shared.iterdir()) if shared.is_dir() else set()
     killed = run_python(
         "import os, signal, numpy as np\n"
-        "from data_prep.beton import BetonWriter\n"
+        "from data_prep.beton.ffcv import BetonWriter\n"
         f"writer = BetonWriter({str(tmp_path / 'x.beton')!r}, count=50, height_px=128, width_px=128)\n"
         "writer.write(np.zeros((45, 128, 128, 3), np.uint8), np.zeros(45, int))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -12,13 +12,13 @@ import pytest
 
 from data_prep.artefacts import ARRAYS_FILE, Artefact, fingerprint, read_artefact, write_artefact
 from data_prep.attacks import Adaptive, LabelConsistent, adaptive, checkerboard, label_consistent
-from data_prep.beton import read_beton
-from data_prep.encode import PrepareConfig, prepare
+from data_prep.beton.ffcv import read_beton
+from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError
-from data_prep.hashes import sha256_json
-from data_prep.poison import choose_poisoned
+from data_prep.io.hashes import sha256_json
+from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.plan import choose_poisoned
 from data_prep.sources import Digits
-from data_prep.truth import read_truth
 
 SOURCE = Digits(train_per_class=24, test_per_class=5)
 RATE = 0.05
@@ -205,7 +205,7 @@ def test_arrays_that_are_not_right(what, tmp_path, clean):
         "grey": {"images": images[..., :1]}, "pickle": {"index": np.array([{}, 1, 2, 3], dtype=object)},
     }[what]  # fmt: skip
     np.savez(path / ARRAYS_FILE, **arrays)  # type: ignore[arg-type]
-    from data_prep.hashes import sha256_file
+    from data_prep.io.hashes import sha256_file
 
     edit(path, seal=True, sha256=sha256_file(path / ARRAYS_FILE))
     with pytest.raises(UserError) as error:

@@ -13,15 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep import encode, threads
+from data_prep import pipeline as encode
+from data_prep import threads
 from data_prep.attacks import BadNets, Blended, NoAttack, badnets, blended, checkerboard
-from data_prep.beton import read_beton
-from data_prep.encode import PrepareConfig, prepare
+from data_prep.beton.ffcv import read_beton
+from data_prep.dataset.manifest import Dataset, open_dataset, read_manifest
+from data_prep.dataset.samples import read_origins, read_samples
+from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError
-from data_prep.manifest import Dataset, open_dataset, read_manifest
-from data_prep.samples import read_origins, read_samples
+from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import Digits, ImageFolder, Parquet
-from data_prep.truth import read_truth
 from dbd_dist.cli import main
 
 SOURCE = Digits(train_per_class=24, test_per_class=5)  # that of the fixture `digits`
@@ -227,7 +228,7 @@ def test_another_data_set_in_its_place_is_refused_or_replaced(config, tmp_path, 
     with pytest.raises(UserError, match="another data set is there: its seed is 0, not 1") as error:
         quietly(config, out=out, seed=1)
     assert error.value.where == out
-    assert "overwrite" in str(error.value.fix)
+    assert "overwrite" in str(error.value.hint)
     assert read_manifest(out) == first
     second = quietly(config, out=out, seed=1, overwrite=True)
     assert second.manifest.data_hash != first.data_hash
@@ -318,7 +319,7 @@ def test_too_little_room_is_told_before_any_work(config, monkeypatch, files_belo
     monkeypatch.setattr(encode.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="GiB are free") as error:
         quietly(config)
-    assert error.value.fix
+    assert error.value.hint
     assert files_below(config.datasets) == []
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import hashcache
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.hashes import sha256_file
-from data_prep.manifest import open_dataset
+from data_prep.io import hashcache
+from data_prep.io.hashes import sha256_file
 
 OLD_NS = time.time_ns() - 10**12
 

@@ -92,7 +92,7 @@ def test_bad_files_are_named_with_a_reason(encode_image, rng):
         with pytest.raises(UserError, match=says) as error:
             decode_image(data, where=f"folder/{name}")
         assert error.value.where == f"folder/{name}"
-        assert error.value.allowed
+        assert error.value.expected
 
 
 def test_missing_file(tmp_path):

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import beton
 from data_prep.attacks import BadNets
-from data_prep.beton import BetonStream, BetonWriter, check_beton, read_beton, write_beton
-from data_prep.encode import PrepareConfig, prepare
+from data_prep.beton import ffcv as beton
+from data_prep.beton.ffcv import BetonStream, BetonWriter, check_beton, read_beton, write_beton
+from data_prep.beton.jpeg import decode_jpeg, encode_jpeg
+from data_prep.dataset.manifest import open_dataset
+from data_prep.dataset.staging import stage
+from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError
-from data_prep.hashes import content_hash
-from data_prep.jpeg import decode_jpeg, encode_jpeg
-from data_prep.manifest import open_dataset
+from data_prep.io.hashes import content_hash
+from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import Digits, Parquet
-from data_prep.staging import stage
-from data_prep.truth import read_truth
 
 COUNT, HEIGHT, WIDTH = 103, 24, 40
 FIELD, FIELD_BYTES, SAMPLE_BYTES, REGION_BYTES = 24, 1041, 32, 24

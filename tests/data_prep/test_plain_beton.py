@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_prep import beton
-from data_prep.beton import BetonStream, check_beton, read_beton, write_beton
+from data_prep.beton import ffcv as beton
+from data_prep.beton.ffcv import BetonStream, check_beton, read_beton, write_beton
 from data_prep.errors import UserError
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import UserError
-from data_prep.poison import check_rate, check_target, choose_poisoned
+from data_prep.plan import check_rate, check_target, choose_poisoned
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from data_prep.attacks import AdapBlend, Attack, BadNets, Blended, Sig, WaNet
-from data_prep.beton import read_beton
-from data_prep.encode import PrepareConfig, prepare
+from data_prep.beton.ffcv import read_beton
+from data_prep.dataset.manifest import Dataset
+from data_prep.dataset.samples import read_samples
+from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError
-from data_prep.manifest import Dataset
-from data_prep.poison import choose_covers, choose_poisoned
-from data_prep.samples import read_samples
+from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.plan import choose_covers, choose_poisoned
 from data_prep.sources import Digits
-from data_prep.truth import read_truth
 
 SOURCE = Digits(train_per_class=24, test_per_class=5)
 
@@ -79,13 +79,13 @@ def test_all_to_all(attack, tmp_path):
     assert truth.poisoned.sum() == 12
     for true, label, hit in zip(truth.true_label, given, truth.poisoned):
         assert label == ((true + 1) % 10 if hit else true)
-    assert dataset.manifest.aims(np.array([0, 4, 9])).tolist() == [1, 5, 0]
+    assert dataset.manifest.attack_labels(np.array([0, 4, 9])).tolist() == [1, 5, 0]
 
 
 def test_aims_of_one_target(digits):
-    from data_prep.manifest import open_dataset
+    from data_prep.dataset.manifest import open_dataset
 
-    assert open_dataset(digits).manifest.aims(np.array([0, 3, 9])).tolist() == [3, 3, 3]
+    assert open_dataset(digits).manifest.attack_labels(np.array([0, 3, 9])).tolist() == [3, 3, 3]
 
 
 def test_covers_carry_a_trigger_and_keep_their_label(tmp_path):

@@ -76,7 +76,7 @@ def test_bad_options(options, where):
     with pytest.raises(UserError) as error:
         Digits(**options)
     assert error.value.where == where
-    assert error.value.allowed
+    assert error.value.expected
 
 
 def test_a_test_fraction_that_leaves_a_class_without_images():
@@ -170,7 +170,7 @@ def test_cifar10_missing_or_damaged_files(name, harm, cifar10, tmp_path, no_down
         with pytest.raises(UserError, match="CIFAR-10") as error:
             Cifar10(root=tmp_path, download=download).open()
         assert error.value.where == tmp_path
-        assert error.value.fix
+        assert error.value.hint
 
 
 # -------------------------------------------------------------------------------- image folder
@@ -435,7 +435,7 @@ def test_a_label_must_not_ask_for_all_memory(tmp_path, encode_image, write_parqu
         write_parquet(tmp_path / f"{split}.parquet", [image] * 3, [0, 1, 2**62])
     with pytest.raises(UserError, match="label 4611686018427387904") as error:
         Parquet(root=tmp_path).open()
-    assert error.value.allowed
+    assert error.value.expected
 
 
 def test_which_files_are_read(parquet_root):

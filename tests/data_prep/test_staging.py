@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import staging
+from data_prep.dataset import staging
+from data_prep.dataset.manifest import open_dataset
+from data_prep.dataset.staging import stage
 from data_prep.errors import UserError
-from data_prep.manifest import open_dataset
-from data_prep.staging import stage
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.dataset.samples import SplitSamples, read_origins, read_samples, write_samples
+from data_prep.dataset.truth import SplitTruth, read_truth, write_truth
 from data_prep.errors import UserError
-from data_prep.samples import SplitSamples, read_origins, read_samples, write_samples
-from data_prep.truth import SplitTruth, read_truth, write_truth
 
 
 @pytest.fixture

@@ -11,18 +11,18 @@ import pytest
 
 from data_prep.artefacts import write_artefact
 from data_prep.attacks import AdapBlend, NoAttack, WaNet
-from data_prep.beton import read_beton, write_beton
-from data_prep.encode import PrepareConfig, prepare
-from data_prep.hashes import content_hash, data_hash, sha256_json
-from data_prep.manifest import open_dataset, read_manifest, record_files
-from data_prep.samples import read_samples, write_samples
+from data_prep.beton.ffcv import read_beton, write_beton
+from data_prep.dataset.manifest import open_dataset, read_manifest, record_files
+from data_prep.dataset.samples import read_samples, write_samples
+from data_prep.dataset.truth import read_truth, write_truth
+from data_prep.dataset.verify import verify_dataset
+from data_prep.io.hashes import content_hash, data_hash, sha256_json
+from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import Digits
-from data_prep.truth import read_truth, write_truth
-from data_prep.verify import verify_dataset
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig
-from dbd_dist.models import Classifier
-from dbd_dist.runfolder import RunFolder
+from dbd_dist.models.resnet import Classifier
+from dbd_dist.runtime.run_folder import RunFolder
 
 CHECKS = ["manifest", "files", "tables", "labels", "images", "samples", "truth", "preview"]
 
@@ -174,7 +174,7 @@ def test_a_table_of_other_length(digits_copy, damaged):
     assert "samples.parquet: 239 samples, the manifest says 240" in damaged(digits_copy)
     write_samples(digits_copy, samples | {"train": type(samples["train"])(np.zeros(400, int), ["x"] * 400)})
     seal(digits_copy)
-    assert "the table has 450 rows. Allowed: at most 340" in damaged(digits_copy)
+    assert "the table has 450 rows. Expected: at most 340" in damaged(digits_copy)
     seal(digits_copy, counts={"train": 241, "test": 50, "test_triggered": 50})
     assert "train.beton: 240 samples, the manifest says 241" in damaged(digits_copy)
 

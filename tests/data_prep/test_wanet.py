@@ -98,12 +98,12 @@ def test_fields_out_of_range(fields, where):
     with pytest.raises(UserError) as error:
         WaNet(**fields)
     assert error.value.where == where
-    assert error.value.allowed
+    assert error.value.expected
 
 
 def test_a_warp_that_leaves_the_image():
     with pytest.raises(UserError, match="out of the image") as error:
         WaNet(strength=40.0).train_trigger(16)
-    assert error.value.allowed is not None
-    largest = float(error.value.allowed.split()[2])
+    assert error.value.expected is not None
+    largest = float(error.value.expected.split()[2])
     WaNet(strength=largest * 0.99).train_trigger(16)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from two_ranks import TwoRanks
 
-from dbd_dist.world import World
+from dbd_dist.distributed.world import World
 
 # the results of small networks are compared bit for bit; they may not depend on how work is spread over threads
 torch.set_num_threads(1)

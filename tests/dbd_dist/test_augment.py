@@ -14,9 +14,9 @@ import torchvision.transforms.v2.functional as F
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from dbd_dist import augment
-from dbd_dist.augment import AugmentConfig, Params
-from dbd_dist.augment.batched import apply_batched, make_plan
+from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig, Params
+from dbd_dist.data.augment.batched import apply_batched, make_plan
 
 STILL = replace(augment.none(), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # shows pixels in 0-1
 GREY_LEVEL = 1 / 255
@@ -172,7 +172,7 @@ def test_batched_parts_agree_with_the_whole(monkeypatch):
     images_BCHW = random_images(40, 32, 32)
     params = draw(config, images_BCHW)
     whole = batched(config, images_BCHW, params)
-    monkeypatch.setattr("dbd_dist.augment.batched._CHUNK_VALUES", 7 * 3 * 32 * 32)  # chunks of 7 images
+    monkeypatch.setattr("dbd_dist.data.augment.batched._CHUNK_VALUES", 7 * 3 * 32 * 32)  # chunks of 7 images
     torch.testing.assert_close(batched(config, images_BCHW, params), whole, atol=1e-5, rtol=0)
     torch.testing.assert_close(batched(config, images_BCHW[5:9], params[5:9]), whole[5:9], atol=1e-5, rtol=0)
 

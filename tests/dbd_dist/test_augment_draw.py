@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
-from dbd_dist import augment
-from dbd_dist.augment import AugmentConfig, Params
+from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig, Params
 
 COUNT = 20_000
 SPREAD = 5 * (0.25 / COUNT) ** 0.5  # five standard deviations of the share of a fair coin: 0.018
@@ -160,7 +160,7 @@ def test_wrong_settings_are_refused(wrong):
     name = next(iter(wrong))
     with pytest.raises(UserError, match=name) as caught:
         AugmentConfig(**wrong)
-    assert caught.value.allowed
+    assert caught.value.expected
 
 
 def test_images_too_small_are_refused():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.manifest import open_dataset
+from data_prep.dataset.manifest import open_dataset
 from dbd_dist.bench import floor, run, timing
 from dbd_dist.bench.row import Row, Setup, ratio, table
 from dbd_dist.cli import main

@@ -15,9 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.errors import UserError
-from dbd_dist import checkpoint
-from dbd_dist.checkpoint import Checkpoints, DamagedState, StageStore, load_state, on_cpu, patiently, save_state
-from dbd_dist.mirror import Mirror
+from dbd_dist.runtime import checkpoint
+from dbd_dist.runtime.checkpoint import (
+    Checkpoints,
+    DamagedState,
+    StageStore,
+    load_state,
+    on_cpu,
+    retry_on_oserror,
+    save_state,
+)
+from dbd_dist.runtime.mirror import Mirror
 
 STATE = {"stage": "simclr", "key": "k", "rows": [{"loss": 1.5}], "state": {"w": torch.arange(5.0), "epoch": 3}}
 
@@ -186,7 +194,7 @@ def test_storage_that_stays_full_ends_in_a_message_and_keeps_what_was_there(tmp_
 def test_a_full_device_is_an_error_of_the_storage(tmp_path):
     """The real thing: /dev/full takes nothing."""
     with pytest.raises(UserError, match="No space left"):
-        patiently(lambda: Path("/dev/full").write_bytes(b"x"), tmp_path, 0.0)
+        retry_on_oserror(lambda: Path("/dev/full").write_bytes(b"x"), tmp_path, 0.0)
 
 
 def test_the_writer_is_waited_for(tmp_path, monkeypatch):

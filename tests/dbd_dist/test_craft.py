@@ -19,24 +19,26 @@ import torch
 
 from cluster import session, topology
 from data_prep.artefacts import fingerprint, read_artefact
-from data_prep.beton import read_beton
-from data_prep.encode import PrepareConfig, prepare
+from data_prep.beton.ffcv import read_beton
+from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
-from data_prep.hashes import sha256_json
-from data_prep.manifest import Dataset, open_dataset
-from data_prep.poison import choose_poisoned
+from data_prep.io.hashes import sha256_json
+from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.plan import choose_poisoned
 from data_prep.sources import Digits
-from dbd_dist import augment, lock, seeds
-from dbd_dist.checkpoint import load_state
+from dbd_dist import seeds
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import adaptive, label_consistent, pgd
 from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
 from dbd_dist.craft.job import Job
 from dbd_dist.craft.trigger import Trigger, fixed_mask, stamp, stamp_quantised
-from dbd_dist.exported import read_exported
-from dbd_dist.models import Backbone, Classifier, seeded
-from dbd_dist.runfolder import RunFolder
+from dbd_dist.data import augment
+from dbd_dist.models.exported import read_exported
+from dbd_dist.models.resnet import Backbone, Classifier, seeded
+from dbd_dist.runtime import lock
+from dbd_dist.runtime.checkpoint import load_state
+from dbd_dist.runtime.run_folder import RunFolder
 
 PERTURB = LabelConsistentConfig(eps=12, step=4, steps=3, rate=0.05, seed=2)
 OPTIMISE = AdaptiveConfig(steps=6, batch=8, lr=0.3, alpha=0.3)
@@ -456,7 +458,7 @@ def test_an_artefact_of_the_command(attack, clean, run, images, place, capsys, r
 
     before = content(place)
     with monkeypatch.context() as patch:
-        patch.setattr("dbd_dist.local.craft_local", None)  # again: nothing is done
+        patch.setattr("dbd_dist.launch.local.craft_local", None)  # again: nothing is done
         assert main(["craft", *flags(attack, clean, run)]) == 0
     assert content(place) == before
     other = flags(attack, clean, run, "--seed", 1)
@@ -494,14 +496,14 @@ def test_an_artefact_that_another_command_makes_is_refused(clean, run, refused, 
 
 
 def test_no_room_for_an_artefact(clean, run, refused, monkeypatch):
-    monkeypatch.setattr("dbd_dist.space.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("dbd_dist.runtime.disk.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     message = refused(*flags("label-consistent", clean, run))
     assert "the artefact needs up to" in message
     assert "1 KiB are free" in message
 
 
 def test_networks_are_trained_where_none_is_given(clean, place, monkeypatch):
-    monkeypatch.setattr("dbd_dist.pipeline._threads", lambda world: 1)  # for the tests after this one too
+    monkeypatch.setattr("dbd_dist.runtime.runner._threads", lambda world: 1)  # for the tests after this one too
     for attack, more in (("label-consistent", ["--steps", "1"]), ("adaptive", ["--steps", "1", "--batch", "4"])):
         argv = [
             "craft",

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.attacks import BadNets
-from data_prep.beton import read_beton
-from data_prep.encode import PrepareConfig, prepare
+from data_prep.beton.ffcv import read_beton
+from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import Digits
-from dbd_dist import augment
-from dbd_dist.evaluate import Examiner
-from dbd_dist.world import World
+from dbd_dist.data import augment
+from dbd_dist.distributed.world import World
+from dbd_dist.evaluation.evaluator import Evaluator
 
 
 class Says(nn.Module):
@@ -47,7 +47,7 @@ def test_attack_success_is_counted_over_images_that_do_not_belong_to_the_aim(map
             hits += answer == aim
             kept += answer == true
     assert total == (72 if mapping == "all-to-one" else 80)
-    measured = Examiner(dataset, World(), augment.none(), bf16=False).measure(Says(np.concatenate([clean, triggered])))
+    measured = Evaluator(dataset, World(), augment.none(), bf16=False).measure(Says(np.concatenate([clean, triggered])))
     assert measured.asr == pytest.approx(hits / total)
     assert measured.robust_acc == pytest.approx(kept / total)
     assert measured.clean_acc == pytest.approx((clean == labels).mean())

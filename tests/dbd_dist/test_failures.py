@@ -16,7 +16,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from dbd_dist.cli import main
-from dbd_dist.failures import RunFailed, run_failed
+from dbd_dist.launch.failures import RunFailed, run_failed
 
 CONNECTION_LOST = (
     "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
@@ -115,7 +115,7 @@ CASES = {
         ["controller ended with ValueError: no such state"],
     ),
     "anything else": (RuntimeError("a\nb"), ["the run ended with RuntimeError: b"]),
-    "a sentence": ("raylet (pid 1) was ended by SIGKILL", ["raylet (pid 1) was ended by SIGKILL. To do:"]),
+    "a sentence": ("raylet (pid 1) was ended by SIGKILL", ["raylet (pid 1) was ended by SIGKILL. Hint:"]),
 }
 
 
@@ -140,7 +140,7 @@ def test_without_a_checkpoint_the_run_starts_again():
 
 def test_too_many_failures_are_counted_for_workers_alone():
     error = workers(rank0=health(died(CONNECTION_LOST)))
-    assert "; the workers had been started 4 times. To do:" in str(run_failed(error, where="x", tries=4))
+    assert "; the workers had been started 4 times. Hint:" in str(run_failed(error, where="x", tries=4))
     assert "4 times" not in str(run_failed(died(CONNECTION_LOST), where="x", tries=4))
     assert "times" not in str(run_failed(error, where="x", tries=1))
 
@@ -155,20 +155,20 @@ def test_the_message_survives_the_trip_between_processes():
     error = run_failed("the raylet ended", where="x", goes_on_from="warmup, epoch 1")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error)
-    assert (again.what, again.where, again.fix) == (error.what, error.where, error.fix)
+    assert (again.what, again.where, again.hint) == (error.what, error.where, error.hint)
 
 
 def test_the_command_says_it_once_and_exits_with_1(monkeypatch, capsys):
     def fail(argv):
-        raise RunFailed("the raylet ended", where="runs/mine", fix="the same command goes on")
+        raise RunFailed("the raylet ended", where="runs/mine", hint="the same command goes on")
 
     monkeypatch.setattr("dbd_dist.commands.train.main", fail)
     assert main(["train", "smoke"]) == 1
-    assert capsys.readouterr().err == "error: runs/mine: the raylet ended. To do: the same command goes on.\n"
+    assert capsys.readouterr().err == "error: runs/mine: the raylet ended. Hint: the same command goes on.\n"
     with pytest.raises(RunFailed):
         main(["train", "smoke", "--debug"])
 
 
 def test_the_command_needs_no_ray_for_it():
-    code = "import sys, dbd_dist.failures; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, dbd_dist.launch.failures; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -14,7 +14,7 @@ import torch
 
 from dbd_dist.bench import correctness, gpu_check
 from dbd_dist.config import TrainConfig, from_dict, to_dict
-from dbd_dist.local import run_local
+from dbd_dist.launch.local import run_local
 
 ABSENT = ("ray", "ffcv", "tyro", "tqdm", "sklearn", "matplotlib")
 
@@ -35,7 +35,7 @@ def test_a_run_without_ray_and_ffcv_is_the_run_with_them(smoke_config, tmp_path)
 import json
 from pathlib import Path
 from dbd_dist.config import TrainConfig, from_dict
-from dbd_dist.local import run_local
+from dbd_dist.launch.local import run_local
 config = from_dict(TrainConfig, json.loads({json.dumps(json.dumps(to_dict(config)))}))
 print(json.dumps(run_local(config, storage=Path({str(tmp_path / "without")!r}), name="run", quiet=True)))
 assert not any(sys.modules.get(name) for name in {ABSENT!r})
@@ -53,7 +53,7 @@ assert not any(sys.modules.get(name) for name in {ABSENT!r})
 def test_without_numba_a_cpu_augments_as_other_devices_do():
     code = """
 import torch
-from dbd_dist import augment
+from dbd_dist.data import augment
 images = torch.arange(4 * 3 * 16 * 16).view(4, 3, 16, 16).to(torch.uint8)
 params = augment.draw(augment.simclr(), 4, height=16, width=16, generator=torch.Generator().manual_seed(0))
 print(augment.apply(augment.simclr(), images, params).double().sum().item())

@@ -23,12 +23,13 @@ from typing import Any
 import pytest
 
 from cluster import session, topology
-from data_prep.hashes import sha256_file
-from dbd_dist import launch, watchdog
+from data_prep.io.hashes import sha256_file
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig, to_dict
-from dbd_dist.launch import run_ray
-from dbd_dist.report import format_results
+from dbd_dist.launch import ray_train as launch
+from dbd_dist.launch.ray_train import run_ray
+from dbd_dist.reporting import format_results
+from dbd_dist.runtime import watchdog
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -193,7 +194,7 @@ def test_a_worker_that_hangs_is_replaced(config, undisturbed, tmp_path, ray_here
 
 def test_workers_that_hang_every_time_are_one_message(described, tmp_path, ray_here, monkeypatch, capfd):
     """So little is not enough for anything, least of all to start."""
-    monkeypatch.setattr("dbd_dist.launch.RETRIES", 1)
+    monkeypatch.setattr("dbd_dist.launch.ray_train.RETRIES", 1)
     assert main(command(described, tmp_path, "--compute.stall-s", "0.3")) == watchdog.EXIT_CODE
     message = capfd.readouterr().err
     (line,) = (line for line in message.splitlines() if line.startswith("error: ") and "its workers hung" in line)
@@ -241,7 +242,7 @@ def test_signals_are_passed_on_to_those_who_heed_them_only(tmp_path, monkeypatch
     monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda *_, **__: SimpleNamespace(fit=None))
     monkeypatch.setattr(launch, "_wait_for", lambda fit: handlers.append(signal.getsignal(signal.SIGINT)))
     before = signal.getsignal(signal.SIGINT)
-    share = topology.Share(workers=1, cpus_per_worker=1, use_gpu=False)
+    share = topology.WorkerResources(workers=1, cpus_per_worker=1, use_gpu=False)
     launch._on_workers(
         print, {}, share, count=1, stoppable=stoppable, home=tmp_path, progress=tmp_path / "progress.json", quiet=True
     )
@@ -254,7 +255,7 @@ def test_signals_are_passed_on_to_those_who_heed_them_only(tmp_path, monkeypatch
 
 def test_a_mistake_that_a_worker_finds_is_one_message(described, tmp_path, ray_here, monkeypatch, capfd):
     failures = tmp_path / "failures"
-    monkeypatch.setattr("dbd_dist.launch.run_ray", partial(run_ray, callbacks=[note_failures(failures)]))
+    monkeypatch.setattr("dbd_dist.launch.ray_train.run_ray", partial(run_ray, callbacks=[note_failures(failures)]))
     assert main(command(described, tmp_path, "--simclr.lr", "1e30")) == 2
     out, message = capfd.readouterr()
     (line,) = (line for line in message.splitlines() if line.startswith("error: "))

@@ -10,17 +10,18 @@ import pytest
 import tiny
 import torch
 
-from data_prep import beton, plain_beton
 from data_prep.attacks import BadNets, NoAttack
-from data_prep.beton import read_beton
-from data_prep.encode import PrepareConfig, prepare
+from data_prep.beton import ffcv as beton
+from data_prep.beton import plain as plain_beton
+from data_prep.beton.ffcv import read_beton
+from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import Dataset, open_dataset
+from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import Digits
 from dbd_dist.craft.config import LabelConsistentConfig
 from dbd_dist.craft.job import check_data
-from dbd_dist.loaders import ResidentImages, StreamedImages, open_images
-from dbd_dist.sampling import epoch_batches
+from dbd_dist.data.loaders import ResidentImages, StreamedImages, open_images
+from dbd_dist.data.sampling import epoch_batches
 from dbd_dist.stages import simclr
 
 CPU = torch.device("cpu")

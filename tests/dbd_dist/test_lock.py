@@ -19,13 +19,14 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from dbd_dist import launch, lock
-from dbd_dist.local import run_local
+from dbd_dist.launch import ray_train as launch
+from dbd_dist.launch.local import run_local
+from dbd_dist.runtime import lock
 
 HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
-from dbd_dist import lock
+from dbd_dist.runtime import lock
 with lock.held(Path(sys.argv[1]), "the run"):
     {also}
     print("held", flush=True)
@@ -78,7 +79,7 @@ def test_a_second_process_is_told_who_holds_it(holder, tmp_path):
     error = caught.value
     assert error.where == str(path.parent)
     assert f"process {process.pid} on {socket.gethostname()} since 20" in error.what
-    assert "--name" in str(error.fix)
+    assert "--name" in str(error.hint)
     process.stdin.close()
     assert process.wait() == 0
     assert not (tmp_path / "run").exists()  # it made the folder, and nothing came into it

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from dbd_dist import logs
-from dbd_dist.local import run_local
-from dbd_dist.progress import ProgressFile
-from dbd_dist.runfolder import RunFolder, versions
-from dbd_dist.stopping import Stopped
+from dbd_dist.launch.local import run_local
+from dbd_dist.runtime import logs
+from dbd_dist.runtime.progress import ProgressFile
+from dbd_dist.runtime.run_folder import RunFolder, versions
+from dbd_dist.runtime.stopping import Stopped
 
 
 def read(folder: Path, name: str = "rank0") -> list[dict]:
@@ -27,7 +27,7 @@ def read(folder: Path, name: str = "rank0") -> list[dict]:
 
 def test_a_line_says_when_where_and_what(tmp_path):
     before = datetime.now(UTC).replace(microsecond=0)
-    with logs.written(tmp_path, run="mine", rank=2):
+    with logs.log_to(tmp_path, run="mine", rank=2):
         logs.in_stage("warmup")
         logs.event("checkpoint written", bytes=7, path=tmp_path)
         logs.event("stop requested", level=logging.WARNING, stage=None)
@@ -41,7 +41,7 @@ def test_a_line_says_when_where_and_what(tmp_path):
 
 
 def test_warnings_and_messages_of_torch_come_too(tmp_path):
-    with logs.written(tmp_path, run="mine", rank=0):
+    with logs.log_to(tmp_path, run="mine", rank=0):
         with pytest.warns(UserWarning, match="odd"):  # whoever shows warnings still does
             warnings.warn("odd", stacklevel=1)
         with warnings.catch_warnings():
@@ -54,7 +54,7 @@ def test_warnings_and_messages_of_torch_come_too(tmp_path):
 
 
 def test_a_failure_comes_with_its_traceback_and_goes_on(tmp_path):
-    with pytest.raises(ZeroDivisionError), logs.written(tmp_path, run="mine", rank=0):
+    with pytest.raises(ZeroDivisionError), logs.log_to(tmp_path, run="mine", rank=0):
         print(1 / 0)
     (row,) = read(tmp_path)
     assert (row["event"], row["level"], row["type"]) == ("failure", "error", "ZeroDivisionError")
@@ -63,7 +63,7 @@ def test_a_failure_comes_with_its_traceback_and_goes_on(tmp_path):
 
 
 def test_outside_of_a_log_nothing_is_written(tmp_path, capfd):
-    with logs.written(tmp_path, run="mine", rank=0):
+    with logs.log_to(tmp_path, run="mine", rank=0):
         pass
     logs.event("late", level=logging.ERROR)
     assert not (tmp_path / logs.FOLDER / "rank0.jsonl").exists()
@@ -74,9 +74,9 @@ def test_outside_of_a_log_nothing_is_written(tmp_path, capfd):
 SPEAK = """
 import logging, sys
 from pathlib import Path
-from dbd_dist import logs
-log = logging.getLogger("dbd_dist.checkpoint")
-with logs.written(Path(sys.argv[1]), run="mine", rank=0):
+from dbd_dist.runtime import logs
+log = logging.getLogger("dbd_dist.runtime.checkpoint")
+with logs.log_to(Path(sys.argv[1]), run="mine", rank=0):
     log.info("quiet", extra={"path": "here"})
     log.warning("trying %s", "again")
     logs.event("loud", level=logging.ERROR)
@@ -92,12 +92,12 @@ def test_warnings_of_our_modules_reach_the_terminal_too(tmp_path):
     assert [(row["event"], row["level"]) for row in rows] == [
         ("quiet", "info"), ("trying again", "warning"), ("loud", "error")
     ]  # fmt: skip
-    assert [row.get("logger") for row in rows] == ["dbd_dist.checkpoint"] * 2 + [None]
+    assert [row.get("logger") for row in rows] == ["dbd_dist.runtime.checkpoint"] * 2 + [None]
     assert rows[0]["path"] == "here"
 
 
 def test_a_stop_on_request_is_no_failure(tmp_path):
-    with pytest.raises(Stopped), logs.written(tmp_path, run="mine", rank=0):
+    with pytest.raises(Stopped), logs.log_to(tmp_path, run="mine", rank=0):
         raise Stopped("stopped after simclr, epoch 1", exit_code=143)
     (row,) = read(tmp_path)
     assert (row["event"], row["level"]) == ("stopped", "info")
@@ -105,7 +105,7 @@ def test_a_stop_on_request_is_no_failure(tmp_path):
 
 def test_a_log_stays_below_its_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(logs, "MAX_BYTES", 2000)
-    with logs.written(tmp_path, run="mine", rank=0):
+    with logs.log_to(tmp_path, run="mine", rank=0):
         for number in range(100):
             logs.event("again", number=number)
     files = sorted(p.name for p in (tmp_path / logs.FOLDER).iterdir())
@@ -115,11 +115,11 @@ def test_a_log_stays_below_its_bound(tmp_path, monkeypatch):
 
 
 def test_the_torn_line_of_a_kill_swallows_nothing(tmp_path):
-    with logs.written(tmp_path, run="mine", rank=0):
+    with logs.log_to(tmp_path, run="mine", rank=0):
         logs.event("one")
     with open(tmp_path / logs.FOLDER / "rank0.jsonl", "a") as file:
         file.write('{"time": "2')
-    with logs.written(tmp_path, run="mine", rank=0):
+    with logs.log_to(tmp_path, run="mine", rank=0):
         logs.event("two")
     first, torn, last = (tmp_path / logs.FOLDER / "rank0.jsonl").read_text().splitlines()
     assert [json.loads(first)["event"], torn, json.loads(last)["event"]] == ["one", '{"time": "2', "two"]
@@ -127,10 +127,10 @@ def test_the_torn_line_of_a_kill_swallows_nothing(tmp_path):
 
 def test_storage_that_cannot_be_written_ends_nothing(tmp_path, capfd):
     (tmp_path / logs.FOLDER).write_text("a file in the folder's place")
-    with logs.written(tmp_path, run="mine", rank=0):
+    with logs.log_to(tmp_path, run="mine", rank=0):
         logs.event("lost")
     (tmp_path / "later" / logs.FOLDER / "rank0.jsonl").mkdir(parents=True)  # opened at the first event
-    with logs.written(tmp_path / "later", run="mine", rank=0):
+    with logs.log_to(tmp_path / "later", run="mine", rank=0):
         logs.event("lost")
     assert capfd.readouterr() == ("", "")
 
@@ -182,7 +182,7 @@ def test_event_files_that_cannot_be_written_end_nothing(tmp_path):
     (tmp_path / "tensorboard").write_text("a file in the folder's place")
     folder = RunFolder(tmp_path)
     row = {"stage": "simclr", "epoch": 1, "epochs": 2, "loss": 1.0}
-    with logs.written(tmp_path, run="mine", rank=0):
+    with logs.log_to(tmp_path, run="mine", rank=0):
         folder.log(row)
         folder.log(row | {"epoch": 2})
     assert [r["epoch"] for r in folder.rows("simclr")] == [1, 2]

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from data_prep.errors import UserError
-from dbd_dist.models import Backbone, Classifier, ContrastiveModel, ModelConfig, seeded
+from dbd_dist.models.resnet import Backbone, Classifier, ContrastiveModel, ModelConfig, seeded
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -19,21 +19,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_prep.dataset.manifest import open_dataset
+from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError
-from data_prep.manifest import open_dataset
-from data_prep.truth import read_truth
-from dbd_dist import checkpoint, pipeline
-from dbd_dist.checkpoint import Checkpoints, load_state, patiently
 from dbd_dist.cli import main
 from dbd_dist.config import from_dict
-from dbd_dist.evaluate import Examiner, pooled_features
-from dbd_dist.loaders import ResidentImages
-from dbd_dist.local import run_local
-from dbd_dist.models import Classifier, ModelConfig
-from dbd_dist.progress import ProgressFile
-from dbd_dist.runfolder import RunFolder
-from dbd_dist.stopping import Stopped, StopRequest
-from dbd_dist.world import World
+from dbd_dist.data.loaders import ResidentImages
+from dbd_dist.distributed.world import World
+from dbd_dist.evaluation.evaluator import Evaluator, pooled_features
+from dbd_dist.launch.local import run_local
+from dbd_dist.models.resnet import Classifier, ModelConfig
+from dbd_dist.runtime import checkpoint
+from dbd_dist.runtime import runner as pipeline
+from dbd_dist.runtime.checkpoint import Checkpoints, load_state, retry_on_oserror
+from dbd_dist.runtime.progress import ProgressFile
+from dbd_dist.runtime.run_folder import RunFolder
+from dbd_dist.runtime.stopping import Stopped, StopRequest
 
 TIMES = {"time_s", "images_per_s"}
 RUN = "run"
@@ -159,7 +160,7 @@ def test_exported_model_gives_the_measured_accuracy(defended, digits, smoke_conf
     description = json.loads((defended / RUN / "model.json").read_text())
     model = Classifier(from_dict(ModelConfig, description["network"]), len(description["class_names"]))
     model.load_state_dict(load_file(str(defended / RUN / "model.safetensors")))
-    measured = Examiner(open_dataset(digits), World(), smoke_config.normalise, bf16=False).measure(model)
+    measured = Evaluator(open_dataset(digits), World(), smoke_config.normalise, bf16=False).measure(model)
     result = result_of(defended)
     assert (measured.clean_acc, measured.asr) == (result["clean_acc"], result["asr"])
 
@@ -201,7 +202,7 @@ class CrashAfter(Checkpoints):
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 6], ids=lambda k: "{}-{}".format(*EPOCHS[k - 1]))
 def test_crash_and_resume_equal_an_uninterrupted_run(k, defended, smoke_config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
+        patch.setattr("dbd_dist.runtime.runner.Checkpoints", CrashAfter)
         patch.setattr(CrashAfter, "saves_left", k)
         with pytest.raises(Crash):
             train(smoke_config, tmp_path)
@@ -226,7 +227,7 @@ def test_crash_and_resume_equal_an_uninterrupted_run(k, defended, smoke_config, 
 def test_crash_and_resume_without_defence(undefended, smoke_config, tmp_path, monkeypatch):
     config = replace(smoke_config, method="none")
     with monkeypatch.context() as patch:
-        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
+        patch.setattr("dbd_dist.runtime.runner.Checkpoints", CrashAfter)
         patch.setattr(CrashAfter, "saves_left", 1)
         with pytest.raises(Crash):
             train(config, tmp_path)
@@ -246,7 +247,7 @@ def test_another_seed_gives_other_numbers(defended, smoke_config, tmp_path):
 def test_crash_inside_an_epoch_loses_no_step_after_the_last_state(k, defended, smoke_config, tmp_path, monkeypatch):
     config = replace(smoke_config, compute=replace(smoke_config.compute, checkpoint_steps=1))
     with monkeypatch.context() as patch:
-        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
+        patch.setattr("dbd_dist.runtime.runner.Checkpoints", CrashAfter)
         patch.setattr(CrashAfter, "saves_left", k)
         with pytest.raises(Crash):
             train(config, tmp_path)
@@ -286,7 +287,9 @@ def test_a_signal_leaves_a_state_and_the_run_goes_on_from_it(
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(ProgressFile, "tick", kill)
-    monkeypatch.setattr("dbd_dist.stopping.Lookout.EVERY_S", 0.0)  # steps take milliseconds here: ask after each
+    monkeypatch.setattr(
+        "dbd_dist.runtime.stopping.StopPoller.EVERY_S", 0.0
+    )  # steps take milliseconds here: ask after each
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match=rf"stopped after {after[0]}, epoch {after[1]}") as caught:
         train(smoke_config, tmp_path)
@@ -326,7 +329,7 @@ def test_a_notice_gets_one_checkpoint_and_the_run_goes_on(defended, smoke_config
         save(self, state)
 
     monkeypatch.setattr(Checkpoints, "save", note)
-    monkeypatch.setattr("dbd_dist.stopping.Lookout.EVERY_S", 0.0)
+    monkeypatch.setattr("dbd_dist.runtime.stopping.StopPoller.EVERY_S", 0.0)
     folder = RunFolder(tmp_path / RUN)
     asked = 0
 
@@ -359,7 +362,7 @@ def test_event_files_hold_no_epoch_twice(defended, smoke_config, tmp_path, monke
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with monkeypatch.context() as patch:
-        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
+        patch.setattr("dbd_dist.runtime.runner.Checkpoints", CrashAfter)
         patch.setattr(CrashAfter, "saves_left", 3)
         with pytest.raises(Crash):
             train(smoke_config, tmp_path)
@@ -387,7 +390,9 @@ def test_storage_that_is_gone_for_a_while_changes_nothing(defended, smoke_config
         monkeypatch.setattr(f"dbd_dist.{module}.os", SimpleNamespace(**{**vars(os), "replace": flaky}))
     folder.mkdir()
     claim = RunFolder.claim
-    monkeypatch.setattr(RunFolder, "claim", lambda self, *args: patiently(lambda: claim(self, *args), folder, 30.0))
+    monkeypatch.setattr(
+        RunFolder, "claim", lambda self, *args: retry_on_oserror(lambda: claim(self, *args), folder, 30.0)
+    )
     assert numbers(train(config, tmp_path)) == numbers(result_of(defended))
     failed = {Path(target).name for target in calls}
     assert failed >= {"metrics.jsonl", "state.pt", "checkpoint_000005.pt", "model.safetensors", "model.json",
@@ -407,7 +412,7 @@ def test_no_memory_is_one_message(smoke_config, tmp_path, monkeypatch):
 
 def crash(config, storage: Path, k: int, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
+        patch.setattr("dbd_dist.runtime.runner.Checkpoints", CrashAfter)
         patch.setattr(CrashAfter, "saves_left", k)
         with pytest.raises(Crash):
             train(config, storage)
@@ -481,7 +486,7 @@ def test_a_mirror_out_of_reach_matters_only_to_a_run_that_needs_it(damaged, smok
 def test_a_mirror_brings_a_lost_run_back(defended, smoke_config, tmp_path, monkeypatch):
     config = replace(smoke_config, compute=replace(smoke_config.compute, mirror=(tmp_path / "far").as_uri()))
     with monkeypatch.context() as patch:
-        patch.setattr("dbd_dist.pipeline.Checkpoints", CrashAfter)
+        patch.setattr("dbd_dist.runtime.runner.Checkpoints", CrashAfter)
         patch.setattr(CrashAfter, "saves_left", 5)
         with pytest.raises(Crash):
             train(config, tmp_path / "lost")
@@ -607,7 +612,7 @@ def test_moved_data_and_more_threads_are_the_same_run(defended, smoke_config, di
 
 
 @pytest.mark.parametrize(
-    ("field", "change", "workers", "allowed"),
+    ("field", "change", "workers", "expected"),
     [
         ("simclr.batch", {"simclr": {"batch": 241}}, 1, "at most 240"),
         ("warmup.batch", {"warmup": {"batch": 512}}, 1, "at most 240"),
@@ -617,7 +622,7 @@ def test_moved_data_and_more_threads_are_the_same_run(defended, smoke_config, di
         ("mixmatch.batch", {"mixmatch": {"batch": 8}}, 8, "a multiple of 8, at least 16"),
     ],
 )
-def test_batches_that_do_not_fit(field, change, workers, allowed, smoke_config, digits):
+def test_batches_that_do_not_fit(field, change, workers, expected, smoke_config, digits):
     stages = {stage: replace(getattr(smoke_config, stage), **values) for stage, values in change.items()}
     # batches that every number of workers here shares, so that the one in question is the only fault
     config = replace(smoke_config, simclr=replace(smoke_config.simclr, batch=80), warmup=replace(
@@ -626,7 +631,7 @@ def test_batches_that_do_not_fit(field, change, workers, allowed, smoke_config, 
     with pytest.raises(UserError) as caught:
         pipeline.check(config, open_dataset(digits), workers)
     assert str(caught.value.where) == field
-    assert caught.value.allowed == allowed
+    assert caught.value.expected == expected
 
 
 def test_batches_of_stages_that_do_not_run_are_no_fault(smoke_config, digits):

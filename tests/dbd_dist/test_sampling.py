@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbd_dist import optim, seeds
-from dbd_dist.sampling import cycling_batches, epoch_batches, keep_lowest, rank_slice
+from dbd_dist.data.sampling import cycling_batches, epoch_batches, keep_lowest, rank_slice
 
 settings.register_profile("samples", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("samples")

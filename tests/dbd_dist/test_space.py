@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_prep import encode
-from data_prep.beton import file_bytes
+from data_prep import pipeline as encode
+from data_prep.beton.ffcv import file_bytes
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import open_dataset
-from dbd_dist import space
-from dbd_dist.checkpoint import Checkpoints
 from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
-from dbd_dist.local import run_local
-from dbd_dist.models import ModelConfig
+from dbd_dist.launch.local import run_local
+from dbd_dist.models.resnet import ModelConfig
+from dbd_dist.runtime import disk as space
+from dbd_dist.runtime.checkpoint import Checkpoints
 
 FACTOR = 4
 """The formula may say this much more than there is in the end: a third checkpoint while it is written, the margin,
@@ -78,7 +78,7 @@ def test_a_run_without_room_is_refused_before_anything(smoke_config, tmp_path, f
         run_local(smoke_config, storage=tmp_path, name="run", quiet=True)
     assert "are free" in caught.value.what
     assert caught.value.where == tmp_path
-    assert "--storage" in str(caught.value.fix)
+    assert "--storage" in str(caught.value.hint)
     assert list(tmp_path.iterdir()) == []
 
     full_disk(needed)

@@ -14,13 +14,15 @@ import tiny
 import torch
 from torch import Tensor, nn
 
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import open_dataset
-from dbd_dist import augment, optim
-from dbd_dist.loaders import ResidentImages, StreamedImages, copied_ahead
+from dbd_dist import optim
+from dbd_dist.data import augment
+from dbd_dist.data.loaders import ResidentImages, StreamedImages, copied_ahead
+from dbd_dist.distributed.world import World
 from dbd_dist.losses import nt_xent
-from dbd_dist.stages import mixmatch, recorded, simclr, supervised, warmup
-from dbd_dist.world import World
+from dbd_dist.stages import cuda_graph as recorded
+from dbd_dist.stages import mixmatch, simclr, supervised, warmup
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -203,13 +205,13 @@ def test_recorded_step_is_fed_and_leaves_nothing_behind(alone, monkeypatch):
     fake = FakeCuda()
     for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-    original = recorded.Recorded.__init__
+    original = recorded.CUDAGraphedStep.__init__
 
     def remember(step, *arguments):
         original(step, *arguments)
         fake.step = step
 
-    monkeypatch.setattr(recorded.Recorded, "__init__", remember)
+    monkeypatch.setattr(recorded.CUDAGraphedStep, "__init__", remember)
     found, rows = [], []
     for replay in (False, True):
         context = replace(tiny.make_context(alone, tiny.make_images()), cuda_graphs=replay)
@@ -229,7 +231,7 @@ STEPS = {
     mixmatch: ("train_epoch", "make_backward", "mixmatch_losses"),
     supervised: ("train",),
     warmup: ("train_head", "sample_losses"),
-    recorded: ("Recorded",),
+    recorded: ("CUDAGraphedStep",),
 }
 WAITS = {"item", "cpu", "numpy", "tolist", "synchronize", "nonzero", "to"}
 

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from dbd_dist import augment, seeds
-from dbd_dist.checkpoint import load_state, save_state
-from dbd_dist.loaders import ResidentImages
+from dbd_dist import seeds
+from dbd_dist.data import augment
+from dbd_dist.data.loaders import ResidentImages
+from dbd_dist.runtime.checkpoint import load_state, save_state
 from dbd_dist.stages import mixmatch, split, warmup
 from dbd_dist.stages.context import EpochEnd, StepEnd
 
@@ -489,7 +490,7 @@ def test_a_loss_that_is_not_finite_ends_a_stage(alone, stage):
     with pytest.raises(UserError) as caught:
         run(config, context, model)
     assert str(caught.value.where).startswith(f"{stage}, epoch 1, step 1 of ")
-    assert f"{stage}.lr" in str(caught.value.fix)
+    assert f"{stage}.lr" in str(caught.value.hint)
     assert ends == []  # nothing was reported, so no checkpoint was written
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from dbd_dist import logs, watchdog
 from dbd_dist.config import to_dict
+from dbd_dist.runtime import logs, watchdog
 
 LIMIT_S = 4.0
 
 SCRIPT = """
 import ctypes, json, os, sys, threading, time
 from pathlib import Path
-from dbd_dist import watchdog
+from dbd_dist.runtime import watchdog
 from dbd_dist.config import TrainConfig, from_dict
-from dbd_dist.local import run_local
+from dbd_dist.launch.local import run_local
 
 def wait_for_a_lock_that_nobody_frees():
     threading.Event().wait()
@@ -86,7 +86,7 @@ def events(folder: Path, rank: int = 0) -> list[dict]:
 HANG = """
 import sys, threading
 from pathlib import Path
-from dbd_dist import watchdog
+from dbd_dist.runtime import watchdog
 
 def wait_for_ever():
     threading.Event().wait()

@@ -8,7 +8,7 @@ import tiny
 import torch
 from torch import nn
 
-from dbd_dist.world import World
+from dbd_dist.distributed.world import World
 
 
 def test_collectives_of_two_ranks(two_ranks):

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_prep.manifest import open_dataset
-from dbd_dist import augment, seeds
+from data_prep.dataset.manifest import open_dataset
+from dbd_dist import seeds
 from dbd_dist.config import MixMatchConfig, SimCLRConfig, SplitConfig, SupervisedConfig, WarmupConfig
 from dbd_dist.craft import job as crafting
-from dbd_dist.evaluate import Examiner
-from dbd_dist.loaders import Images, ResidentImages
-from dbd_dist.models import Classifier, ContrastiveModel, ModelConfig, seeded
+from dbd_dist.data import augment
+from dbd_dist.data.loaders import Images, ResidentImages
+from dbd_dist.distributed.world import World
+from dbd_dist.evaluation.evaluator import Evaluator
+from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig, seeded
 from dbd_dist.stages import mixmatch, simclr, split, supervised, warmup
 from dbd_dist.stages.context import Context, EpochEnd
-from dbd_dist.world import World
 
 CLASSES = 4
 MODEL = ModelConfig(depths=(1, 1), widths=(8, 16), projection_dim=16)
@@ -178,7 +179,7 @@ def examine(world: World, folder: Path) -> list[Any]:
     """A random classifier on a prepared data set."""
     dataset = open_dataset(folder)
     model = seeded(lambda: Classifier(MODEL, dataset.manifest.num_classes), seeds.generator(3, "examine"))
-    measured = Examiner(dataset, world, augment.none(), bf16=False).measure(model)
+    measured = Evaluator(dataset, world, augment.none(), bf16=False).measure(model)
     return [measured.clean_acc, measured.per_class_acc, measured.asr, measured.robust_acc]
 
 

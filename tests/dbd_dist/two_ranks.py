@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from dbd_dist.world import World
+from dbd_dist.distributed.world import World
 
 SIZE = 2
 ANSWER_S = 60.0  # a rank that waits for the other one for ever must not hang the tests

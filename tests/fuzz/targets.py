@@ -1,6 +1,6 @@
 """What is fuzzed: each target makes its material once, then runs one case a seed.
 
-A case works, or is refused by UserError or ClusterError (through the command: exit code 2 and one message). Anything
+A case works, or is refused by UserError or UserError (through the command: exit code 2 and one message). Anything
 else, and anything half-written, is a failure.
 """
 
@@ -27,20 +27,19 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from cluster.check import Finding
-from cluster.errors import ClusterError
-from data_prep import hashcache
 from data_prep.artefacts import fingerprint, read_artefact, write_artefact
 from data_prep.attacks import BadNets, NoAttack
-from data_prep.beton import read_beton
-from data_prep.encode import PrepareConfig, prepare
+from data_prep.beton.ffcv import read_beton
+from data_prep.dataset.manifest import open_dataset, record_files
+from data_prep.dataset.samples import read_samples
+from data_prep.dataset.truth import read_truth
+from data_prep.dataset.verify import verify_dataset
 from data_prep.errors import UserError
-from data_prep.hashes import sha256_file, sha256_json
 from data_prep.images import Geometry, decode_image
-from data_prep.manifest import open_dataset, record_files
-from data_prep.samples import read_samples
+from data_prep.io import hashcache
+from data_prep.io.hashes import sha256_file, sha256_json
+from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import Digits
-from data_prep.truth import read_truth
-from data_prep.verify import verify_dataset
 from tests.fuzz.mutate import HOSTILE_TEXT, change_bytes, change_json, json_text
 
 WORKED, REFUSED = "worked", "refused"
@@ -137,9 +136,9 @@ class Material:
         import torch
 
         from dbd_dist.config import ComputeConfig
-        from dbd_dist.models import Classifier, ModelConfig
+        from dbd_dist.models.resnet import Classifier, ModelConfig
         from dbd_dist.presets import preset
-        from dbd_dist.runfolder import RunFolder
+        from dbd_dist.runtime.run_folder import RunFolder
 
         dataset = open_dataset(self.dataset)
         config = replace(preset("smoke").train, data=dataset.folder.resolve(), method="none")
@@ -190,7 +189,7 @@ def refused(work: Callable[[], object]) -> str:
     """WORKED, or REFUSED where it raised what it may."""
     try:
         work()
-    except (UserError, ClusterError) as error:
+    except UserError as error:
         text = str(error)
         if not text.isprintable():
             raise Broken(f"the message holds control characters: {text!r}") from error
@@ -332,8 +331,8 @@ def stubs() -> Iterator[None]:
     """Nothing trains, measures or starts Ray; what is checked before that is checked."""
     from unittest import mock
 
-    from dbd_dist import pipeline
-    from dbd_dist.local import prepare_folder
+    from dbd_dist.launch.local import prepare_folder
+    from dbd_dist.runtime import runner as pipeline
 
     def launch(config: Any, storage: Path, name: str, launcher: str, *, quiet: bool = False) -> None:
         _, dataset, _ = prepare_folder(config, storage, name)
@@ -352,7 +351,7 @@ def stubs() -> Iterator[None]:
             "tune_spaces.sweep.run_sweep": sweep,
             "dbd_dist.bench.run.run": mock.Mock(),
             "cluster.check.examine": mock.Mock(return_value=[Finding("machine", "ok", "not looked at")]),
-            "cluster.check.examine_cluster": mock.Mock(side_effect=ClusterError("not run")),
+            "cluster.check.examine_cluster": mock.Mock(side_effect=UserError("not run")),
             "torchvision.datasets.CIFAR10.download": mock.Mock(side_effect=OSError("no network")),
         }.items():
             stack.enter_context(mock.patch(name, stub))
@@ -477,7 +476,7 @@ def config(material: Material, rng: random.Random) -> str:
 def claimed(material: Material, rng: random.Random) -> str:
     """A run folder that is there already, and damaged."""
     from dbd_dist.config import TrainConfig, from_dict
-    from dbd_dist.runfolder import RunFolder
+    from dbd_dist.runtime.run_folder import RunFolder
 
     with material.place() as place:
         for name in ("run.json", "result.json"):
@@ -493,7 +492,7 @@ def claimed(material: Material, rng: random.Random) -> str:
 def exported(material: Material, rng: random.Random) -> str:
     import torch
 
-    from dbd_dist.exported import read_exported
+    from dbd_dist.models.exported import read_exported
 
     with material.place() as place:
         stem = rng.choice(["model", "backbone"])

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.hashes import sha256_json
-from data_prep.jsonfile import parse_json
-from data_prep.manifest import open_dataset
+from data_prep.io.hashes import sha256_json
+from data_prep.io.json import parse_json
 from tests.fuzz.driver import Child, Summary, child, fuzz
 from tests.fuzz.targets import TARGETS
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from data_prep.attacks import BadNets, NoAttack
-from data_prep.encode import PrepareConfig, prepare
-from data_prep.manifest import Dataset
+from data_prep.dataset.manifest import Dataset
+from data_prep.dataset.truth import read_truth
+from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import ImageFolder
-from data_prep.truth import read_truth
 
 CLASSES = ("<script>b", "disc", "moon\u202egnp", "star $x$")
 """In order; as a hostile owner could name them ("/" cannot be part of a folder's name)."""

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 
-from dbd_dist.report import embedding, figures, gallery
-from dbd_dist.report.runs import Split
+from dbd_dist.reporting import embedding, figures, gallery
+from dbd_dist.reporting.runs import Split
 
 LOSS = np.array([0.0, 1.0, 2.0, 3.0, 9.0, 10.0])
 KEPT = np.array([True, True, True, False, False, False])
@@ -79,8 +79,6 @@ def test_features_that_make_no_picture_give_a_reason():
 
 
 def test_import_is_light():
-    code = (
-        "import sys, dbd_dist.report as r; print([m for m in ('matplotlib', 'sklearn', 'torch') if m in sys.modules])"
-    )
+    code = "import sys, dbd_dist.reporting; print([m for m in ('matplotlib', 'sklearn', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.errors import UserError
 from dbd_dist import cli
-from dbd_dist.report import embedding, page, write_report
+from dbd_dist.reporting import embedding, page, write_report
 
 VOID = {"meta", "img", "br"}
 
@@ -124,8 +124,8 @@ def test_image_pixels_are_inlined_exactly(poisoned, make_run):
 
     from PIL import Image
 
-    from data_prep.beton import read_beton
-    from dbd_dist.report import gallery, runs
+    from data_prep.beton.ffcv import read_beton
+    from dbd_dist.reporting import gallery, runs
 
     run = runs.load_run(make_run(poisoned))
     assert run.split is not None

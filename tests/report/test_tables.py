@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dbd_dist.report import tables
+from dbd_dist.reporting import tables
 
 
 def result(**values):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dbd_dist.report.tables import aggregate
-from dbd_dist.report.verdict import verdicts
+from dbd_dist.reporting.conclusions import verdicts
+from dbd_dist.reporting.tables import aggregate
 
 
 def result(method, clean_acc, asr=None, seed=0, **more):

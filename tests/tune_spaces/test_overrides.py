@@ -62,7 +62,7 @@ def test_fields_that_do_not_exist(name):
     with pytest.raises(UserError, match="there is no such field") as caught:
         override(TrainConfig(), {name: 1})
     assert caught.value.where == name
-    assert "warmup" in str(caught.value.allowed)
+    assert "warmup" in str(caught.value.expected)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.manifest import open_dataset
-from dbd_dist import pipeline
 from dbd_dist.presets import preset
+from dbd_dist.runtime import runner as pipeline
 from tune_spaces.overrides import override
 from tune_spaces.spaces import SPACES, Space, space
 

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import session
-from data_prep.hashes import sha256_file
-from data_prep.manifest import open_dataset
-from dbd_dist import lock
+from data_prep.dataset.manifest import open_dataset
+from data_prep.io.hashes import sha256_file
 from dbd_dist.cli import main
 from dbd_dist.presets import preset
-from dbd_dist.space import of_run
+from dbd_dist.runtime import lock
+from dbd_dist.runtime.disk import of_run
 from tune_spaces.spaces import SMOKE, space
 
 GRID = {"split.keep": (0.5,), "warmup.sce_alpha": (0.1, 1.0), "warmup.sce_beta": (1.0,)}
@@ -115,7 +115,7 @@ def test_names_that_are_empty_or_leave_the_storage(refused, name):
 def test_a_point_that_does_not_fit_the_data(refused, digits, smoke_config, monkeypatch):
     wide = replace(smoke_config, mixmatch=replace(smoke_config.mixmatch, batch=64))
     smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.command.find_preset", lambda name: replace(smoke, train=wide))
+    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: replace(smoke, train=wide))
     message = refused("filter", "--smoke", "--data", str(digits))
     assert "mixmatch.batch" in message
     assert "at most 48" in message  # at split.keep = 0.2, the first point
@@ -127,7 +127,7 @@ def test_another_space_in_the_same_folder(refused, digits, smoke_config, monkeyp
     grid = {field: list(values) for field, values in space("sce", smoke=True).grid.items()}
     (folder / "grid.json").write_text(json.dumps(grid))
     smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.command.find_preset", lambda name: replace(smoke, train=smoke_config))
+    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: replace(smoke, train=smoke_config))
     message = refused("filter", "--smoke", "--data", str(digits), "--name", "mine")
     assert "another grid" in message
     assert str(folder) in message
@@ -135,7 +135,7 @@ def test_another_space_in_the_same_folder(refused, digits, smoke_config, monkeyp
 
 def test_a_sweep_that_another_command_runs(refused, digits, smoke_config, monkeypatch, tmp_path):
     smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.command.find_preset", lambda name: replace(smoke, train=smoke_config))
+    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: replace(smoke, train=smoke_config))
     folder = tmp_path / "runs" / "mine"
     with lock.held(folder / lock.FILE, str(folder)):
         message = refused("sce", "--smoke", "--data", str(digits), "--name", "mine")
@@ -145,8 +145,8 @@ def test_a_sweep_that_another_command_runs(refused, digits, smoke_config, monkey
 
 def test_no_room_for_all_trials(refused, digits, smoke_config, monkeypatch):
     smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.command.find_preset", lambda name: replace(smoke, train=smoke_config))
+    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: replace(smoke, train=smoke_config))
     one = of_run(smoke_config, open_dataset(digits)).total
-    monkeypatch.setattr("dbd_dist.space.shutil.disk_usage", lambda path: SimpleNamespace(free=7 * one))
+    monkeypatch.setattr("dbd_dist.runtime.disk.shutil.disk_usage", lambda path: SimpleNamespace(free=7 * one))
     message = refused("sce", "--smoke", "--data", str(digits), "--name", "mine")  # eight trials
     assert "the sweep mine needs up to" in message

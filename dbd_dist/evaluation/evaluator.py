@@ -1,0 +1,121 @@
+"""Measuring a model and a split against the truth. Training code cannot import this module; only results flow out
+of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.beton.ffcv import read_beton
+from data_prep.dataset.manifest import Dataset
+from data_prep.dataset.truth import FILE as TRUTH_FILE
+from data_prep.dataset.truth import read_truth
+from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
+from dbd_dist.data.sampling import rank_slice
+from dbd_dist.distributed.world import World
+from dbd_dist.runtime.watchdog import beat
+
+FORWARD_BATCH = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """How a model does on the test images; shares in 0-1.
+
+    ``asr`` (attack success rate) and ``robust_acc`` are taken over the triggered test images of the classes other
+    than the target (all of them where every class aims at the next): the share that is called what the attacker wants,
+    and the share that is still called what it is. None without an attack.
+    """
+
+    clean_acc: float
+    per_class_acc: list[float]
+    asr: float | None
+    robust_acc: float | None
+
+
+class Evaluator:
+    """Holds the test images and the truth of one data set, and examines models with them. Every rank takes part."""
+
+    def __init__(self, dataset: Dataset, world: World, normalise: AugmentConfig, *, bf16: bool):
+        self._world, self._normalise, self._bf16 = world, normalise, bf16
+        manifest = dataset.manifest
+        self._classes = manifest.num_classes
+        self._manifest = manifest
+        self._clean = self._read(dataset, "test")
+        self._triggered = None if dataset.test_triggered is None else self._read(dataset, "test_triggered")
+        self._poisoned = None
+        if TRUTH_FILE in manifest.files:
+            self._poisoned = torch.from_numpy(
+                read_truth(dataset.folder, sum(dataset.manifest.counts.values()))["train"].poisoned.copy()
+            )
+
+    def _read(self, dataset: Dataset, split: str) -> tuple[Tensor, Tensor]:
+        manifest, world = dataset.manifest, self._world
+        images, labels, _ = read_beton(
+            getattr(dataset, split), expect_count=manifest.counts[split], expect_px=manifest.image_px
+        )
+        mine = rank_slice(len(labels), world.rank, world.size)
+        return torch.from_numpy(images[mine]).to(world.device), torch.from_numpy(labels[mine]).to(world.device)
+
+    @torch.no_grad()
+    def _predict(self, model: nn.Module, images_NHWC: Tensor) -> Tensor:
+        predictions = []
+        for chunk in images_NHWC.split(FORWARD_BATCH):
+            beat()
+            with torch.autocast(chunk.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+                logits = model(augment.normalise(self._normalise, chunk.permute(0, 3, 1, 2)))
+            predictions.append(logits.argmax(dim=1))
+        return torch.cat(predictions) if predictions else torch.empty(0, dtype=torch.int64)
+
+    def measure(self, model: nn.Module) -> EvalResult:
+        """Examine `model` (images -> logits); it is left in the mode that it came in."""
+        was_training = model.training
+        model.eval()
+        images, labels = self._clean
+        right = torch.bincount(labels[self._predict(model, images) == labels], minlength=self._classes)
+        of = torch.bincount(labels, minlength=self._classes)
+        counts = self._world.sum(torch.stack([right, of]).double())
+        asr = robust = None
+        if self._triggered is not None:
+            images, labels = self._triggered
+            attack_labels = self._manifest.attack_labels(labels)
+            others = labels != attack_labels
+            predictions = self._predict(model, images)[others]
+            hits = torch.stack(
+                [(predictions == attack_labels[others]).sum(), (predictions == labels[others]).sum(), others.sum()]
+            )
+            success, correct, total = self._world.sum(hits.double()).tolist()
+            asr, robust = success / total, correct / total
+        model.train(was_training)
+        right, of = counts.tolist()
+        return EvalResult(
+            clean_acc=sum(right) / sum(of),
+            per_class_acc=[r / n if n else 0.0 for r, n in zip(right, of, strict=True)],
+            asr=asr,
+            robust_acc=robust,
+        )
+
+    def count_kept(self, kept_N: Tensor) -> dict[str, int | None]:
+        """How many samples a split kept, and how many poisoned ones among them (None where the truth is not known)."""
+        if self._poisoned is None:
+            return {"kept": int(kept_N.sum()), "kept_poisoned": None, "poisoned": None}
+        return {
+            "kept": int(kept_N.sum()),
+            "kept_poisoned": int((kept_N & self._poisoned).sum()),
+            "poisoned": int(self._poisoned.sum()),
+        }
+
+
+@torch.no_grad()
+def pooled_features(backbone: nn.Module, images_BCHW: Tensor, normalise: AugmentConfig) -> Tensor:
+    """Penultimate features of un-augmented images: float32 (n, feature_dim) on the CPU; rank 0 alone may ask for
+    them."""
+    was_training = backbone.training
+    backbone.eval()
+    chunks = images_BCHW.split(FORWARD_BATCH)
+    features = torch.cat([backbone(augment.normalise(normalise, chunk)).float().cpu() for chunk in chunks])
+    backbone.train(was_training)
+    return features

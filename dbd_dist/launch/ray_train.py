@@ -1,0 +1,299 @@
+"""Starting a run, or the making of an artefact, on Ray Train workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster import session, topology
+from data_prep.dataset.manifest import Dataset
+from data_prep.errors import UserError
+from dbd_dist.config import TrainConfig, to_dict
+from dbd_dist.craft.job import Job
+from dbd_dist.launch.failures import RunFailed, run_failed
+from dbd_dist.launch.local import prepare_folder
+from dbd_dist.runtime import disk as space
+from dbd_dist.runtime import lock, stopping, watchdog
+from dbd_dist.runtime import runner as pipeline
+from dbd_dist.runtime.progress import Display, Follower
+from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder
+from dbd_dist.runtime.stopping import StopRequest
+
+WORKER_ENV = {
+    # the defaults of Ray Train poll once a second and more; short epochs would wait for them
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+}
+ALONE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""For a Ray of this machine's own, whose only node nobody takes away; watching costs seconds at the start."""
+RETRIES = 3
+"""How often workers are started again after one has ended."""
+LOOK_S = 0.3
+"""Between looks at whether Ray is still there."""
+
+
+def run_ray(
+    config: TrainConfig,
+    *,
+    storage: Path,
+    name: str,
+    quiet: bool = False,
+    cpus_per_worker: float | None = None,
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any] | None:
+    """Run on Ray Train workers: on the cluster that this process belongs to, else on a Ray of this machine's own.
+
+    Args:
+        callbacks: for Ray Train's RunConfig.
+        cpus_per_worker: what to ask of Ray for each worker, where not an equal share of all there is.
+
+    Raises:
+        UserError, UserError: the run cannot start, or ended for a reason that its user can mend.
+        Stopped: it was asked to.
+        StalledError: its workers hung, time and again.
+        RunFailed: it ended for another reason.
+    """
+    folder, dataset, stages = prepare_folder(config, storage, name)
+    done = _finished(folder, config, dataset)
+    if done is not None:
+        return done
+    if session.cluster_address(os.environ) is None:  # both checks before the seconds that Ray takes to start
+        here, fewest = topology.this_machine(), config.compute.min_workers
+        _worker_resources(config.compute.workers, config.compute.device, here, "compute.workers", fewest)
+    if config.compute.workers is not None:
+        for count in range(config.compute.min_workers or config.compute.workers, config.compute.workers + 1):
+            pipeline.check(config, dataset, count)
+
+    space.check_run(config, dataset, folder.path)
+    with lock.held(folder.path / lock.FILE, str(folder.path)):
+        known = watchdog.stacks(folder.path)
+        failure = _train(config, dataset, folder, stages, name, quiet, cpus_per_worker, callbacks)
+    if failure is not None:  # told when Ray is gone: only then nobody goes on
+        stalled = watchdog.stalled(folder.path, known, died=str(failure))
+        if stalled is not None:
+            raise stalled from _exception(failure)
+        raise _failed(failure, folder.path, folder.last_checkpoint())
+    return folder.result()
+
+
+def _train(
+    config: TrainConfig,
+    dataset: Dataset,
+    folder: RunFolder,
+    stages: Path,
+    name: str,
+    quiet: bool,
+    cpus_per_worker: float | None,
+    callbacks: Sequence[Any],
+) -> BaseException | str | None:
+    _set_environment()
+    with session.connect(runtime_env=None):
+        from dbd_dist.launch.worker import RetryLog, train_loop
+
+        fewest = config.compute.min_workers
+        resources = _worker_resources(
+            config.compute.workers, config.compute.device, topology.from_ray(), "compute.workers", fewest
+        )
+        most = resources.workers if fewest is None else config.compute.workers or resources.workers
+        config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, workers=most))
+        for count in range(fewest or most, most + 1):
+            pipeline.check(config, dataset, count)
+        folder.claim(config, dataset)
+        return _on_workers(
+            train_loop,
+            {
+                "config": {**to_dict(config)},
+                "name": name,
+                "data": str(dataset.folder.resolve()),
+                "folder": str(folder.path),
+                "stages": str(stages),
+            },
+            resources,
+            count=most if fewest is None else (fewest, most),
+            stoppable=True,
+            home=folder.path,
+            progress=folder.progress,
+            quiet=quiet,
+            cpus_per_worker=cpus_per_worker,
+            callbacks=[RetryLog(folder.path, name), *callbacks],
+            timeout_s=watchdog.collective_timeout_s(config.compute.stall_s),
+        )
+
+
+def _finished(folder: RunFolder, config: TrainConfig, dataset: Dataset) -> dict[str, Any] | None:
+    """The result of an earlier run of the same configuration in this folder."""
+    if folder.result() is None:
+        return None
+    folder.claim(config, dataset)
+    folder.tidy()
+    print(f"{folder.path} is finished; its result stands.", file=sys.stderr)
+    return folder.result()
+
+
+def craft_ray(job: Job, *, workers: int | None, device: Literal["auto", "cpu", "cuda"], quiet: bool = False) -> None:
+    """Do the work of an artefact on Ray Train workers; see `run_ray` for where they are.
+
+    Raises:
+        UserError, UserError, RunFailed: as `run_ray`.
+    """
+    if session.cluster_address(os.environ) is None:
+        job.check(_worker_resources(workers, device, topology.this_machine(), "--workers").workers)
+    _set_environment()
+    with session.connect(runtime_env=None):
+        from dbd_dist.launch.worker import craft_loop
+
+        resources = _worker_resources(workers, device, topology.from_ray(), "--workers")
+        job.check(resources.workers)
+        failure = _on_workers(
+            craft_loop,
+            job.to_dict(),
+            resources,
+            count=resources.workers,
+            home=job.work,
+            progress=job.progress,
+            quiet=quiet,
+        )
+    if failure is not None:
+        raise _failed(failure, job.work, "the last finished part")
+
+
+def _set_environment() -> None:
+    alone = {} if session.cluster_address(os.environ) else ALONE_ENV
+    os.environ.update({k: v for k, v in (WORKER_ENV | alone).items() if k not in os.environ})
+
+
+def _on_workers(
+    loop: Callable[[dict[str, Any]], None],
+    arguments: dict[str, Any],
+    resources: topology.WorkerResources,
+    *,
+    count: int | tuple[int, int],
+    stoppable: bool = False,
+    home: Path,
+    progress: Path,
+    quiet: bool,
+    cpus_per_worker: float | None = None,
+    callbacks: Sequence[Any] = (),
+    timeout_s: float = watchdog.collective_timeout_s(0),
+) -> BaseException | str | None:
+    """Run `loop(arguments)` on workers of a share's size, and wait for all of them.
+
+    Args:
+        loop: leaves an ERROR_FILE in `home` for what its user can mend (see `worker.forward_user_errors`).
+        count: workers; or how many at least and at most.
+        stoppable: whether `loop` heeds requests to stop: SIGINT and SIGTERM are then passed on to it through a file in
+            `home` (see `stopping`), and else end this process as usual.
+        progress: the file to show meanwhile.
+        timeout_s: how long a collective waits for the other workers.
+
+    Returns:
+        What ended them before their end, if something did.
+
+    Raises:
+        UserError: the one that a worker left; Stopped among them.
+    """
+    import ray.exceptions
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    error_file, request = home / ERROR_FILE, StopRequest(home / stopping.FILE)
+    error_file.unlink(missing_ok=True)
+    request.clear()
+    cpus = resources.cpus_per_worker if cpus_per_worker is None else cpus_per_worker
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=arguments,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=count,
+            use_gpu=resources.use_gpu,
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if resources.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=RAY_FOLDER,
+            storage_path=str(home),
+            failure_config=ray.train.FailureConfig(max_failures=RETRIES),
+            callbacks=list(callbacks),
+        ),
+        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(timeout_s)),
+    )
+    failure: BaseException | str | None = None
+    try:
+        shown = nullcontext() if quiet else Follower(progress, Display())
+        with shown, stopping.signals(request.leave) if stoppable else nullcontext():
+            failure = _wait_for(trainer.fit)
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        failure = error
+    finally:
+        request.clear()
+        shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)
+    if error_file.exists():
+        fields = json.loads(error_file.read_text())
+        error_file.unlink()
+        progress.unlink(missing_ok=True)
+        what, where, hint = fields["what"], fields["where"], fields["hint"]
+        if "exit_code" in fields:
+            raise stopping.Stopped(what, where=where, hint=hint, exit_code=fields["exit_code"])
+        raise UserError(what, where=where, expected=fields["expected"], hint=hint) from _exception(failure)
+    if failure is not None:
+        progress.unlink(missing_ok=True)
+    return failure
+
+
+def _exception(failure: BaseException | str | None) -> BaseException | None:
+    return failure if isinstance(failure, BaseException) else None
+
+
+def _failed(failure: BaseException | str, where: Path, goes_on_from: str | None) -> RunFailed:
+    failed = run_failed(failure, where=where, goes_on_from=goes_on_from, tries=RETRIES + 1)
+    failed.__cause__ = _exception(failure)  # --debug shows it
+    return failed
+
+
+def _wait_for(fit: Callable[[], object]) -> str | None:
+    """Call `fit` and wait for it while Ray is there; returns what Ray has lost where it is not.
+
+    In a thread of its own: in the main one Ray Train takes Ctrl-C as an order to abort; and where Ray has ended, `fit`
+    never returns, and some seconds later Ray ends this process. Such threads are not waited for at the end.
+
+    Raises:
+        What `fit` raises.
+    """
+    ended: list[BaseException | None] = []
+
+    def body() -> None:
+        try:
+            fit()
+            ended.append(None)
+        except BaseException as error:  # also SystemExit, which Ray raises in those who wait when it is shut down
+            ended.append(error)
+
+    thread = threading.Thread(target=body, name="fit", daemon=True)
+    watch = session.Watch()
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK_S)
+        lost = watch.lost()
+        if lost is not None and thread.is_alive():
+            return lost
+    (error,) = ended
+    if error is not None:
+        raise error
+    return None
+
+
+def _worker_resources(
+    workers: int | None, device: str, machine: topology.Topology, where: str, fewest: int | None = None
+) -> topology.WorkerResources:
+    """The share of `workers`, or of as many as there is room for, down to `fewest`."""
+    use_gpu = {"auto": None, "cpu": False, "cuda": True}[device]
+    for count in range(workers or 0, fewest or workers or 0, -1):
+        with suppress(UserError):
+            return topology.worker_resources(machine, workers=count, use_gpu=use_gpu, where=where)
+    return topology.worker_resources(machine, workers=fewest or workers, use_gpu=use_gpu, where=where)

@@ -1,9 +1,0 @@
-"""What runs found: tables over seeds, figures, the suspects, one page that holds it all.
-
-Reads finished folders only; nothing that trains may import it, since it reads the truth.
-"""
-
-from dbd_dist.report.page import write_report
-from dbd_dist.report.tables import format_results
-
-__all__ = ["format_results", "write_report"]

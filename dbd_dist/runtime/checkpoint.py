@@ -1,0 +1,277 @@
+"""States on disk: where a run can go on, and finished stages that other runs can start from.
+
+A state is one file: a line that names the format, a line with the sha256 of the rest, and the rest as `torch.save`
+writes it. It is written aside and renamed, so that a reader finds a whole file or none; its hash is checked before
+anything in it is looked at; and it is loaded with ``weights_only``, so that a file from a stranger cannot run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from data_prep.errors import UserError
+from data_prep.io.hashes import refuse_pipes
+from dbd_dist.runtime import logs
+from dbd_dist.runtime.mirror import Mirror
+
+STATE_FILE = "state.pt"
+CHECKPOINTS_KEPT = 2
+CHECKPOINT_KEYS = ("stage", "key", "state", "rows")
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
+
+_FORMAT = b"dbd-state 1\n"
+_HEAD_BYTES = len(_FORMAT) + 65  # the hash in hexadecimal digits, and a line break
+
+Value = TypeVar("Value")
+log = logging.getLogger(__name__)
+
+
+class DamagedState(UserError):
+    """A state whose bytes are not those that were written."""
+
+
+# -------------------------------------------------------------------------------------------- one state
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain values to `path`, atomically.
+
+    Raises:
+        OSError: no room, no permission, or the storage is gone; `path` is as it was.
+    """
+    payload = io.BytesIO()
+    torch.save(state, payload)
+    content = payload.getbuffer()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(aside, "wb") as file:
+            file.write(_FORMAT + hashlib.sha256(content).hexdigest().encode() + b"\n")
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        _quietly_remove(aside)
+
+
+def load_state(path: Path, *, needs: Sequence[str]) -> dict[str, Any]:
+    """Read what `save_state` wrote, onto the CPU.
+
+    Args:
+        needs: keys that the state must have.
+
+    Raises:
+        DamagedState: the file is not as it was written.
+        UserError: it cannot be read, or is not ours.
+    """
+    hint = "delete this file and run again: what it held is computed anew"
+    try:
+        refuse_pipes(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=path, hint=hint) from error
+    if not content.startswith(_FORMAT):
+        raise DamagedState("not a state of this version, or damaged", where=path, hint=hint)
+    payload = memoryview(content)[_HEAD_BYTES:]
+    digest = content[len(_FORMAT) : _HEAD_BYTES]
+    if digest != hashlib.sha256(payload).hexdigest().encode() + b"\n":
+        raise DamagedState("damaged: its sha256 is not the one that was written with it", where=path, hint=hint)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for what it cannot read
+        raise UserError(f"not readable as a state ({type(error).__name__})", where=path, hint=hint) from error
+    if not isinstance(state, dict) or not set(needs) <= set(state):
+        raise UserError("not a state of a run", where=path, expected=f"{', '.join(needs)} in it", hint=hint)
+    return state
+
+
+def on_cpu(value: Any) -> Any:
+    """A copy of a nested state whose tensors are on the CPU and nobody else's."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {k: on_cpu(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_cpu(v) for v in value)
+    return value
+
+
+def retry_on_oserror(write: Callable[[], Value], where: Path, patience_s: float) -> Value:
+    """Call `write`; while it fails with an OSError, again and again for up to `patience_s`.
+
+    Storage that is shared goes away for a while: a server restarts, a disk is full until somebody makes room.
+
+    Raises:
+        UserError: it still fails then.
+    """
+    end, wait = time.monotonic() + patience_s, FIRST_WAIT_S
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise UserError(
+                    f"cannot be written ({error.strerror or error}), tried for {patience_s:.0f} s",
+                    where=error.filename or where,
+                    hint="make room or bring the storage back; the same command goes on from the last checkpoint",
+                ) from error
+            log.warning("%s cannot be written (%s); trying again", where, error.strerror or error)
+            time.sleep(min(wait, left))
+            wait = min(2 * wait, LONGEST_WAIT_S)
+
+
+# -------------------------------------------------------------------------------------------- a run's states
+
+
+class Checkpoints:
+    """The states of one run, the newest `keep` of them, written by rank 0 in the background.
+
+    Args:
+        folder: of the run; made at the first save.
+        is_main: whether this process is rank 0. Others may read.
+        mirror: a second place that each state is copied to, in the background too.
+        patience_s: see `retry_on_oserror`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        is_main: bool,
+        keep: int = CHECKPOINTS_KEPT,
+        mirror: Mirror | None = None,
+        patience_s: float = 0.0,
+    ):
+        self._folder, self._is_main, self._keep = folder, is_main, keep
+        self._mirror, self._patience = mirror, patience_s
+        self._writer: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
+
+    def _all(self) -> list[Path]:
+        return sorted(self._folder.glob("checkpoint_*.pt"))
+
+    def newest(self) -> tuple[str, dict[str, Any]] | None:
+        """Name and content of the newest state that is not damaged; damaged ones are told of and passed over."""
+        for path in reversed(self._all()):
+            try:
+                return path.name, load_state(path, needs=CHECKPOINT_KEYS)
+            except DamagedState as error:
+                log.warning("%s; going on from the state before it", error)
+        return None
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The state of that name, which `newest` gave to another rank."""
+        return load_state(self._folder / name, needs=CHECKPOINT_KEYS)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Copy `state` now and write it in the background; first wait for the one before.
+
+        Raises:
+            UserError: the one before could not be written.
+        """
+        if not self._is_main:
+            return
+        copy = on_cpu(state)
+        self.flush()
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending = self._writer.submit(self._write, copy)
+
+    def flush(self) -> None:
+        """Wait until everything is on disk.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """End the background thread; whether it succeeded is for `flush` to tell."""
+        if self._writer is not None:
+            self._writer.shutdown()
+            self._writer = None
+
+    def _write(self, state: dict[str, Any]) -> None:
+        found = self._all()
+        number = int(found[-1].stem.split("_")[1]) + 1 if found else 0
+        path = self._folder / f"checkpoint_{number:06d}.pt"
+        retry_on_oserror(lambda: save_state(state, path), path, self._patience)
+        copied = self._mirror is not None and self._mirror.put(path)
+        for old in self._all()[: -self._keep]:
+            _quietly_remove(old)
+            if self._mirror is not None and copied:  # else the old copies are all there is
+                self._mirror.remove(old)
+        logs.event("checkpoint written", path=str(path))
+
+
+# -------------------------------------------------------------------------------------------- finished stages
+
+
+class StageStore:
+    """Finished stages, found again by a hash over exactly what they depend on."""
+
+    def __init__(self, root: Path, *, mirror: Mirror | None = None, patience_s: float = 0.0):
+        self._root, self._mirror, self._patience = root, mirror, patience_s
+
+    def path(self, stage: str, key: str) -> Path:
+        return self._root / f"{stage}-{key}" / STATE_FILE
+
+    def has(self, stage: str, key: str) -> bool:
+        return self.path(stage, key).exists()
+
+    def load(self, stage: str, key: str) -> dict[str, Any]:
+        return load_state(self.path(stage, key), needs=("rows",))
+
+    def save(self, stage: str, key: str, state: dict[str, Any]) -> None:
+        """Every run that depends on the stage finds it from now on.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        path = self.path(stage, key)
+        retry_on_oserror(lambda: save_state(state, path), path, self._patience)
+        remove_stale_temp_files(
+            path.parent
+        )  # of killed runs; a living one that is writing the same just now writes it again
+        if self._mirror is not None:
+            self._mirror.put(path)
+
+
+ASIDE = re.compile(
+    r"\.(metrics\.jsonl|split\.parquet|features\.npz|(model|backbone)\.safetensors"
+    r"|(run|model|backbone|result|progress)\.json\.\d+|(checkpoint_\d+|state)\.pt\.[0-9a-f]{8})"
+)
+"""What this program calls files that are not whole yet."""
+
+
+def remove_stale_temp_files(folder: Path) -> None:
+    """Remove what a killed process wrote aside in `folder` and never renamed. Only for who holds the run's lock.
+
+    Hidden files of others stay: those go by other names.
+    """
+    for path in folder.glob(".*"):
+        if ASIDE.fullmatch(path.name) and path.is_file():
+            _quietly_remove(path)
+
+
+def _quietly_remove(path: Path) -> None:
+    with suppress(OSError):  # the storage is gone or read-only: the error that matters is told elsewhere
+        path.unlink(missing_ok=True)

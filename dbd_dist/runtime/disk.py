@@ -1,0 +1,182 @@
+"""Room on the storage, looked at before it is needed: what a run or an artefact will write at most, by formula.
+
+Quotas that the file system does not show as free space are not seen, nor what other programs write meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_prep.dataset.manifest import Dataset
+from data_prep.errors import UserError
+from dbd_dist.config import TrainConfig
+from dbd_dist.craft import label_consistent
+from dbd_dist.craft.config import CraftConfig, LabelConsistentConfig
+from dbd_dist.models.resnet import Classifier, ContrastiveModel
+from dbd_dist.runtime.checkpoint import CHECKPOINTS_KEPT
+from dbd_dist.runtime.runner import FEATURE_SAMPLES
+
+MARGIN = 1.2
+"""For what the formulas leave out: containers of the states, blocks of the file system, folders."""
+_EPOCH_BYTES = 2048  # metrics.jsonl, event files and log of one epoch
+_TEXT_BYTES = 64 << 10  # run.json, result.json and the like
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunBytes:
+    """What one run leaves, in bytes."""
+
+    checkpoints: int
+    stages: int
+    """Finished stages, shared by all runs of a storage."""
+    exports: int
+    """Weights for people: model.safetensors, backbone.safetensors."""
+    tables: int
+    """split.parquet, features.npz."""
+    texts: int
+    """metrics.jsonl, event files, descriptions, logs."""
+
+    @property
+    def total(self) -> int:
+        """With a margin."""
+        return int(MARGIN * (self.checkpoints + self.stages + self.exports + self.tables + self.texts))
+
+
+def of_run(config: TrainConfig, dataset: Dataset) -> RunBytes:
+    """The formula for a run.
+
+    Weights take 4 bytes a parameter. A checkpoint holds them and the optimiser's state: one value a parameter more for
+    SGD and LARS, two for Adam, which in the warm-up has seen the head only. `CHECKPOINTS_KEPT` checkpoints are kept,
+    and one more is there while it is written. Stage 1 leaves the backbone, stage 2 the classifier and Adam's state of
+    its head. A split takes 4 + 1 bytes an image, for each of the two that are kept, and 8 for its index; features take
+    2 bytes a dimension.
+    """
+    images = dataset.manifest.counts["train"]
+    with torch.device("meta"):  # counted, not made
+        contrastive = ContrastiveModel(config.model)
+        classifier = Classifier(config.model, dataset.manifest.num_classes)
+    features = min(FEATURE_SAMPLES, images) * (2 * config.model.feature_dim + 8)
+    split = images * (2 * (4 + 1) + 8)
+    if config.method == "none":
+        return RunBytes(
+            checkpoints=(CHECKPOINTS_KEPT + 1) * 2 * _bytes(classifier),
+            stages=0,
+            exports=_bytes(classifier),
+            tables=features,
+            texts=_TEXT_BYTES + config.supervised.epochs * _EPOCH_BYTES,
+        )
+    backbone = _bytes(contrastive.backbone)
+    warm = _bytes(classifier) + 2 * _bytes(classifier.head)
+    largest, stages, exports, epochs = 2 * _bytes(contrastive), backbone, backbone, config.simclr.epochs
+    if config.stop_after != "simclr":
+        largest, stages, epochs = max(largest, warm), stages + warm, epochs + config.warmup.epochs
+    if config.stop_after is None:
+        largest, epochs = max(largest, 3 * _bytes(classifier) + split), epochs + config.mixmatch.epochs
+        exports += _bytes(classifier)
+    return RunBytes(
+        checkpoints=(CHECKPOINTS_KEPT + 1) * largest,
+        stages=stages,
+        exports=exports,
+        tables=features + split if config.stop_after is None else 0,
+        texts=_TEXT_BYTES + epochs * _EPOCH_BYTES,
+    )
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+def of_craft(config: CraftConfig, dataset: Dataset, chosen: int) -> int:
+    """What making an artefact takes in bytes: every perturbed image in a part and once more in the artefact; for a
+    trigger its pattern and mask, and the optimiser's state of both in three values each, kept and being written.
+
+    Args:
+        chosen: images that are perturbed.
+    """
+    pixels = dataset.manifest.image_px**2
+    if isinstance(config, LabelConsistentConfig):
+        return int(MARGIN * (2 * chosen * (3 * pixels + 32) + _TEXT_BYTES))
+    return int(MARGIN * (2 * 3 * 4 * pixels * 4 + 2 * 4 * pixels + _TEXT_BYTES))
+
+
+def check_run(config: TrainConfig, dataset: Dataset, folder: Path) -> None:
+    """Refuse a run that its storage has no room for; what an earlier start of it has left counts as written.
+
+    Raises:
+        UserError
+    """
+    refuse_if_full(folder, of_run(config, dataset).total - used_bytes(folder), f"the run {folder.name}", "--storage")
+
+
+def check_sweep(configs: Iterable[TrainConfig], dataset: Dataset, folder: Path) -> None:
+    """The same for all runs of a sweep together, as if none shared a stage.
+
+    Raises:
+        UserError
+    """
+    needed = sum(of_run(config, dataset).total for config in configs)
+    refuse_if_full(folder, needed - used_bytes(folder), f"the sweep {folder.name}", "--storage")
+
+
+def check_craft(config: CraftConfig, dataset: Dataset, labels: np.ndarray, work: Path) -> None:
+    """The same for an artefact that is made in a folder beside it.
+
+    Args:
+        labels: of the training images, int64 (n,).
+
+    Raises:
+        UserError
+    """
+    chosen = 0
+    if isinstance(config, LabelConsistentConfig):
+        chosen = len(label_consistent.chosen(config, labels, dataset.manifest.num_classes))
+    refuse_if_full(work, of_craft(config, dataset, chosen) - used_bytes(work), "the artefact", "--out")
+
+
+def refuse_if_full(folder: Path, needed: int, what: str, flag: str) -> None:
+    """Refuse what a folder's file system has no room for.
+
+    Args:
+        folder: may be missing, as may those above it.
+        needed: bytes; nothing is refused from 0 down.
+        what: is to be written, for the message.
+        flag: of the command, that chooses another place.
+
+    Raises:
+        UserError
+    """
+    place = next(above for above in (folder, *folder.parents) if above.exists())
+    free = shutil.disk_usage(place).free
+    if needed > max(free, 0):
+        raise UserError(
+            f"{what} needs up to {_text(needed)}, {_text(free)} are free",
+            where=place,
+            hint=f"make room, or choose another {flag}",
+        )
+
+
+def used_bytes(folder: Path) -> int:
+    """What the files below a folder take; 0 where there is none."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:  # gone meanwhile
+                continue
+    return total
+
+
+def _text(count: int) -> str:
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1024:.0f} KiB"

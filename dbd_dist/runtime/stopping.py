@@ -1,0 +1,148 @@
+"""Leaving a run on request, with a state to go on from: by Ctrl-C, SIGTERM, or a node that is about to be taken away.
+
+A request reaches the training as a flag in this process, as a file in the run folder (the driver leaves it there for
+workers elsewhere), or as a notice of Ray's. Ranks agree on the step that they stop at.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from data_prep.errors import UserError
+from dbd_dist.distributed.world import World
+
+FILE = "stop"
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+
+class Stopped(UserError):
+    """The run was asked to stop, and left a checkpoint that the same command goes on from."""
+
+    is_request = True
+
+    def __init__(self, what: str, *, where: str | Path | None = None, hint: str | None = None, exit_code: int):
+        super().__init__(what, where=where, hint=hint)
+        self.exit_code = exit_code
+
+    @classmethod
+    def at(cls, reason: str, position: str, folder: Path) -> Stopped:
+        what = f"stopped after {position} ({reason})"
+        return cls(what, where=folder, hint="the same command goes on from there", exit_code=EXIT_CODES[reason])
+
+
+class StopRequest:
+    """Whether somebody wants the run to stop, and why.
+
+    Args:
+        file: a request that comes through the file system; looked for by who has `reads_file`.
+        notice: a further source, asked at every `reason` (Ray's: all ranks have to ask it equally often). "state" asks
+            for a state alone: the run goes on, and whoever takes its node away starts it again elsewhere.
+    """
+
+    def __init__(self, file: Path, *, reads_file: bool = False, notice: Callable[[], str | None] | None = None):
+        self._file, self._reads_file, self._notice = file, reads_file, notice
+        self._reason: str | None = None
+
+    def set(self, reason: str) -> None:
+        self._reason = reason
+
+    def leave(self, reason: str) -> None:
+        """Pass a request on to whoever reads the file."""
+        aside = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+        aside.write_text(reason)
+        os.replace(aside, self._file)
+
+    def clear(self) -> None:
+        """Forget a request of an earlier run."""
+        self._file.unlink(missing_ok=True)
+        self._reason = None
+
+    def reason(self) -> str | None:
+        noticed = self._notice() if self._notice is not None else None
+        if self._reason is None and self._reads_file:
+            with suppress(OSError):  # nobody asked
+                text = self._file.read_text()
+                self._reason = text if text in EXIT_CODES else None
+        return self._reason or noticed
+
+
+class StopPoller:
+    """Asks about once a second, on all ranks after the same step, whether the run is to stop.
+
+    Rank 0 turns that into a number of steps by how long steps take.
+    """
+
+    EVERY_S = 1.0
+
+    def __init__(self, world: World, request: StopRequest):
+        self._world, self._request = world, request
+        self._left, self._between = 1, 1
+        self._noticed = False
+        self._asked = time.monotonic()
+
+    def poll(self, *, now: bool = False) -> str | None:
+        """What is wanted: the name of a signal, "state", or nothing. To be called after every step by every rank.
+
+        Args:
+            now: ask at once, whenever that was done last.
+        """
+        self._left -= 1
+        if self._left > 0 and not now:
+            return None
+        since, made = time.monotonic() - self._asked, self._between - self._left
+        steps = max(1, min(int(made * self.EVERY_S / max(since, 1e-6)), 10_000)) if self._world.is_main else 1
+        code, steps = self._world.all_reduce_max([_CODES[self._request.reason()], float(steps)])
+        self._left = self._between = int(steps)
+        self._asked = time.monotonic()
+        reason = _REASONS[code]
+        if reason == "state":  # a notice stays until the node goes; one checkpoint answers it, the next epochs' follow
+            reason, self._noticed = None if self._noticed else reason, True
+        return reason
+
+
+_CODES: dict[str | None, float] = {None: 0.0, "state": 1.0, "SIGINT": 2.0, "SIGTERM": 3.0}
+_REASONS = {code: reason for reason, code in _CODES.items()}
+
+
+@contextmanager
+def signals(ask: Callable[[str], None]) -> Iterator[None]:
+    """Inside the block, the first SIGINT or SIGTERM calls `ask` with its name; a second ends the process at once.
+
+    Only in the main thread, where Python delivers signals; in others the block changes nothing. A signal that this
+    process was started to ignore stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen = 0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        seen += 1
+        name = signal.Signals(number).name
+        if seen > 1:
+            os.write(2, b"stopping at once; the same command goes on from the last checkpoint\n")
+            raise KeyboardInterrupt
+        os.write(2, f"{name}: stopping after this step, with a checkpoint; again stops at once\n".encode())
+        try:
+            ask(name)
+        except OSError as error:  # nobody would learn of it
+            os.write(2, f"that cannot be passed on ({error}): stopping at once\n".encode())
+            raise KeyboardInterrupt from error
+
+    wanted = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not signal.SIG_IGN]
+    before = {s: signal.signal(s, handle) for s in wanted}
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
