@@ -47,7 +47,7 @@ def check_name(name: str) -> None:
             f"{name if len(name) <= 255 else name[:77] + '...'!r} cannot name a run",
             where="--name",
             expected="a folder name, or several with / between them, of at most 255 characters that can be printed, "
-            f"not below {' or '.join(RESERVED)}, without a part that begins with a dot or is the name of a run's own file",
+            f"not below {' or '.join(RESERVED)}, without a part that begins with a dot or names a file of a run",
         )
 
 

@@ -141,7 +141,7 @@ def craft_ray(job: Job, *, workers: int | None, device: Literal["auto", "cpu", "
     """Do the work of an artefact on Ray Train workers; see `run_ray` for where they are.
 
     Raises:
-        UserError, UserError, RunFailed: as `run_ray`.
+        UserError, RunFailed: as `run_ray`.
     """
     if session.cluster_address(os.environ) is None:
         job.check(_worker_resources(workers, device, topology.this_machine(), "--workers").workers)
