@@ -1,7 +1,8 @@
 """Parts by name: the project's own, and those that installed packages add through entry points.
 
-A registry is a plain dict in the package of its parts. A package of somebody else's joins with an entry point in the group
-``dbd_dist.KIND`` (``dbd_dist.attacks``, ``dbd_dist.methods``, ...), whose name is the part's and whose value names the class.
+A registry is a plain dict in the package of its parts. A package of somebody else's joins with an entry point in the
+group ``dbd_dist.KIND`` (``dbd_dist.attacks``, ``dbd_dist.methods``, ...): its name is the part's, its value names the
+class.
 """
 
 from __future__ import annotations
