@@ -180,16 +180,15 @@ def _trained(arguments: LabelConsistent | Adaptive, dataset) -> Path:
 
     if arguments.preset not in PRESETS:
         raise UserError(f"there is no preset {arguments.preset!r}", where="--preset", expected=", ".join(PRESETS))
-    config = preset(arguments.preset).train
+    supervised = isinstance(arguments, LabelConsistent)
+    config = preset(arguments.preset).config("none" if supervised else "dbd")
     compute = config.compute
     if arguments.workers is not None:
         compute = dataclasses.replace(compute, workers=arguments.workers)
     if arguments.device != "auto":
         compute = dataclasses.replace(compute, device=arguments.device)
-    supervised = isinstance(arguments, LabelConsistent)
     config = dataclasses.replace(
         config,
-        method="none" if supervised else "dbd",
         stop_after=None if supervised else "simclr",
         data=dataset.folder.resolve(),
         seed=arguments.config.seed,

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from data_prep.errors import UserError
 from data_prep.plan import check_rate
-from dbd_dist.config import require
+from dbd_dist.fields import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,10 @@ from data_prep.beton.ffcv import BetonStream
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
 from data_prep.plan import check_target
-from dbd_dist.config import digest, from_dict, to_dict
 from dbd_dist.craft import adaptive, label_consistent
 from dbd_dist.craft.config import CONFIGS, AdaptiveConfig, CraftConfig, LabelConsistentConfig
 from dbd_dist.distributed.world import World
+from dbd_dist.fields import digest, from_dict, to_dict
 from dbd_dist.models.exported import Exported, read_exported
 from dbd_dist.runtime.progress import ProgressFile
 from dbd_dist.runtime.run_folder import versions

@@ -235,7 +235,7 @@ def test_losses_of_the_filter_against_a_loop(alone, batch):
     model.train()
     before = tiny.weights_of(model)
     config = replace(tiny.SPLIT, batch=batch)
-    losses = split.measure_losses(config, tiny.WARMUP, model, context, epoch=3)
+    losses = split.measure_losses(config, tiny.SAMPLE_LOSS, model, context, epoch=3)
     assert model.training
     assert_same(before, tiny.weights_of(model))
 
@@ -254,7 +254,7 @@ def test_losses_of_the_filter_against_a_loop(alone, batch):
     kept = split.split(losses, replace(config, keep=0.3))
     by_loss = sorted(range(37), key=lambda i: float(losses[i]))
     assert {i for i in range(37) if kept[i]} == set(by_loss[:11])  # round(0.3 * 37)
-    assert not torch.equal(losses, split.measure_losses(config, tiny.WARMUP, model, context, epoch=4))
+    assert not torch.equal(losses, split.measure_losses(config, tiny.SAMPLE_LOSS, model, context, epoch=4))
 
 
 # -- stage 3

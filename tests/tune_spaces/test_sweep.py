@@ -15,6 +15,7 @@ from cluster import session
 from data_prep.dataset.manifest import open_dataset
 from data_prep.io.hashes import sha256_file
 from dbd_dist.cli import main
+from dbd_dist.config import override
 from dbd_dist.presets import preset
 from dbd_dist.runtime import lock
 from dbd_dist.runtime.disk import of_run
@@ -113,7 +114,7 @@ def test_names_that_are_empty_or_leave_the_storage(refused, name):
 
 
 def test_a_point_that_does_not_fit_the_data(refused, digits, smoke_config, monkeypatch):
-    wide = replace(smoke_config, mixmatch=replace(smoke_config.mixmatch, batch=64))
+    wide = override(smoke_config, {"mixmatch.batch": 64})
     smoke = preset("smoke")
     monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: replace(smoke, train=wide))
     message = refused("filter", "--smoke", "--data", str(digits))
