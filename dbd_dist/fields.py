@@ -38,7 +38,10 @@ def require(config: Any, prefix: str, **rules: str) -> None:
 
 
 def to_dict(config: Any) -> Any:
-    """A config as plain JSON values: dataclasses become objects, tuples lists, paths strings."""
+    """A config as plain JSON values: dataclasses become objects, tuples lists, paths strings. What has a `to_dict`
+    of its own says it itself."""
+    if hasattr(config, "to_dict") and not isinstance(config, type):
+        return config.to_dict()
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, tuple | list):
@@ -52,7 +55,8 @@ def from_dict(kind: type[Config], values: Any, where: str = "config") -> Config:
     Raises:
         UserError: an unknown field, or a value of the wrong type, named with its place.
     """
-    return kind(**parse(kind, values, where))
+    own = getattr(kind, "from_dict", None)
+    return kind(**parse(kind, values, where)) if own is None else own(values, where)
 
 
 def parse(kind: type, values: Any, where: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def changed(config: TrainConfig, other: TrainConfig) -> dict[str, object]:
     [
         {"seed": 3},
         {"split.keep": 0.25},
-        {"split.keep": 0.25, "warmup.sce_alpha": 2.0, "method": "none"},
+        {"split.keep": 0.25, "warmup.sce_alpha": 2.0, "seed": 1},
         {"simclr.augment.jitter_p": 0.125},
         {"compute.workers": 4},  # None before
     ],

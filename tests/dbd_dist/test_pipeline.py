@@ -556,18 +556,18 @@ def test_another_filter_reuses_pretraining_and_warmup(defended, smoke_config, tm
 
 
 @pytest.mark.parametrize(
-    ("stage", "change", "again"),
+    ("change", "again"),
     [
-        ("warmup", {"sce_alpha": 0.2}, [("warmup", 1), ("warmup", 2)]),
-        ("simclr", {"temperature": 0.4}, EPOCHS[:4]),
+        ({"warmup.sce_alpha": 0.2}, [("warmup", 1), ("warmup", 2)]),
+        ({"simclr.temperature": 0.4}, EPOCHS[:4]),
     ],
 )
 def test_a_stage_is_not_reused_where_it_depends_on_the_change(
-    stage, change, again, defended, smoke_config, tmp_path, monkeypatch
+    change, again, defended, smoke_config, tmp_path, monkeypatch
 ):
     storage = Path(shutil.copytree(defended, tmp_path / "storage"))
     trained = record_epochs(monkeypatch)
-    config = replace(smoke_config, stop_after="warmup", **{stage: replace(getattr(smoke_config, stage), **change)})
+    config = override(smoke_config, {"stop_after": "warmup", **change})
     assert train(config, storage, "other") is None
     assert trained == again
 

@@ -435,26 +435,26 @@ def test_guessed_labels_carry_no_gradient():
     torch.testing.assert_close(*gradients)
 
 
-def test_fine_tuning_goes_on_with_the_optimiser_of_the_warm_up(alone):
+def test_fine_tuning_continues_with_the_optimiser_of_the_warm_up(alone):
     def train(state: Callable[[dict[str, Any]], dict[str, Any] | None]) -> dict[str, Tensor]:
         context = tiny.make_context(alone, tiny.make_images())
         model = tiny.make_classifier(context)
         optimizer = warmup.train_head(tiny.WARMUP, model, context, None)
         held = state(optimizer.state_dict())
-        mixmatch.fine_tune(tiny.MIXMATCH, tiny.SPLIT, tiny.WARMUP, model, held, context, None)
+        mixmatch.fine_tune(tiny.MIXMATCH, tiny.SPLIT, tiny.SAMPLE_LOSS, model, held, context, None)
         return tiny.weights_of(model)
 
     assert "head.weight" in differ(train(lambda state: state), train(lambda state: None))
 
 
-def test_verdict_keeps_the_first_split(alone):
-    verdicts = []
+def test_split_state_keeps_the_first_split(alone):
+    splits = []
     context = tiny.make_context(alone, tiny.make_images())
     for epochs in (1, 3):
         model = tiny.make_classifier(context)
         config = replace(tiny.MIXMATCH, epochs=epochs, lr_schedule="constant", ramp_epochs=3)
-        verdicts.append(mixmatch.fine_tune(config, tiny.SPLIT, tiny.WARMUP, model, None, context, None))
-    short, long = verdicts
+        splits.append(mixmatch.fine_tune(config, tiny.SPLIT, tiny.SAMPLE_LOSS, model, None, context, None))
+    short, long = splits
     assert torch.equal(short["first_loss"], short["loss"])
     assert torch.equal(long["first_loss"], short["first_loss"])
     assert torch.equal(long["first_kept"], short["kept"])
