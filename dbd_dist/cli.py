@@ -89,6 +89,9 @@ def main(argv: list[str] | None = None) -> int:
         path = str(error.filename)
         print(f"error: {path if len(path) <= 80 else path[:77] + '...'}: file name too long.", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has what it wants, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 141
     except RunFailed as error:
         if debug:
             raise

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from data_prep.errors import UserError
-from dbd_dist.commands.train import STORAGE, check_before_data, check_storage, launch
 from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
+from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch
 from dbd_dist.runtime import lock
 
 
