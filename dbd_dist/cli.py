@@ -83,15 +83,15 @@ def main(argv: list[str] | None = None) -> int:
         # a run that was asked to stop is no error
         print(error if getattr(error, "is_request", False) else f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except BrokenPipeError:  # the reader of our output has what it wants, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 141
     except OSError as error:
         if debug or error.errno != errno.ENAMETOOLONG:  # whoever looks for a path first; only arguments are so long
             raise
         path = str(error.filename)
         print(f"error: {path if len(path) <= 80 else path[:77] + '...'}: file name too long.", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has what it wants, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return 141
     except RunFailed as error:
         if debug:
             raise

@@ -18,7 +18,7 @@ from dbd_dist.config import override
 from dbd_dist.presets import preset
 from dbd_dist.runtime import lock
 from dbd_dist.runtime.disk import of_run
-from tune_spaces.spaces import SMOKE, space
+from tune_spaces.spaces import space
 
 GRID = {"split.keep": (0.5,), "warmup.sce_alpha": (0.1, 1.0), "warmup.sce_beta": (1.0,)}
 """A quarter of what `dbd tune sce --smoke` runs: every trial takes its seconds."""
