@@ -302,7 +302,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the code, with a "+" where files differ from it; outside a checkout DBD_COMMIT, or None."""
+    """The commit of the code, with a "+" where files differ from it; None outside a checkout."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -314,7 +314,7 @@ def commit() -> str | None:
 
     head = git("rev-parse", "--short=12", "HEAD")
     if head is None:
-        return os.environ.get("DBD_COMMIT")
+        return None
     return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
