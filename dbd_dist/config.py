@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from data_prep.errors import UserError
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
-from dbd_dist.models.resnet import ModelConfig
+from dbd_dist.models.config import ModelConfig
 
 Config = TypeVar("Config")
 
@@ -308,13 +308,26 @@ class TrainConfig:
 # JSON
 
 
-def to_dict(config: Any) -> Any:
-    """A config as plain JSON values: dataclasses become objects, tuples lists, paths strings."""
+def to_dict(config: Any, *, every_field: bool = False) -> Any:
+    """A config as plain JSON values: dataclasses become objects, tuples lists, paths strings.
+
+    Fields with the metadata `omit_default` are left out at their default, and so are those that the config lists in an
+    attribute `unused`: hashes made before there was such a field stay valid. `every_field` keeps them.
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {
+            f.name: to_dict(getattr(config, f.name), every_field=every_field)
+            for f in dataclasses.fields(config)
+            if every_field or not _is_omitted(config, f)
+        }
     if isinstance(config, tuple | list):
-        return [to_dict(v) for v in config]
+        return [to_dict(v, every_field=every_field) for v in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def _is_omitted(config: Any, field: dataclasses.Field) -> bool:
+    at_default = field.metadata.get("omit_default", False) and getattr(config, field.name) == field.default
+    return at_default or field.name in getattr(config, "unused", ())
 
 
 def from_dict(kind: type[Config], values: Any, where: str = "config") -> Config:

@@ -24,7 +24,7 @@ from dbd_dist.config import (
 )
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
-from dbd_dist.models.resnet import ModelConfig
+from dbd_dist.models.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,10 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     Raises:
         UserError: there is no such field, or the value is not allowed.
     """
-    content = to_dict(config)
+    backbone = values.get("model.backbone")
+    if isinstance(backbone, str):  # a preset's depths are those of its own backbone
+        config = dataclasses.replace(config, model=config.model.with_backbone(backbone))
+    content = to_dict(config, every_field=True)
     for dotted, value in values.items():
         place = content
         *parents, last = dotted.split(".")

@@ -16,7 +16,7 @@ from dbd_dist import optim
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.bench.step import CLASSES, make_context, network_for
 from dbd_dist.config import MixMatchConfig, SimCLRConfig
-from dbd_dist.models.resnet import Classifier, ContrastiveModel
+from dbd_dist.models.heads import Classifier, ContrastiveModel
 from dbd_dist.stages import mixmatch, simclr
 from dbd_dist.stages.context import EpochLoop
 

@@ -15,6 +15,7 @@ from data_prep.dataset.manifest import read_manifest
 from data_prep.errors import UserError
 from data_prep.io.json import read_json
 from dbd_dist.config import TrainConfig, from_dict
+from dbd_dist.models.given import check_weights
 from dbd_dist.presets import PRESETS, Preset, preset
 
 STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs")
@@ -34,6 +35,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, train, print the result."""
     started, rest, prepared = _start(argv)
+    started = _with_backbone(started, rest)
     arguments = tyro.cli(
         Arguments,
         args=rest,
@@ -91,6 +93,16 @@ def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
     return chosen.train, argv[1:], chosen
 
 
+def _with_backbone(config: TrainConfig, argv: list[str]) -> TrainConfig:
+    """`config` with the backbone that a flag names: a preset's depths are those of its own backbone."""
+    for argument, following in zip(argv, [*argv[1:], ""]):
+        flag, equals, value = argument.partition("=")
+        if flag == "--model.backbone":
+            name = value if equals else following
+            config = dataclasses.replace(config, model=config.model.with_backbone(name))
+    return config
+
+
 def _stored(path: Path) -> TrainConfig:
     try:
         return from_dict(TrainConfig, read_json(path)["config"], where=f"{path}: config")
@@ -132,6 +144,8 @@ def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
     from dbd_dist.launch.local import check_name
 
     check_name(name)
+    if os.environ.get("RANK", "0") == "0":
+        check_weights(config.model)
     if config.data is not None:
         config.check_image_px(read_manifest(config.data).image_px)
     if launcher == "local":

@@ -27,6 +27,7 @@ from data_prep.io.json import read_json
 from dbd_dist.config import TrainConfig, digest, to_dict
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.distributed.world import World
+from dbd_dist.models.given import model_key, network_values
 from dbd_dist.runtime import lock, logs, stopping
 
 ERROR_FILE = "error.json"
@@ -258,7 +259,7 @@ class RunFolder:
         aside, path = self.path / f".{stem}.safetensors", self.path / f"{stem}.safetensors"
         aside.write_bytes(save(weights))
         description = {
-            "network": to_dict(config.model),
+            "network": network_values(config.model),
             **more,
             "image_px": dataset.manifest.image_px,
             "input": "RGB in 0-1, minus mean, over std",
@@ -281,6 +282,7 @@ def method_hash(config: TrainConfig) -> str:
     """A hash over what decides a run's result: everything but where its data lies and what it runs on."""
     values = to_dict(config)
     del values["data"], values["preset"]
+    values["model"] = model_key(config.model)
     values["compute"] = {name: values["compute"][name] for name in ("precision", "sync_bn")}
     return digest(values)
 

@@ -25,7 +25,8 @@ from dbd_dist.config import TrainConfig, digest, to_dict
 from dbd_dist.data.loaders import Images, open_images
 from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import EvalResult, Evaluator, pooled_features
-from dbd_dist.models.resnet import Classifier, ContrastiveModel, seeded
+from dbd_dist.models.given import load_backbone_weights, model_key
+from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 from dbd_dist.runtime import logs, watchdog
 from dbd_dist.runtime.checkpoint import (
     STATE_FILE,
@@ -59,14 +60,7 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
     """
     manifest = dataset.manifest
     count = manifest.counts["train"]
-    if manifest.image_px < config.model.min_image_px:
-        raise UserError(
-            f"images of {manifest.image_px} px are too small for a network of {len(config.model.widths)} stages with "
-            f"the {config.model.stem} stem",
-            where=dataset.folder,
-            expected=f"at least {config.model.min_image_px} px",
-            hint="use --model.stem cifar or fewer --model.widths, or prepare larger images",
-        )
+    config.model.check_image_px(manifest.image_px, dataset.folder)
     config.check_image_px(manifest.image_px)
     stages = ("supervised",) if config.method == "none" else ("simclr", "warmup", "mixmatch")
     for stage in stages:
@@ -289,7 +283,7 @@ class _Run:
             "revision": REVISION,
             "data": self.dataset.manifest.data_hash,
             "seed": self.config.seed,
-            "model": values["model"],
+            "model": model_key(self.config.model),
             "bf16": self.bf16,
             "sync_bn": self.config.compute.sync_bn,
         }
@@ -391,7 +385,9 @@ class _Run:
         state = self._load("simclr")
         if state is None:
             weights = seeds.generator(self.config.seed, "simclr", "weights")
-            model = self.context.prepare(seeded(lambda: ContrastiveModel(self.config.model), weights))
+            model = seeded(lambda: ContrastiveModel(self.config.model), weights)
+            load_backbone_weights(self.config.model, model.backbone)
+            model = self.context.prepare(model)
             simclr.pretrain(self.config.simclr, model, self.context, self._begin("simclr"))
             state = {"backbone": on_cpu(model.backbone.state_dict())}
             self._keep("simclr", state)
@@ -430,7 +426,9 @@ class _Run:
         config = self.config
         split: dict[str, torch.Tensor] | None = None
         if config.method == "none":
-            model = self.context.prepare(self._classifier("supervised"))
+            model = self._classifier("supervised")
+            load_backbone_weights(config.model, model.backbone)
+            model = self.context.prepare(model)
             supervised.train(config.supervised, model, self.context, self._resume("supervised"))
             features = model.backbone
         else:

@@ -15,7 +15,7 @@ from dbd_dist.config import MixMatchConfig, SplitConfig, WarmupConfig
 from dbd_dist.data import augment
 from dbd_dist.data.sampling import cycling_batches
 from dbd_dist.losses import probability_mse, sharpen, soft_cross_entropy
-from dbd_dist.models.resnet import Classifier
+from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
 from dbd_dist.stages.cuda_graph import CUDAGraphedStep
 from dbd_dist.stages.split import measure_losses, split

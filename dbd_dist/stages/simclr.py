@@ -15,7 +15,7 @@ from dbd_dist.config import SimCLRConfig
 from dbd_dist.data import augment
 from dbd_dist.data.sampling import epoch_batches
 from dbd_dist.losses import nt_xent
-from dbd_dist.models.resnet import ContrastiveModel
+from dbd_dist.models.heads import ContrastiveModel
 from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
 
 Network = Callable[[Tensor], Tensor]

@@ -8,7 +8,7 @@ from torch import Tensor
 from dbd_dist.config import SplitConfig, WarmupConfig
 from dbd_dist.data import augment
 from dbd_dist.data.sampling import keep_lowest, rank_slice
-from dbd_dist.models.resnet import Classifier
+from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.warmup import sample_losses
 

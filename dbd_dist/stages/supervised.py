@@ -10,7 +10,7 @@ from dbd_dist import optim
 from dbd_dist.config import SupervisedConfig
 from dbd_dist.data import augment
 from dbd_dist.data.sampling import epoch_batches
-from dbd_dist.models.resnet import Classifier
+from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
 
 

@@ -13,7 +13,7 @@ from dbd_dist.config import WarmupConfig
 from dbd_dist.data import augment
 from dbd_dist.data.sampling import epoch_batches
 from dbd_dist.losses import symmetric_cross_entropy
-from dbd_dist.models.resnet import Classifier
+from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
 
 

@@ -8,7 +8,8 @@ import torchvision
 from torch import nn
 
 from data_prep.errors import UserError
-from dbd_dist.models.resnet import Backbone, Classifier, ContrastiveModel, ModelConfig, seeded
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -41,7 +42,7 @@ def test_backbone_with_the_weights_of_torchvision_gives_its_outputs(name, config
 
 def test_stem_for_small_images_keeps_the_resolution():
     config = ModelConfig(depths=(1, 1, 1), widths=(8, 16, 32))
-    backbone = Backbone(config)
+    backbone = config.build_backbone()
     assert (backbone.conv1.kernel_size, backbone.conv1.stride) == ((3, 3), (1, 1))
     assert isinstance(backbone.maxpool, nn.Identity)
     sides = []
@@ -63,7 +64,7 @@ def test_stem_for_small_images_keeps_the_resolution():
 )
 def test_smallest_image_leaves_two_by_two_positions(config, px):
     assert config.min_image_px == px
-    backbone = Backbone(config).eval()
+    backbone = config.build_backbone().eval()
     shapes = []
     backbone.get_submodule(f"layer{len(config.widths)}").register_forward_hook(lambda *a: shapes.append(a[2].shape))
     with torch.no_grad():

@@ -28,7 +28,8 @@ from dbd_dist.data.loaders import ResidentImages
 from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import Evaluator, pooled_features
 from dbd_dist.launch.local import run_local
-from dbd_dist.models.resnet import Classifier, ModelConfig
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.heads import Classifier
 from dbd_dist.runtime import checkpoint
 from dbd_dist.runtime import runner as pipeline
 from dbd_dist.runtime.checkpoint import Checkpoints, load_state, retry_on_oserror

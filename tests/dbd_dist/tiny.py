@@ -21,7 +21,8 @@ from dbd_dist.data import augment
 from dbd_dist.data.loaders import Images, ResidentImages
 from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import Evaluator
-from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig, seeded
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 from dbd_dist.stages import mixmatch, simclr, split, supervised, warmup
 from dbd_dist.stages.context import Context, EpochEnd
 
