@@ -211,4 +211,4 @@ def _check_names(path: Path, backbone: str, wanted: Mapping[str, Tensor], found:
 def _names(names: Iterable[str]) -> str:
     """How many, and the first of them."""
     names = list(names)
-    return f"{len(names)}: {', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''}"
+    return f"{len(names)}: {', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''}"

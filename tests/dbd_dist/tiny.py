@@ -211,3 +211,14 @@ def collectives(world: World) -> dict[str, Any]:
 def craft(world: World, job: dict[str, Any]) -> None:
     """A rank's part of an artefact."""
     crafting.run(crafting.Job.from_dict(job), world)
+
+
+def features(world: World, backbone: str) -> Tensor:
+    """Features (b, D) of this rank's part of four images, normalised over all four."""
+    config = ModelConfig(backbone=backbone)
+    network = seeded(config.build_backbone, seeds.generator(1, "backbone"))
+    network = make_context(world, make_images()).prepare(network).train()
+    pixels = torch.randn(4, 3, config.min_image_px, config.min_image_px, generator=seeds.generator(1, "images"))
+    part = pixels.chunk(world.size)[world.rank]
+    with torch.no_grad():
+        return network(part.contiguous(memory_format=torch.channels_last))
