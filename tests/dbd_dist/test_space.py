@@ -14,7 +14,7 @@ from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
 from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
 from dbd_dist.launch.local import run_local
-from dbd_dist.models.resnet import ModelConfig
+from dbd_dist.models.config import ModelConfig
 from dbd_dist.runtime import disk as space
 from dbd_dist.runtime.checkpoint import Checkpoints
 
