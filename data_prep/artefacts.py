@@ -27,16 +27,18 @@ DESCRIPTION_FILE = "artefact.json"
 FORMAT_VERSION = 1
 FINGERPRINT_IMAGES = 64
 
-ARRAYS: dict[str, dict[str, tuple[str, int]]] = {
-    "label-consistent": {"index": ("int64", 1), "images": ("uint8", 4)},
-    "adaptive": {"pattern": ("uint8", 3), "mask": ("uint8", 2)},
-}
-"""By kind, by array: dtype and number of dimensions. label-consistent: training positions (m,) and their perturbed
-images (m, H, W, 3), without the trigger. adaptive: the pattern (H, W, 3) and its share at each pixel (H, W), in
-1/255."""
+Layout = Mapping[str, tuple[str, tuple[int | str, ...]]]
+"""The arrays of an artefact by name: dtype and shape. "px" is the side of the images; another letter is any length
+above 0, the same wherever it stands. An array called index lists training samples in rising order."""
+PERTURBED_IMAGES: Layout = {"index": ("int64", ("n",)), "images": ("uint8", ("n", "px", "px", 3))}
+"""Training samples and their perturbed images, without a visible trigger."""
+PATTERN_AND_MASK: Layout = {"pattern": ("uint8", ("px", "px", 3)), "mask": ("uint8", ("px", "px"))}
+"""A pattern and its share at each pixel, in 1/255."""
 
 _FIELDS = {"format_version", "kind", "image_px", "target", "fingerprint", "settings", "evidence", "versions", "sha256"}
-_KINDS = {"image_px": int, "target": int, "fingerprint": str, "settings": dict, "evidence": dict, "sha256": str}
+_KINDS = {
+    "kind": str, "image_px": int, "target": int, "fingerprint": str, "settings": dict, "evidence": dict, "sha256": str,
+}  # fmt: skip
 _AGAIN = "make it again with dbd craft"
 
 
@@ -60,6 +62,7 @@ class Artefact:
 
     folder: Path
     kind: str
+    """Name of the attack."""
     image_px: int
     target: int
     """The label that the attack aims at."""
@@ -80,21 +83,24 @@ def write_artefact(
     kind: str,
     arrays: Mapping[str, np.ndarray],
     *,
+    image_px: int,
     target: int,
     fingerprint: str,
     settings: Mapping[str, Any],
     evidence: Mapping[str, Any],
     versions: Mapping[str, str],
+    layout: Layout | None = None,
 ) -> Artefact:
     """Write an artefact whole or not at all, replacing one that is there; see `Artefact` for the arguments.
 
+    Args:
+        layout: of the arrays, as `read_artefact` takes it.
+
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the arrays do not have that layout, or the folder cannot be written.
     """
     folder = Path(folder)
-    wanted = ARRAYS[kind]
-    assert set(arrays) == set(wanted)
-    assert all(str(arrays[n].dtype) == dtype and arrays[n].ndim == dims for n, (dtype, dims) in wanted.items())
+    _check_arrays(arrays, layout, image_px, f"the arrays of {kind}", hint=None)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -102,7 +108,7 @@ def write_artefact(
         content = {
             "format_version": FORMAT_VERSION,
             "kind": kind,
-            "image_px": int(arrays["images" if kind == "label-consistent" else "pattern"].shape[-2]),
+            "image_px": image_px,
             "target": target,
             "fingerprint": fingerprint,
             "settings": dict(settings),
@@ -121,11 +127,15 @@ def write_artefact(
         raise UserError(f"the artefact cannot be written ({error.strerror})", where=folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return read_artefact(folder, kind)
+    return read_artefact(folder, kind, layout)
 
 
-def read_artefact(folder: str | os.PathLike[str], kind: str | None) -> Artefact:
-    """Read and check an artefact, of any kind where `kind` is None.
+def read_artefact(folder: str | os.PathLike[str], kind: str | None, layout: Layout | None = None) -> Artefact:
+    """Read and check an artefact.
+
+    Args:
+        kind: of attack; None takes any, also one that is not installed here.
+        layout: what the attack needs; None takes the layout above whose arrays are all there, or else any arrays.
 
     Raises:
         UserError: not an artefact, one of another kind, damaged, or edited since it was written.
@@ -153,10 +163,8 @@ def read_artefact(folder: str | os.PathLike[str], kind: str | None) -> Artefact:
         raise UserError("edited since it was written: the checksum differs", where=path, hint=_AGAIN)
     if content["format_version"] != FORMAT_VERSION:
         raise UserError(f"format version {_short(content['format_version'])}", where=path, expected=str(FORMAT_VERSION))
-    kinds = tuple(ARRAYS) if kind is None else (kind,)
-    if content["kind"] not in kinds:
-        raise UserError(f"an artefact for {_short(content['kind'])}", where=folder, expected=f"one for {kinds[0]}")
-    kind = str(content["kind"])
+    if kind not in (None, content["kind"]):
+        raise UserError(f"an artefact for {_short(content['kind'])}", where=folder, expected=f"one for {kind}")
     for name, kind_of in _KINDS.items():
         if not isinstance(content[name], kind_of) or isinstance(content[name], bool):
             raise UserError(f"field {name} is {_short(repr(content[name]))}", where=path, hint=_AGAIN)
@@ -168,30 +176,37 @@ def read_artefact(folder: str | os.PathLike[str], kind: str | None) -> Artefact:
     if damaged:
         raise UserError("damaged: its sha256 differs from the description's", where=arrays_path, hint=_AGAIN)
     try:
-        arrays = map_arrays(arrays_path, ARRAYS[kind])
+        arrays = map_arrays(arrays_path, layout)
     except (ValueError, OSError) as error:
         raise UserError(f"not the arrays of an artefact ({error})", where=arrays_path, hint=_AGAIN) from error
-    _check_arrays(kind, arrays, content["image_px"], arrays_path)
-    described = {n: content[n] for n in ("image_px", "target", "fingerprint", "settings", "evidence", "sha256")}
-    return Artefact(folder=folder, kind=kind, arrays=arrays, **described)
+    _check_arrays(arrays, layout, content["image_px"], arrays_path, hint=_AGAIN)
+    described = {name: content[name] for name in _KINDS}
+    return Artefact(folder=folder, arrays=arrays, **described)
 
 
-def _check_arrays(kind: str, arrays: Mapping[str, np.ndarray], px: int, where: Path) -> None:
-    for name, (dtype, dims) in ARRAYS[kind].items():
-        array = arrays[name]
-        side_at = {"images": (1, 2), "pattern": (0, 1), "mask": (0, 1)}.get(name, ())
-        fits = str(array.dtype) == dtype and array.ndim == dims and all(array.shape[axis] == px for axis in side_at)
-        if not fits or (name in ("images", "pattern") and array.shape[-1] != 3):
-            raise UserError(
-                f"array {name!r} is {array.dtype} {array.shape}",
-                where=where,
-                expected=f"{dtype} of {dims} dimensions, {px} px",
-                hint=_AGAIN,
-            )
-    if kind == "label-consistent":
-        index = arrays["index"]
-        if len(index) != len(arrays["images"]) or not len(index) or (np.diff(index) <= 0).any() or index[0] < 0:
-            raise UserError("the positions of the perturbed images are not in order", where=where, hint=_AGAIN)
+def _check_arrays(
+    arrays: Mapping[str, np.ndarray], layout: Layout | None, px: int, where: str | Path, hint: str | None
+) -> None:
+    """Raises:
+    UserError: an array is missing, or not as the layout says.
+    """
+    if layout is None:
+        layout = next((known for known in (PERTURBED_IMAGES, PATTERN_AND_MASK) if known.keys() <= arrays.keys()), {})
+    sides: dict[int | str, int] = {"px": px}
+    for name, (dtype, shape) in layout.items():
+        array, expected = arrays.get(name), f"{dtype} ({', '.join(map(str, shape))}), px {px}"
+        if array is None:
+            raise UserError(f"there is no array {name!r}", where=where, expected=expected, hint=hint)
+        fits = str(array.dtype) == dtype and array.ndim == len(shape) and 0 not in array.shape
+        fits = fits and all(
+            length == (side if isinstance(side, int) else sides.setdefault(side, length))
+            for length, side in zip(array.shape, shape, strict=True)
+        )
+        if not fits:
+            raise UserError(f"array {name!r} is {array.dtype} {array.shape}", where=where, expected=expected, hint=hint)
+    index = arrays.get("index")
+    if index is not None and "index" in layout and ((np.diff(index) <= 0).any() or index[0] < 0):
+        raise UserError("the samples of the perturbed images are not in rising order", where=where, hint=hint)
 
 
 def _short(value: Any) -> str:
