@@ -10,7 +10,7 @@ from tokenize import TokenError
 
 import numpy as np
 
-from data_prep.io.hashes import refuse_pipes
+from data_prep.io.limits import refuse_pipes
 
 
 def map_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
