@@ -10,7 +10,7 @@ from tokenize import TokenError
 
 import numpy as np
 
-from data_prep.io.hashes import refuse_pipes
+from data_prep.io.limits import refuse_pipes
 
 _MOST_ARRAYS = 100
 """Each is opened by itself."""
