@@ -44,7 +44,7 @@ def check_imports() -> None:
         raise UserError(f"packages are missing: {', '.join(missing)}", where="gpu_check", hint="install them with pip")
     if sys.modules.get("tyro") is None and importlib.util.find_spec("tyro") is None:
         stand_in = types.ModuleType("tyro")
-        stand_in.conf = types.SimpleNamespace(subcommand=lambda *_, **__: None)  # type: ignore[attr-defined]
+        stand_in.conf = types.SimpleNamespace(subcommand=lambda *_, **__: None, arg=lambda *_, **__: None)  # type: ignore[attr-defined]
         sys.modules["tyro"] = stand_in
 
 
@@ -103,13 +103,12 @@ def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) 
     """One run of a preset, as far as the budget goes: its result, or the last figures with "unfinished"."""
     from data_prep.pipeline import prepare
     from data_prep.sources import Parquet
-    from dbd_dist.config import to_dict
     from dbd_dist.distributed.world import World
     from dbd_dist.launch.local import prepare_folder
     from dbd_dist.presets import preset
-    from dbd_dist.runtime import runner as pipeline
+    from dbd_dist.runtime import runner
 
-    def out_of_time(_: dict[str, Any]) -> None:
+    def out_of_time(row: dict[str, Any], checkpoint: Path | None) -> None:
         if time.monotonic() > until:  # the epoch's state is saved
             raise OutOfTime
 
@@ -121,50 +120,45 @@ def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) 
         replace(chosen.prepare, source=source, seed=arguments.seed, datasets=arguments.work / "datasets"),
         progress=False,
     )
-    config = shortened(chosen.train, arguments)
-    config = replace(config, method=method, seed=arguments.seed, data=dataset.folder.resolve())
+    config = shortened(chosen, arguments).config(method)
+    config = replace(config, seed=arguments.seed, data=dataset.folder.resolve())
     run = f"{name}-{method}-s{arguments.seed}-x{arguments.scale:g}" + "-quick" * arguments.quick
     folder, dataset, stages = prepare_folder(config, arguments.work, run)
     world = World.join(arguments.device)
     folder.claim(config, dataset)
-    about = {"config": to_dict(config), "scale": arguments.scale}
+    about = {"config": config.to_dict(), "scale": arguments.scale}
     try:
-        return {"result": pipeline.run(config, dataset, folder, stages, world, note=out_of_time), **about}
+        return {"result": runner.run(config, dataset, folder, stages, world, hook=out_of_time), **about}
     except OutOfTime:
         lines = (folder.path / "metrics.jsonl").read_text().splitlines()
         return {"unfinished": True, "last": json.loads(lines[-1]) if lines else None, **about}
 
 
-def shortened(config: Any, arguments: argparse.Namespace) -> Any:
-    """A preset with its epochs scaled, schedules along with them."""
+def shortened(chosen: Any, arguments: argparse.Namespace) -> Any:
+    """A preset with its epochs scaled, schedules along with them; tiny where that is asked for."""
+    stages = {stage.name: stage for stage in chosen.stages}
 
     def scaled(epochs: int) -> int:
         return max(1, round(epochs * arguments.scale))
 
-    config = replace(
-        config,
-        simclr=replace(config.simclr, epochs=scaled(config.simclr.epochs)),
-        mixmatch=replace(config.mixmatch, epochs=scaled(config.mixmatch.epochs)),
-        supervised=replace(
-            config.supervised,
-            epochs=scaled(config.supervised.epochs),
-            milestones=tuple(sorted({scaled(m) for m in config.supervised.milestones})),
-        ),
-        evaluate_every=max(1, scaled(10)),
+    milestones = tuple(sorted({scaled(m) for m in stages["supervised"].milestones}))
+    changed = chosen.change(
+        simclr={"epochs": scaled(stages["simclr"].epochs)},
+        mixmatch={"epochs": scaled(stages["mixmatch"].epochs)},
+        supervised={"epochs": scaled(stages["supervised"].epochs), "milestones": milestones},
     )
+    changed = replace(changed, evaluate_every=max(1, scaled(10)))
     if not arguments.quick:
-        return config
+        return changed
     from dbd_dist.presets import preset
 
-    tiny = preset("smoke").train
-    return replace(
-        config,
-        model=tiny.model,
-        simclr=replace(config.simclr, batch=60),
-        warmup=replace(config.warmup, epochs=1, batch=60),
-        mixmatch=replace(config.mixmatch, steps=2, batch=12),
-        supervised=replace(config.supervised, batch=60),
+    tiny = changed.change(
+        simclr={"batch": 60},
+        warmup={"epochs": 1, "batch": 60},
+        mixmatch={"steps": 2, "batch": 12},
+        supervised={"batch": 60},
     )
+    return replace(tiny, model=preset("smoke").model)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

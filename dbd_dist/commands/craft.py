@@ -87,13 +87,14 @@ class Network(NamedTuple):
     arguments: Any
     file: str
     """Of the weights in a run folder."""
-    run: dict[str, Any]
-    """How it is trained here: what the preset does not decide."""
+    method: str
+    """That it is trained with here."""
+    stop_after: str | None = None
 
 
 NETWORKS = {
-    "surrogate": Network(WithSurrogate, "model.safetensors", {"method": "none"}),
-    "backbone": Network(WithBackbone, "backbone.safetensors", {"method": "dbd", "stop_after": "simclr"}),
+    "surrogate": Network(WithSurrogate, "model.safetensors", "none"),
+    "backbone": Network(WithBackbone, "backbone.safetensors", "dbd", stop_after="simclr"),
 }
 
 
@@ -159,7 +160,8 @@ def _trained(arguments: Arguments, dataset: Dataset) -> Path:
     """The weights of the network that this command trains: of its run, which resumes where it was cut off."""
     if arguments.preset not in PRESETS:
         raise UserError(f"there is no preset {arguments.preset!r}", where="--preset", expected=", ".join(PRESETS))
-    config = preset(arguments.preset).train
+    network = NETWORKS[arguments.craft.network]
+    config = preset(arguments.preset).config(network.method)
     compute = config.compute
     if arguments.workers is not None:
         compute = dataclasses.replace(compute, workers=arguments.workers)
@@ -167,7 +169,7 @@ def _trained(arguments: Arguments, dataset: Dataset) -> Path:
         compute = dataclasses.replace(compute, device=arguments.device)
     config = dataclasses.replace(
         config,
-        **NETWORKS[arguments.craft.network].run,
+        stop_after=network.stop_after,
         data=dataset.folder.resolve(),
         seed=arguments.craft.seed,
         compute=compute,

@@ -18,8 +18,8 @@ from data_prep.beton.ffcv import BetonStream
 from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
 from data_prep.plan import check_target
-from dbd_dist.config import require
 from dbd_dist.distributed.world import World
+from dbd_dist.fields import require
 from dbd_dist.models.exported import Exported
 
 Network = Callable[[Tensor], Tensor]

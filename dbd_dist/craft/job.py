@@ -13,10 +13,10 @@ from typing import Any
 from data_prep.artefacts import DESCRIPTION_FILE, Artefact, read_artefact, write_artefact
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
-from dbd_dist.config import digest, from_dict, to_dict
 from dbd_dist.craft import CRAFTS
 from dbd_dist.craft.craft import Craft, TrainingSet, Work
 from dbd_dist.distributed.world import World
+from dbd_dist.fields import digest, from_dict, to_dict
 from dbd_dist.models.exported import Exported, read_exported
 from dbd_dist.runtime.progress import ProgressFile
 from dbd_dist.runtime.run_folder import versions

@@ -14,10 +14,10 @@ from torch import Tensor
 from data_prep.attacks.badnets import badnets, checkerboard, default_patch_px
 from data_prep.attacks.crafted import PerturbedImages
 from data_prep.errors import UserError
-from dbd_dist.config import require
 from dbd_dist.craft import pgd
 from dbd_dist.craft.craft import Network
 from dbd_dist.craft.images import PerImage
+from dbd_dist.fields import require
 
 
 def stamp_corners(images: np.ndarray, patch: np.ndarray) -> np.ndarray:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from dbd_dist import seeds
-from dbd_dist.config import require
 from dbd_dist.craft.craft import Craft, Network, TrainingSet, Work
 from dbd_dist.data.loaders import Images, open_images
 from dbd_dist.data.sampling import cycling_batches, rank_slice
+from dbd_dist.fields import require
 from dbd_dist.runtime.checkpoint import load_state, save_state
 
 CHECKPOINT_STEPS = 50

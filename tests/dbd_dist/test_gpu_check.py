@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from dbd_dist.bench import correctness, gpu_check
-from dbd_dist.config import TrainConfig, from_dict, to_dict
+from dbd_dist.config import TrainConfig
+from dbd_dist.fields import from_dict, to_dict
 from dbd_dist.launch.local import run_local
 
 ABSENT = ("ray", "ffcv", "tyro", "tqdm", "sklearn", "matplotlib")

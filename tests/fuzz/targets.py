@@ -141,15 +141,15 @@ class Material:
         from dbd_dist.runtime.run_folder import RunFolder
 
         dataset = open_dataset(self.dataset)
-        config = replace(preset("smoke").train, data=dataset.folder.resolve(), method="none")
         config = replace(
-            config, model=ModelConfig(depths=(1,), widths=(4,), projection_dim=2),
-            supervised=replace(config.supervised, batch=10), compute=ComputeConfig(device="cpu", workers=1),
+            preset("smoke").change(supervised={"batch": 10}).config("none"), data=dataset.folder.resolve(),
+            model=ModelConfig(depths=(1,), widths=(4,), projection_dim=2),
+            compute=ComputeConfig(device="cpu", workers=1),
         )  # fmt: skip
         folder, n = RunFolder(self.root / "run"), dataset.manifest.counts["train"]
         folder.claim(config, dataset)
         network = Classifier(config.model, 10)
-        folder.write_model(network, config, dataset, config.normalise)
+        folder.write_model(network.state_dict(), config, dataset, config.normalise)
         folder.write_backbone(network.backbone.state_dict(), config, dataset, config.normalise)
         loss = torch.linspace(0, 5, n)
         kept = torch.arange(n) < n // 2
@@ -332,11 +332,11 @@ def stubs() -> Iterator[None]:
     from unittest import mock
 
     from dbd_dist.launch.local import prepare_folder
-    from dbd_dist.runtime import runner as pipeline
+    from dbd_dist.runtime import runner
 
     def launch(config: Any, storage: Path, name: str, launcher: str, *, quiet: bool = False) -> None:
         _, dataset, _ = prepare_folder(config, storage, name)
-        pipeline.check(config, dataset, 1)
+        runner.check(config, dataset, 1)
 
     def sweep(base: Any, space: Any, *, storage: Path, name: str, parallel: int | None) -> list[Any]:
         open_dataset(base.data)
