@@ -117,24 +117,28 @@ def main(argv: list[str]) -> int:
     start = time.monotonic()
     craft, out = arguments.craft, Path(os.path.realpath(arguments.out))
     check_place(out, hint="choose another --out")
-    data = TrainingSet.read(open_dataset(arguments.data))
+    dataset = open_dataset(arguments.data)
+    if "truth.parquet" not in dataset.manifest.files:
+        what = "nobody vouches for the labels of this data set"
+        raise UserError(what, where=dataset.folder, expected="one that is not untrusted")
+    data = TrainingSet.read(dataset)
     job.check_data(craft, data)
     job.finished(out, craft, job.settings(craft), data, overwrite=arguments.overwrite)  # before a network is trained
     if arguments.launcher == "local":
         check_device(arguments.device)
 
     given = arguments.network
-    weights = _trained(arguments, data.dataset) if given is None else arguments.weights(given)
+    weights = _trained(arguments, dataset) if given is None else arguments.weights(given)
     exported = read_exported(weights)
-    job.check_network(craft, exported, data.dataset)
-    made_with = job.settings(craft, data.dataset, exported)
+    job.check_network(craft, exported, dataset)
+    made_with = job.settings(craft, dataset, exported)
     with _alone(out):
         artefact = job.finished(out, craft, made_with, data, overwrite=arguments.overwrite)
         if artefact is not None and _is_main():
             print(f"{out} is finished; it stands.")
         if artefact is None:
             work = job.work_folder(out, made_with, craft)
-            task = job.Job(craft=craft, data=data.dataset.folder.resolve(), weights=weights.resolve(), work=work)
+            task = job.Job(craft=craft, data=dataset.folder.resolve(), weights=weights.resolve(), work=work)
             if _is_main():
                 disk.check_craft(craft, data, work)
             _craft(arguments, task)

@@ -57,9 +57,6 @@ def check_data(craft: Craft, data: TrainingSet) -> None:
         UserError: not a clean data set; the settings do not fit it.
     """
     manifest, folder, hint = data.dataset.manifest, data.dataset.folder, "make one with `dbd prepare SOURCE clean`"
-    if "truth.parquet" not in manifest.files:
-        what = "nobody vouches for the labels of this data set"
-        raise UserError(what, where=folder, expected="one that is not untrusted")
     if manifest.attack["kind"] != "clean":
         what = f"the data set is poisoned already ({manifest.attack['kind']})"
         raise UserError(what, where=folder, expected="a clean one", hint=hint)

@@ -73,7 +73,7 @@ def run(clean, tmp_path_factory) -> Path:
     config, folder = TrainConfig(model=tiny.MODEL), RunFolder(tmp_path_factory.mktemp("run"))
     classifier = seeded(lambda: Classifier(tiny.MODEL, 10), seeds.generator(1, "classifier"))
     backbone = seeded(lambda: Backbone(tiny.MODEL), seeds.generator(1, "backbone"))
-    folder.write_model(classifier, config, clean, config.normalise)
+    folder.write_model(classifier.state_dict(), config, clean, config.normalise)
     folder.write_backbone(backbone.state_dict(), config, clean, config.normalise)
     return folder.path
 
@@ -663,11 +663,11 @@ def test_a_loss_that_is_not_finite_names_the_step(attack, refused, clean, run, t
     classifier = Classifier(tiny.MODEL, 10)
     folder = RunFolder(copy)
     classifier.backbone.bn1.weight.data[0] = torch.nan
-    folder.write_model(classifier, config, clean, config.normalise)
+    folder.write_model(classifier.state_dict(), config, clean, config.normalise)
     folder.write_backbone(classifier.backbone.state_dict(), config, clean, config.normalise)
     assert "bn1.weight are not finite" in refused(*flags(attack, clean, copy))
     classifier.backbone.bn1.weight.data[:] = 3e38  # finite, and what comes of it is not
-    folder.write_model(classifier, config, clean, config.normalise)
+    folder.write_model(classifier.state_dict(), config, clean, config.normalise)
     folder.write_backbone(classifier.backbone.state_dict(), config, clean, config.normalise)
     message = refused(*flags(attack, clean, copy))
     assert f"{attack}, step 1" in message
@@ -703,6 +703,6 @@ def test_two_ray_workers_make_what_one_process_makes(clean, run, place, refused,
         broken, config = Path(shutil.copytree(run, tmp_path / "broken")), TrainConfig(model=tiny.MODEL)
         classifier = Classifier(tiny.MODEL, 10)
         classifier.head.weight.data[:] = torch.finfo(torch.float32).max  # finite, so that it is opened; its loss is not
-        RunFolder(broken).write_model(classifier, config, clean, config.normalise)
+        RunFolder(broken).write_model(classifier.state_dict(), config, clean, config.normalise)
         argv = flags("label-consistent", clean, broken, "--launcher", "ray", "--workers", "2")
         assert "label-consistent, step 1" in refused(*argv)
