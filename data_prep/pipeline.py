@@ -500,7 +500,7 @@ def _write(
         content_hash=hashes,
         data_hash=data_hash(hashes),
         files=record_files(folder),
-        versions={package: metadata.version(package) for package in ("ffcv", "numpy", "pillow", "pyarrow")},
+        versions={package: _version(package) for package in ("ffcv", "numpy", "pillow", "pyarrow")},
         skipped=tuple(skipped),
     )
     write_manifest(folder, manifest)
@@ -596,3 +596,10 @@ def _write_test(config: PrepareConfig, split: Split, px: int, folder: Path, prog
         before, after = (np.stack(images) for images in zip(*pairs))
         preview.write_preview(folder / "preview.png", before, after)
     return {name: digest.hexdigest() for name, digest in zip(names, digests)}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"

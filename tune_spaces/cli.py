@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from data_prep.errors import UserError
-from dbd_dist.commands.train import STORAGE, check_before_data, check_storage, prepare_for
+from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, prepare_for
 from dbd_dist.presets import preset as find_preset
 from tune_spaces.spaces import SPACES
 from tune_spaces.spaces import space as find_space

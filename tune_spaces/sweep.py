@@ -17,7 +17,7 @@ from dbd_dist.launch.ray_train import WORKER_ENV, run_ray
 from dbd_dist.runtime import lock, runner
 from dbd_dist.runtime.disk import check_sweep
 from dbd_dist.runtime.run_folder import RunFolder, write_json
-from tune_spaces.spaces import Space
+from tune_spaces.space import Space
 
 GRID_FILE = "grid.json"
 SWEEP_FILE = "sweep.json"

@@ -5,8 +5,8 @@
 For a host with PyTorch that need have neither network, Ray, FFCV nor tyro. --images names a folder of train.parquet and
 test.parquet (Hugging Face layout, CIFAR-10); the recipe is run on it, under BadNets and Blended, without defence and
 with DBD. FOLDER/gpu_check.json is written anew after every piece, with hardware, versions, commit and seed; pieces that
-are in it are not run again, and recipes go on from the checkpoints in --work. When the budget is spent it stops after
-the epoch that is under way.
+are in it are not run again, and recipes go on from the checkpoints in --work. When the budget is spent it stops
+within about a second of training, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import types
@@ -30,6 +31,8 @@ from data_prep.errors import UserError
 NEEDED = ("torch", "torchvision", "numpy", "PIL", "pyarrow", "numba", "scipy", "safetensors", "tensorboard")
 BENCHES = ("augmentation", "simclr", "mixmatch", "split", "memory", "loader", "epoch")
 RECIPES = ("cifar10_badnets", "cifar10_blended")
+CHECKPOINT_S = 30.0
+"""Between two checkpoints of a recipe; one is written too when the budget is spent."""
 
 
 def check_imports() -> None:
@@ -44,7 +47,8 @@ def check_imports() -> None:
         raise UserError(f"packages are missing: {', '.join(missing)}", where="gpu_check", hint="install them with pip")
     if sys.modules.get("tyro") is None and importlib.util.find_spec("tyro") is None:
         stand_in = types.ModuleType("tyro")
-        stand_in.conf = types.SimpleNamespace(subcommand=lambda *_, **__: None, arg=lambda *_, **__: None)  # type: ignore[attr-defined]
+        nothing = lambda *_, **__: None  # noqa: E731
+        stand_in.conf = types.SimpleNamespace(subcommand=nothing, arg=nothing)  # type: ignore[attr-defined]
         sys.modules["tyro"] = stand_in
 
 
@@ -74,7 +78,9 @@ class Record:
         print(f"{part}: {name} ...", file=sys.stderr, flush=True)
         try:
             held[name] = run()
-        except (RuntimeError, UserError):  # out of memory among them: time is short, and the other pieces are to be had
+        except OutOfTime:
+            raise
+        except Exception:  # of any library: time on such a machine is short, and the other pieces are to be had
             held[name] = {"error": traceback.format_exc()}
             print(held[name]["error"], file=sys.stderr, flush=True)
         self.found.setdefault("seconds", {})[f"{part}/{name}"] = round(time.monotonic() - start, 1)
@@ -107,10 +113,7 @@ def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) 
     from dbd_dist.launch.local import prepare_folder
     from dbd_dist.presets import preset
     from dbd_dist.runtime import runner
-
-    def out_of_time(row: dict[str, Any], checkpoint: Path | None) -> None:
-        if time.monotonic() > until:  # the epoch's state is saved
-            raise OutOfTime
+    from dbd_dist.runtime.stopping import Stopped, StopRequest
 
     chosen = preset(name)
     source = Parquet(root=arguments.images)
@@ -121,17 +124,27 @@ def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) 
         progress=False,
     )
     config = shortened(chosen, arguments).config(method)
-    config = replace(config, seed=arguments.seed, data=dataset.folder.resolve())
+    # checkpoints of some 100 MB: an epoch of a few seconds would wait for them
+    compute = replace(
+        config.compute, checkpoint_s=CHECKPOINT_S, compile=arguments.compile, cuda_graphs=arguments.cuda_graphs
+    )
+    config = replace(config, seed=arguments.seed, data=dataset.folder.resolve(), compute=compute)
     run = f"{name}-{method}-s{arguments.seed}-x{arguments.scale:g}" + "-quick" * arguments.quick
     folder, dataset, stages = prepare_folder(config, arguments.work, run)
     world = World.join(arguments.device)
     folder.claim(config, dataset)
     about = {"config": config.to_dict(), "scale": arguments.scale}
+    request = StopRequest(folder.stop)
+    clock = threading.Timer(max(until - time.monotonic(), 0), request.set, ["SIGTERM"])
+    clock.daemon = True
+    clock.start()
     try:
-        return {"result": runner.run(config, dataset, folder, stages, world, hook=out_of_time), **about}
-    except OutOfTime:
+        return {"result": runner.run(config, dataset, folder, stages, world, request=request), **about}
+    except Stopped:  # with a checkpoint
         lines = (folder.path / "metrics.jsonl").read_text().splitlines()
         return {"unfinished": True, "last": json.loads(lines[-1]) if lines else None, **about}
+    finally:
+        clock.cancel()
 
 
 def shortened(chosen: Any, arguments: argparse.Namespace) -> Any:
@@ -173,6 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=["correctness", "bench", "recipe"],
                         default=["correctness", "bench", "recipe"])  # fmt: skip
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
+    parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="of the recipes")
+    parser.add_argument("--cuda-graphs", choices=["auto", "on", "off"], default="auto", help="of the recipes")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu tries the command out")
     parser.add_argument("--quick", action="store_true", help="tiny networks and data, to try the command out")
     arguments = parser.parse_args(argv)
@@ -220,7 +236,9 @@ def everything(arguments: argparse.Namespace, record: Record, scratch: Path, unt
     check_device(arguments.device)
     device = torch.device("cuda", 0) if arguments.device == "cuda" else torch.device("cpu")
     train = 100 if arguments.quick else 20000
-    dataset = prepare_synthetic(scratch, train=train, test=train // 5, px=32)
+    dataset: Any = None  # for the benchmarks alone: 20,000 files take a while
+    if "bench" in arguments.parts:
+        dataset = prepare_synthetic(scratch, train=train, test=train // 5, px=32)
     setup = Setup(
         dataset=dataset, scratch=scratch, device=device, repeats=1 if arguments.quick else arguments.repeats,
         quick=arguments.quick,
@@ -234,7 +252,7 @@ def everything(arguments: argparse.Namespace, record: Record, scratch: Path, unt
         for name in BENCHES:
             record.piece("bench", name, lambda name=name: [row.as_json() for row in run([name], setup, show)])
     if "recipe" in arguments.parts and arguments.images is not None:
-        for name in RECIPES:
+        for name in arguments.recipes:
             for method in ("none", "dbd"):
                 label = f"{name}, {method}, scale {arguments.scale:g}, seed {arguments.seed}"
                 record.piece("recipe", label, lambda n=name, m=method: recipe(n, m, arguments, until), enough_s=30)

@@ -16,12 +16,12 @@ import tyro
 
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
-from dbd_dist.commands.train import STORAGE, check_before_data, check_storage, launch
 from dbd_dist.craft import CRAFTS, job
 from dbd_dist.craft.craft import Craft, TrainingSet
 from dbd_dist.distributed.world import check_device
 from dbd_dist.launch.failures import RunFailed
 from dbd_dist.launch.local import check_place, craft_local
+from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch
 from dbd_dist.models.exported import read_exported
 from dbd_dist.presets import PRESETS, preset
 from dbd_dist.runtime import disk, lock

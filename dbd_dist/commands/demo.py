@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from dbd_dist.commands.train import STORAGE, check_storage, launch, prepare_for
+from dbd_dist.launch.start import STORAGE, check_storage, launch, prepare_for
 from dbd_dist.presets import preset
 
 

@@ -18,6 +18,9 @@ from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig, se
 
 Network = TypeVar("Network", bound=nn.Module)
 
+FORMS = 64
+"""That torch.compile may make of the networks of a process."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEnd:
@@ -95,6 +98,7 @@ class Context:
         model = model.to(self.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = self.world.synchronise_batch_norm(model) if self.sync_bn else model
         if self.compile:
+            allow_forms()
             model.compile(dynamic=False)  # in place: names of weights stay; a stage has a handful of batch shapes
         return model
 
@@ -105,3 +109,14 @@ class Context:
     def classifier(self, *names: str | int) -> Classifier:
         """Backbone and linear head, their weights drawn from the generator of `names`."""
         return seeded(lambda: Classifier(self.model, self.num_classes), self.generator(*names))
+
+
+def allow_forms() -> None:
+    """Let torch.compile keep as many forms of the networks as the runs of a process have.
+
+    Each stage has one for every shape of batch, with and without gradient, in train and in eval mode, and all networks
+    count as one function: beyond torch's limit of 8 the rest would run uncompiled.
+    """
+    import torch._dynamo.config as dynamo  # takes seconds, where nothing is compiled too
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, FORMS)

@@ -98,11 +98,11 @@ def test_nothing_is_begun_without_time_and_nothing_is_done_twice(tmp_path, monke
     assert not held.get("correctness")
     assert {"host", "versions", "commit", "seed"} <= held["about"].keys()
     failed = correctness.Check(name="planted", error=2.0, allowed=1.0, of="x")
-    answers = {"losses": [failed], "stages": RuntimeError("planted error")}
+    answers = {"losses": [failed], "stages": AttributeError("planted error")}
 
     def planted(group: str, device: torch.device) -> list[correctness.Check]:
         answer = answers.get(group, [])
-        if isinstance(answer, RuntimeError):
+        if isinstance(answer, AttributeError):
             raise answer
         return answer
 

@@ -12,7 +12,8 @@ from data_prep.errors import UserError
 from dbd_dist.config import override
 from dbd_dist.presets import preset
 from dbd_dist.runtime import keys
-from tune_spaces.spaces import SPACES, Space, space
+from tune_spaces.space import Space
+from tune_spaces.spaces import SPACES, space
 
 EVERY = [(name, smoke) for name in SPACES for smoke in (False, True)]
 

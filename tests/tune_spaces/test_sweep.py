@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from dbd_dist.config import override
 from dbd_dist.presets import preset
 from dbd_dist.runtime import lock
 from dbd_dist.runtime.disk import of_run
-from tune_spaces.spaces import SMOKE, space
+from tune_spaces.spaces import SPACES, space
 
 GRID = {"split.keep": (0.5,), "warmup.sce_alpha": (0.1, 1.0), "warmup.sce_beta": (1.0,)}
 """A quarter of what `dbd tune sce --smoke` runs: every trial takes its seconds."""
@@ -52,7 +53,7 @@ def rows_of(output: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_sweep_pretrains_once_and_its_name_finds_it_again(tmp_path, ray_here, monkeypatch, capsys):
-    monkeypatch.setitem(SMOKE, "sce", GRID)
+    monkeypatch.setitem(SPACES._parts(), "sce", replace(SPACES["sce"], smoke=GRID))
     storage = tmp_path / "runs"
     sweep = storage / "sweep"
     argv = ["tune", "sce", "--smoke", "--storage", str(storage), "--name", "sweep"]
