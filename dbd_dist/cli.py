@@ -14,7 +14,7 @@ import sys
 
 COMMANDS = {
     "demo": ("dbd_dist.commands.demo", "the whole story on embedded images, in minutes on a laptop"),
-    "prepare": ("data_prep.cli", "images and an attack -> dataset folder"),
+    "prepare": ("dbd_dist.commands.prepare", "images and an attack -> dataset folder"),
     "craft": ("dbd_dist.commands.craft", "clean dataset folder -> what attacks need that have a trained model"),
     "train": ("dbd_dist.commands.train", "dataset folder -> run folder"),
     "evaluate": ("dbd_dist.commands.evaluate", "measure a run's model again: accuracy, attack success"),

@@ -143,13 +143,14 @@ def craft_ray(job: Job, *, workers: int | None, device: Literal["auto", "cpu", "
         UserError, RunFailed: as `run_ray`.
     """
     if session.cluster_address(os.environ) is None:
-        job.check(_worker_resources(workers, device, topology.this_machine(), "--workers").workers)
+        here = _worker_resources(workers, device, topology.this_machine(), "--workers")
+        job.craft.check_workers(here.workers)
     _set_environment()
     with session.connect(runtime_env=None):
         from dbd_dist.launch.worker import craft_loop
 
         resources = _worker_resources(workers, device, topology.from_ray(), "--workers")
-        job.check(resources.workers)
+        job.craft.check_workers(resources.workers)
         failure = _on_workers(
             craft_loop,
             job.to_dict(),

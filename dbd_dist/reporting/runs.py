@@ -23,9 +23,9 @@ from data_prep.dataset.truth import FILE as TRUTH
 from data_prep.dataset.truth import SplitTruth, read_truth
 from data_prep.errors import UserError
 from data_prep.io.arrays import map_arrays
-from data_prep.io.hashes import refuse_pipes, sha256_file
-from data_prep.io.json import MAX_BYTES, read_json
-from data_prep.tables import MAX_ROWS
+from data_prep.io.hashes import sha256_file
+from data_prep.io.json import read_json
+from data_prep.io.limits import JSON_BYTES, TABLE_ROWS, refuse_pipes
 from dbd_dist.reporting import settings, tables
 
 _FRACTIONS = ("clean_acc", "asr", "robust_acc")
@@ -212,8 +212,8 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         refuse_pipes(path)
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path.stat().st_size:,} bytes", where=path, expected=f"at most {MAX_BYTES:,}")
+        if path.stat().st_size > JSON_BYTES:
+            raise UserError(f"{path.stat().st_size:,} bytes", where=path, expected=f"at most {JSON_BYTES:,}")
         lines = path.read_text(encoding="utf-8").split("\n")
         lines = lines[:-1] if lines[-1] == "" else lines
     except (OSError, UnicodeDecodeError) as error:
@@ -245,7 +245,7 @@ def _split(path: Path) -> Split:
         names, schema = file.schema_arrow.names, file.schema_arrow
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise bad(f"not a table ({error})") from error
-    if file.metadata.num_rows > MAX_ROWS:
+    if file.metadata.num_rows > TABLE_ROWS:
         raise bad(f"{file.metadata.num_rows:,} rows")
     columns = {}
     for name, holds in (

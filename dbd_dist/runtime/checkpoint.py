@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.io.hashes import refuse_pipes
+from data_prep.io.limits import refuse_pipes
 from dbd_dist.runtime import logs
 from dbd_dist.runtime.mirror import Mirror
 
