@@ -102,14 +102,14 @@ def report(runs: Sequence[str | Path | Run], out: str | Path | None = None) -> s
     Raises:
         UserError: one of them is no run folder, or `out` cannot be written.
     """
-    from dbd_dist.reporting import runs as reading
-    from dbd_dist.reporting import tables, write_report
+    from dbd_dist.reporting import page, settings, tables
+    from dbd_dist.reporting.runs import load_run
 
     folders = [_folder(run) for run in runs]
     if out is not None:
-        write_report(folders, Path(out))
-    loaded = [reading.load_run(folder, arrays=False) for folder in folders]
-    return tables.as_markdown(tables.aggregate(*reading.results_of(loaded)))
+        page.write_report(folders, Path(out))
+    loaded = [load_run(folder, arrays=False) for folder in folders]
+    return tables.as_markdown(tables.aggregate(*settings.results_of(loaded)))
 
 
 def _folder(run: str | Path | Run) -> Path:
