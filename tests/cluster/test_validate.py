@@ -82,12 +82,6 @@ PLANTED = [
     ("gcp.yaml", (*GPU, "node_config", "disks"), [], "a disk with boot: true"),
     (
         "gcp.yaml",
-        ("provider",),
-        {"type": "gcp", "region": "a", "availability_zone": "b-c", "project_id": "p"},
-        "not in a",
-    ),
-    (
-        "gcp.yaml",
         (*GPU, "node_config", "disks", 0, "initializeParams", "diskSizeGb"),
         10,
         "10 is less than the minimum of 30",
