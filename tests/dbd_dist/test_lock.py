@@ -70,7 +70,7 @@ def is_free(path: Path) -> bool:
         return False
 
 
-def test_a_second_process_is_told_who_holds_it(holder, tmp_path):
+def test_a_second_process_learns_who_holds_it(holder, tmp_path):
     path = tmp_path / "run" / ".lock"
     process = holder(path)
     with pytest.raises(UserError) as caught, lock.held(path, str(path.parent)):
@@ -165,6 +165,5 @@ def test_what_a_killed_command_left_in_a_finished_run_goes(smoke_none, tmp_path)
     before = sorted(p.name for p in (tmp_path / "run").iterdir())
     (tmp_path / "run" / lock.FILE).write_text("{}")
     (tmp_path / "run" / "progress.json").write_text("{}")
-    (tmp_path / "run" / "ray").mkdir()
     assert run_local(config, storage=tmp_path, name="run", quiet=True) is not None
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == before
