@@ -100,6 +100,8 @@ def _train(
             config.compute.workers, config.compute.device, topology.from_ray(), "compute.workers", fewest
         )
         most = resources.workers if fewest is None else config.compute.workers or resources.workers
+        if cpus_per_worker is not None:
+            resources = dataclasses.replace(resources, cpus_per_worker=cpus_per_worker)
         config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, workers=most))
         for count in range(fewest or most, most + 1):
             runner.check(config, dataset, count)
@@ -121,7 +123,6 @@ def _train(
             keep=config.compute.keep_ray_results,
             progress=folder.progress,
             quiet=quiet,
-            cpus_per_worker=cpus_per_worker,
             callbacks=[RetryLog(folder.path, name), *callbacks],
             timeout_s=watchdog.collective_timeout_s(config.compute.stall_s),
         )
@@ -181,7 +182,6 @@ def _on_workers(
     keep: bool = False,
     progress: Path,
     quiet: bool,
-    cpus_per_worker: float | None = None,
     callbacks: Sequence[Any] = (),
     timeout_s: float = watchdog.collective_timeout_s(0),
 ) -> BaseException | str | None:
@@ -190,10 +190,9 @@ def _on_workers(
     Args:
         loop: leaves an ERROR_FILE in `home` for what its user can mend (see `worker.forward_user_errors`).
         count: workers; or how many at least and at most.
-        stoppable: whether `loop` heeds requests to stop: SIGINT and SIGTERM are then forwarded to it through a file in
-            `home` (see `stopping`), and else end this process as usual.
+        stoppable: forward SIGINT and SIGTERM to `loop` through a file in `home` (see `stopping`).
         name: of the run for Ray, its dashboard and `ray.train.Result`.
-        keep: whether Ray's own folder of the run, below `home`, stays at the end.
+        keep: leave Ray's own folder of the run in `home`.
         progress: the file to show meanwhile.
         timeout_s: how long a collective waits for the other workers.
 
@@ -203,54 +202,65 @@ def _on_workers(
     Raises:
         UserError: the one that a worker left; Stopped among them.
     """
-    import ray.exceptions
-    import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    error_file, request = home / ERROR_FILE, StopRequest(home / stopping.FILE)
-    error_file.unlink(missing_ok=True)
+    request = StopRequest(home / stopping.FILE)
     request.clear()
-    shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)  # Ray Train would restore its state from it; ours has its own
-    cpus = resources.cpus_per_worker if cpus_per_worker is None else cpus_per_worker
+    (home / ERROR_FILE).unlink(missing_ok=True)
+    shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)  # Ray Train would resume from it; our checkpoints are exact
     trainer = TorchTrainer(
         loop,
         train_loop_config=arguments,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=count,
-            use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if resources.use_gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(home / RAY_FOLDER),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            failure_config=ray.train.FailureConfig(max_failures=RETRIES),
-            callbacks=list(callbacks),
-        ),
+        scaling_config=_scaling_config(resources, count),
+        run_config=_run_config(home, name, callbacks),
         torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(timeout_s)),
     )
-    failure: BaseException | str | None = None
     try:
         shown = nullcontext() if quiet else Follower(progress, Display())
         with shown, stopping.signals(request.forward) if stoppable else nullcontext():
             failure = _wait_for(trainer.fit)
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        failure = error
     finally:
         request.clear()
         if not keep:
             shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)
-    if error_file.exists():
-        fields = json.loads(error_file.read_text())
-        error_file.unlink()
+    left = _error_of_a_worker(home / ERROR_FILE)
+    if failure is not None or left is not None:
         progress.unlink(missing_ok=True)
-        what, where, hint = fields["what"], fields["where"], fields["hint"]
-        if "exit_code" in fields:
-            raise stopping.Stopped(what, where=where, hint=hint, exit_code=fields["exit_code"])
-        raise UserError(what, where=where, expected=fields["expected"], hint=hint) from _exception(failure)
-    if failure is not None:
-        progress.unlink(missing_ok=True)
+    if left is not None:
+        raise left from _exception(failure)
     return failure
+
+
+def _scaling_config(resources: topology.WorkerResources, count: int | tuple[int, int]) -> Any:
+    import ray.train
+
+    return ray.train.ScalingConfig(
+        num_workers=count, use_gpu=resources.use_gpu, resources_per_worker=resources.resources
+    )
+
+
+def _run_config(home: Path, name: str, callbacks: Sequence[Any]) -> Any:
+    import ray.train
+
+    return ray.train.RunConfig(
+        name=name,
+        storage_path=str(home / RAY_FOLDER),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        failure_config=ray.train.FailureConfig(max_failures=RETRIES),
+        callbacks=list(callbacks),
+    )
+
+
+def _error_of_a_worker(path: Path) -> UserError | None:
+    """The error that a worker left for its user; its file is removed."""
+    if not path.exists():
+        return None
+    fields = json.loads(path.read_text())
+    path.unlink()
+    what, where, hint = fields["what"], fields["where"], fields["hint"]
+    if "exit_code" in fields:
+        return stopping.Stopped(what, where=where, hint=hint, exit_code=fields["exit_code"])
+    return UserError(what, where=where, expected=fields["expected"], hint=hint)
 
 
 def _exception(failure: BaseException | str | None) -> BaseException | None:
@@ -263,15 +273,21 @@ def _failed(failure: BaseException | str, where: Path, resumes_from: str | None)
     return failed
 
 
-def _wait_for(fit: Callable[[], object]) -> str | None:
-    """Call `fit` and wait for it while Ray is there; returns what of Ray has ended where it is not.
+def _wait_for(fit: Callable[[], object]) -> BaseException | str | None:
+    """Call `fit` and wait for it while Ray is there.
 
     In a thread of its own: in the main one Ray Train takes Ctrl-C as an order to abort; and where Ray has ended, `fit`
     never returns, and some seconds later Ray ends this process. Such threads are not waited for at the end.
 
+    Returns:
+        What Ray or its workers ended with, as an exception or in words; None at the end of `fit`.
+
     Raises:
-        What `fit` raises.
+        Any other exception of `fit`.
     """
+    import ray.exceptions
+    import ray.train
+
     ended: list[BaseException | None] = []
 
     def body() -> None:
@@ -290,9 +306,9 @@ def _wait_for(fit: Callable[[], object]) -> str | None:
         if lost is not None and thread.is_alive():
             return lost
     (error,) = ended
-    if error is not None:
+    if error is not None and not isinstance(error, ray.train.TrainingFailedError | ray.exceptions.RayError):
         raise error
-    return None
+    return error
 
 
 def _worker_resources(
