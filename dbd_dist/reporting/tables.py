@@ -1,8 +1,7 @@
-"""Results over seeds: mean and standard deviation, as text for a terminal, as Markdown, as HTML.
+"""Results over seeds: mean and standard deviation, as text for a terminal and as Markdown.
 
 A row holds runs that differ in their seeds alone. Another data set, attack, preset, method, training-set size or
-setting
-makes another row, so nothing is averaged that does not belong together.
+setting makes another row, so that nothing is averaged that does not belong together.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dbd_dist.reporting import wording
-from dbd_dist.reporting.wording import escaped, printable
-
-FIRST, LAST = "none", "dbd"  # the comparison reads from no defence, over others, to DBD
+from dbd_dist.reporting import names, wording
+from dbd_dist.reporting.wording import printable
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,8 @@ class Row:
     attack: str
     preset: str
     method: str
+    defends: bool
+    """False: the baseline that defences are compared with."""
     variant: str
     """The settings in which this row differs from others of its data set and method; empty where there is one row."""
     train_size: int | None
@@ -100,33 +99,32 @@ def aggregate(results: Sequence[Mapping[str, Any]], variants: Sequence[str] | No
         )
         members.setdefault(key, []).append(i)
     rows = [_row(key, [results[i] for i in at], tuple(at)) for key, at in members.items()]
-    groups = {group: i for i, group in enumerate(dict.fromkeys(row.group for row in rows))}
-
-    def place(row: Row) -> tuple[int, int, str, str]:
-        order = 0 if row.method == FIRST else 2 if row.method == LAST else 1
-        return groups[row.group], order, row.method, row.variant
-
-    return sorted(rows, key=place)
+    places = {group: i for i, group in enumerate(dict.fromkeys(row.group for row in rows))}
+    return sorted(
+        rows,
+        key=lambda row: (places[row.group], row.defends, names.place(row.method), row.method, row.variant),
+    )
 
 
 def _row(key: tuple[Any, ...], results: list[Mapping[str, Any]], at: tuple[int, ...]) -> Row:
     dataset, attack, preset, train_size, method, variant = key
     totals = [math.fsum(r["seconds"].values()) if r.get("seconds") else None for r in results]
     devices = tuple(sorted({_device(r) for r in results if r.get("device")}))
-    notes = []
+    remarks = []
     identities = [(r.get("seed"), r.get("data_hash") or r.get("dataset")) for r in results]
     repeated = {seed for seed, data in identities if isinstance(seed, int) and identities.count((seed, data)) > 1}
     if repeated:
-        notes.append(f"{wording.seeds(repeated)} counted more than once: the spread is too small")
+        remarks.append(f"{wording.seeds(repeated)} counted more than once: the spread is too small")
     if len(devices) > 1:
-        notes.append(f"times come from different machines: {'; '.join(devices)}")
+        remarks.append(f"times come from different machines: {'; '.join(devices)}")
     if len({str(r.get("precision")) for r in results}) > 1:
-        notes.append("runs of different floating-point precision")
+        remarks.append("runs of different floating-point precision")
     return Row(
         dataset=dataset,
         attack=attack,
         preset=preset,
         method=method,
+        defends=names.defends(method, results[0].get("defends")),
         variant=variant,
         train_size=train_size,
         n=len(results),
@@ -138,7 +136,7 @@ def _row(key: tuple[Any, ...], results: list[Mapping[str, Any]], at: tuple[int, 
         poisoned=statistics(r.get("poisoned") for r in results),
         seconds=statistics(totals),
         devices=devices,
-        notes=tuple(notes),
+        notes=tuple(remarks),
         members=at,
     )
 
@@ -177,7 +175,7 @@ def _time(row: Row) -> str:
 
 
 def _method(row: Row) -> str:
-    name = printable(wording.method_name(row.method), 40)
+    name = printable(names.method_name(row.method), 40)
     return f"{name} ({printable(row.variant, 160)})" if row.variant else name
 
 
@@ -201,19 +199,21 @@ def title(row: Row) -> str:
     return " · ".join(parts)
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
-    return [f"{_method(row)}: {note}" for row in rows for note in row.notes]
+def row_name(row: Row, among: Sequence[Row]) -> str:
+    """A row's method and what sets it apart from the others; not escaped."""
+    name = _method(row)
+    return name if len(grouped(among)) == 1 else f"{title(row)} · {name}"
 
 
-def _spread_note(rows: Sequence[Row]) -> list[str]:
-    many = [row for row in rows if row.n > 1]
-    if not many:
-        return []
-    over = sorted({wording.seeds(row.seeds) for row in many})
-    return [f"Mean ± sample standard deviation over runs ({'; '.join(over)})."]
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Sentences that belong below a table; not escaped."""
+    over = sorted({wording.seeds(row.seeds) for row in rows if row.n > 1})
+    spread = [f"Mean ± sample standard deviation over runs ({'; '.join(over)})."] if over else []
+    return spread + [f"{_method(row)}: {note}" for row in rows for note in row.notes]
 
 
-def _grouped(rows: Sequence[Row]) -> list[list[Row]]:
+def grouped(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that can be compared with each other, a list a group."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row)
@@ -226,7 +226,7 @@ def _grouped(rows: Sequence[Row]) -> list[list[Row]]:
 def as_text(rows: Sequence[Row]) -> str:
     """Aligned columns for a terminal, a block a group."""
     blocks = []
-    for group in _grouped(rows):
+    for group in grouped(rows):
         lines = [list(COLUMNS), *([cell(row) for cell in COLUMNS.values()] for row in group)]
         widths = [max(_width(line[i]) for line in lines) for i in range(len(COLUMNS))]
         table = []
@@ -237,7 +237,7 @@ def as_text(rows: Sequence[Row]) -> str:
             ]
             table.append("  ".join(cells).rstrip())
         table.insert(1, "  ".join("─" * w for w in widths))
-        blocks.append("\n".join([title(group[0]), "", *table, *_spread_note(group), *_notes(group)]))
+        blocks.append("\n".join([title(group[0]), "", *table, *notes(group)]))
     return "\n\n".join(blocks)
 
 
@@ -256,7 +256,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         cells = [printable(row.dataset), printable(row.preset, 40), *(cell(row) for cell in COLUMNS.values())]
         lines.append("| " + " | ".join(_markdown(cell) for cell in cells) + " |")
     devices = dict.fromkeys(device for row in rows for device in row.devices)
-    below = [*_spread_note(rows), *_notes(rows)]
+    below = notes(rows)
     if devices:
         below.append(f"Hardware: {'; '.join(devices)}.")
     return "\n".join(lines + [line for note in below for line in ("", _markdown(note))])
@@ -264,33 +264,6 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 def _markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|~$])", r"\\\1", text).replace("&", "&amp;")
-
-
-def as_html(rows: Sequence[Row]) -> str:
-    """A table element, a body a group."""
-    titles = list(COLUMNS)
-    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in titles)
-    bodies = []
-    groups = _grouped(rows)
-    for group in groups:
-        caption = ""
-        if len(groups) > 1:
-            name = escaped(title(group[0]), 240)
-            caption = f'<tr><th class="group" scope="rowgroup" colspan="{len(titles)}">{name}</th></tr>'
-        lines = []
-        for row in group:
-            first, *others = (escaped(cell(row), 240) for cell in COLUMNS.values())
-            cells = "".join(f"<td>{text}</td>" for text in others)
-            lines.append(f'<tr class="{_class(row.method)}"><th scope="row"><bdi>{first}</bdi></th>{cells}</tr>')
-        bodies.append(f"<tbody>{caption}{''.join(lines)}</tbody>")
-    below = [*_spread_note(rows), *_notes(rows)]
-    notes = "".join(f'<p class="note">{escaped(note, 400)}</p>' for note in below)
-    table = f'<table class="results"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
-    return f'<div class="scroll">{table}</div>{notes}'
-
-
-def _class(method: str) -> str:
-    return {"none": "plain", "dbd": "defended"}.get(method, "other")
 
 
 def format_results(results: Sequence[Mapping[str, Any]]) -> str:

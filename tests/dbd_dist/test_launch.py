@@ -29,7 +29,7 @@ from dbd_dist.config import TrainConfig, override
 from dbd_dist.fields import to_dict
 from dbd_dist.launch import ray_train as launch
 from dbd_dist.launch.ray_train import run_ray
-from dbd_dist.reporting import format_results
+from dbd_dist.reporting.tables import format_results
 from dbd_dist.runtime import watchdog
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dbd_dist.reporting import tables
+from dbd_dist.reporting import page, tables
 
 
 def result(**values):
@@ -68,9 +68,19 @@ def test_measures_that_do_not_exist_are_dashes():
 def test_hostile_names_in_tables():
     bad = result(method="<script>x</script>", device="<img src=x>", dataset="a|b\u202e", preset="`p`")
     rows = tables.aggregate([bad, result(preset="<b>")])
-    page = tables.as_html(rows)
-    assert "<script" not in page
-    assert "<b>" not in page
-    assert "&lt;script&gt;" in page
-    assert "\u202e" not in page + tables.as_text(rows) + tables.as_markdown(rows)
+    html = (
+        page.environment()
+        .from_string('{% import "macros.html" as page with context %}{{ page.results(groups) }}')
+        .render(groups=tables.grouped(rows))
+    )
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert "&lt;script&gt;" in html
+    assert "\u202e" not in html + tables.as_text(rows) + tables.as_markdown(rows)
     assert "a\\|b" in tables.as_markdown(rows)
+
+
+def test_methods_come_in_order():
+    """The baseline first, then the registered defences, then those that are not installed."""
+    results = [result(method=name) for name in ("abl", "dbd", "none")] + [result(method="plain", defends=False)]
+    assert [row.method for row in tables.aggregate(results)] == ["none", "plain", "dbd", "abl"]
