@@ -55,7 +55,11 @@ class Run:
 
     @property
     def defends(self) -> bool:
-        return names.defends(self.method, (self.result or {}).get("defends"))
+        return names.defends(self.method, self.result or {})
+
+    def title(self, name: str | None = None) -> str:
+        """Of the method, or of one of its stages."""
+        return names.title(self.method if name is None else name, self.description)
 
     @property
     def seed(self) -> int | None:
