@@ -37,6 +37,10 @@ class Method:
         """The stages in order."""
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
+    def titles(self) -> dict[str, str]:
+        """Titles by name, of the method and its stages: a run records them for its reports."""
+        return {self.name: self.title, **{stage.name: stage.title for stage in self.stages()}}
+
     def trained(self) -> tuple[Stage, ...]:
         """The stages that have epochs, in order."""
         return tuple(stage for stage in self.stages() if stage.trains)

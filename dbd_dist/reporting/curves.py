@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dbd_dist.reporting import figures, names, tables
+from dbd_dist.reporting import figures, tables
 from dbd_dist.reporting.runs import Run
 from dbd_dist.reporting.shown import SHOWN_ROWS, finished, run_name, unfinished
 from dbd_dist.reporting.tables import Row
@@ -32,33 +32,9 @@ class Figure:
     """The run that it shows, where the title does not name it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """The section on training."""
-
-    losses: Sequence[Figure]
-    measured: Sequence[Figure]
-    attacked: bool
+def attacked(runs: Sequence[Run]) -> bool:
     """Is there attack success, or a filter, to show?"""
-    notes: Sequence[str]
-
-
-def training(runs: Sequence[Run], rows: Sequence[Row]) -> Training:
-    """All curves of some runs."""
-    losses, measured = _losses(runs), _measured(runs, rows)
-    notes = [
-        f"{printable(run.folder.name, 60)}: {run.left_out} lines of metrics.jsonl are left out, since they hold "
-        "figures larger than float32 has."
-        for run in runs
-        if run.left_out
-    ]
-    if losses and not measured:
-        notes.append("Accuracy and attack success were not measured between epochs.")
-    if losses or measured:
-        many = " One line a run." if len(runs) > len({run.method for run in runs}) else ""
-        notes.append(f"Epochs count from 1 within their stage.{many}")
-    attacked = any(row.get("asr") is not None or row.get("kept_poisoned") for run in runs for row in run.metrics)
-    return Training(losses=losses, measured=measured, attacked=attacked, notes=notes)
+    return any(row.get("asr") is not None or row.get("kept_poisoned") for run in runs for row in run.metrics)
 
 
 def _is_finite(value: Any) -> bool:
@@ -75,24 +51,26 @@ def _mean_of(lines: Sequence[figures.Line], at: int) -> float:
     return math.fsum(line.y[at] for line in lines) / len(lines)
 
 
-def _losses(runs: Sequence[Run]) -> list[Figure]:
+def losses(runs: Sequence[Run]) -> list[Figure]:
     """A figure a stage: those of the run with the most stages first, each in the order in which it ran."""
     stages = dict.fromkeys(stage for run in sorted(runs, key=lambda run: -len(run.stages)) for stage in run.stages)
     drawn = []
     for number, stage in enumerate(list(stages)[:_MOST_STAGES]):
-        lines = []
+        lines, name = [], stage
         for run in runs:
-            lines += _line((row for row in run.metrics if row["stage"] == stage), "loss", "ink")
+            found = _line((row for row in run.metrics if row["stage"] == stage), "loss", "ink")
+            lines += found
+            name = run.title(stage) if found else name
         if not lines:
             continue
-        name, epochs = names.stage_name(printable(stage, 40)), max(len(line.x) for line in lines)
+        name, epochs = printable(name, 60), max(len(line.x) for line in lines)
         alt = f"{name}: the loss goes from {_mean_of(lines, 0):.3g} to {_mean_of(lines, -1):.3g} over {epochs} epochs"
         drawing = figures.curves(f"loss{number}", alt, lines, x_title="epoch", y_title="loss")
         drawn.append(Figure(name, drawing))
     return drawn
 
 
-def _measured(runs: Sequence[Run], rows: Sequence[Row]) -> list[Figure]:
+def measured(runs: Sequence[Run], rows: Sequence[Row]) -> list[Figure]:
     """For every row clean accuracy and attack success over epochs, and what the filter kept."""
     done = finished(runs)
     groups = [(tables.row_name(row, rows), [done[i] for i in row.members]) for row in rows[:SHOWN_ROWS]]
@@ -120,9 +98,7 @@ def _accuracies(name: str, number: int, members: Sequence[Run]) -> list[Figure]:
         return []
     alt = " and ".join(f"{what} ends at {percent(_mean_of(its, -1) / 100)}" for what, its in found.items())
     every = [line for its in found.values() for line in its]
-    drawing = figures.curves(
-        f"acc{number}", f"{name}: {alt}", every, x_title="epoch", y_title="%", percent=True
-    )  # fmt: skip
+    drawing = figures.curves(f"acc{number}", f"{name}: {alt}", every, x_title="epoch", y_title="%", percent=True)
     return [Figure(name, drawing)]
 
 

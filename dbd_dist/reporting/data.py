@@ -31,10 +31,6 @@ class Data:
     truth: SplitTruth | None
     """About the training images; None in a data set of unknown origin."""
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.manifest.class_names
-
 
 def find_data(run: Run) -> Data | str:
     """The data set that a run was trained on; where it cannot be had, the reason.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
@@ -34,44 +33,15 @@ def png_uri(image: np.ndarray) -> Markup:
     return Markup("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Suspect:
-    """One image of the gallery."""
-
-    image: Markup
-    """Data URI."""
-    index: int
-    given: str
-    """Name of the given label."""
-    true: str | None
-    """Name of the true label; None where it is not known."""
-    poisoned: bool | None
-    loss: float
-    origin: str
-
-
-def gallery(data: Data, split: Split) -> list[Suspect]:
-    """The suspects, highest loss first; empty where the filter kept every label.
+def gallery(data: Data, split: Split) -> list[tuple[int, Markup]]:
+    """Index and data URI of the suspects, highest loss first; empty where the filter kept every label.
 
     Raises:
         UserError: the images cannot be read.
     """
     index = suspects(split)
-    if len(index) == 0:
-        return []
-    names, truth = data.class_names, data.truth
-    return [
-        Suspect(
-            image=png_uri(image),
-            index=i,
-            given=names[int(data.labels[i])],
-            true=None if truth is None else names[int(truth.true_label[i])],
-            poisoned=None if truth is None else bool(truth.poisoned[i]),
-            loss=float(split.loss[i]),
-            origin=data.origins[int(i)],
-        )
-        for i, image in zip(index.tolist(), read_images(data, index), strict=True)
-    ]
+    images = read_images(data, index) if len(index) else ()
+    return [(int(i), png_uri(image)) for i, image in zip(index, images, strict=True)]
 
 
 def summary(data: Data, split: Split) -> str:

@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from dbd_dist.reporting import names, sections, tables, wording
+from dbd_dist.reporting import curves, gallery, sections, settings, shown, tables, wording
 from dbd_dist.reporting.conclusions import conclusions
-from dbd_dist.reporting.curves import training
 from dbd_dist.reporting.runs import Run, load_run
-from dbd_dist.reporting.settings import results_of
-from dbd_dist.reporting.shown import SHOWN_ROWS, choose
 from dbd_dist.reporting.wording import printable
 
 LONGEST = 1000
@@ -68,19 +65,18 @@ def write_file(path: Path, text: str) -> None:
 def render(folders: Sequence[Path]) -> str:
     """The page as text."""
     runs = [load_run(folder, arrays=False) for folder in folders]
-    results, variants = results_of(runs)
+    results, variants = settings.results_of(runs)
     rows = tables.aggregate(results, variants)
-    shown = choose(runs, rows)
+    chosen = shown.choose(runs, rows)
     return environment().get_template("report.html").render(
         title=_title(runs),
-        conclusions=conclusions(rows, results)[:SHOWN_ROWS] or [_unfinished(runs)],
-        result=sections.result(runs, rows),
-        training=training(runs, rows),
-        filter=sections.filtering(shown),
-        features=sections.features(shown),
-        suspects=sections.suspects(shown),
-        classes=sections.classes(rows, results, shown),
-        settings=sections.settings_of(runs),
+        conclusions=conclusions(rows)[: shown.SHOWN_ROWS] or [_unfinished(runs)],
+        runs=runs,
+        rows=rows,
+        chosen=chosen,
+        losses=curves.losses(runs),
+        measured=curves.measured(runs, rows),
+        features=sections.features(chosen),
     )  # fmt: skip
 
 
@@ -108,8 +104,9 @@ def environment() -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    env.filters |= {"short": printable, "unbroken": _unbroken, "stage": names.stage_name}
-    env.globals |= {"columns": tables.COLUMNS, "group_title": tables.title}
+    env.filters |= {"short": printable, "unbroken": _unbroken}
+    for module in (curves, gallery, sections, settings, shown, tables):
+        env.globals[module.__name__.rpartition(".")[2]] = module
     return env
 
 

@@ -55,7 +55,11 @@ class Run:
 
     @property
     def defends(self) -> bool:
-        return names.defends(self.method, (self.result or {}).get("defends"))
+        return names.defends(self.method, self.result or {})
+
+    def title(self, name: str | None = None) -> str:
+        """Of the method, or of one of its stages."""
+        return names.title(self.method if name is None else name, self.description)
 
     @property
     def seed(self) -> int | None:
@@ -175,7 +179,6 @@ def _result(path: Path) -> dict[str, Any]:
     check("per_class_acc", fits or classes is None, "a list of fractions from 0 to 1")
     fits = isinstance(seconds, dict) and all(map(_is_number, seconds.values()))
     check("seconds", fits or seconds is None, "an object of seconds by stage")
-    names.learn(result)
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_prep.dataset.manifest import read_manifest
@@ -11,17 +11,19 @@ from dbd_dist.reporting import names, tables
 from dbd_dist.reporting.runs import Run
 from dbd_dist.reporting.wording import printable
 
-_NOT_METHOD = ("preset", "method", "data", "seed", "evaluate_every", "stop_after", "name")
+_NOT_METHOD = ("preset", "method", "data", "seed", "evaluate_every", "stop_after", "name", "compute")
 _DEEPEST = 20
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and values as text: {"a": {"b": 1}} gives ("a.b", "1")."""
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted names and values as text: {"a": {"b": 1}} gives {"a.b": "1"}."""
+    found = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and prefix.count(".") < _DEEPEST:
-            yield from flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", str(value)
+            found[f"{prefix}{name}"] = str(value)
+    return found
 
 
 def of_method(run: Run, attack: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -31,11 +33,10 @@ def of_method(run: Run, attack: Mapping[str, Any] | None = None) -> dict[str, st
         run: one that may share a row with others.
         attack: that of the data set's manifest, where it was found: its name does not hold all of its settings.
     """
-    parts = names.settings_of(run.method)
     chosen: dict[str, Any] = {
         name: value
         for name, value in run.config.items()
-        if (name not in _NOT_METHOD if parts is None else name in parts) and name != "compute"
+        if name not in _NOT_METHOD and names.is_setting(name, run.method, run.description)
     }
     compute = run.config.get("compute")
     if isinstance(compute, Mapping) and "sync_bn" in compute:
@@ -43,7 +44,7 @@ def of_method(run: Run, attack: Mapping[str, Any] | None = None) -> dict[str, st
     if attack:
         # an artefact is crafted anew for every seed, as samples are chosen anew
         chosen["attack"] = {k: v for k, v in attack.items() if k not in ("artefact", "artefact_sha256")}
-    return dict(flat(chosen))
+    return flat(chosen)
 
 
 def differing(keys: Sequence[Any], chosen: Sequence[Mapping[str, str]]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dbd_dist.reporting import names, tables
+from dbd_dist.reporting import tables
 from dbd_dist.reporting.data import Data, find_data
 from dbd_dist.reporting.runs import Run, load_run
 from dbd_dist.reporting.tables import Row
@@ -29,6 +29,11 @@ class Shown:
     """The data set, or why it cannot be had."""
 
     @property
+    def ranks(self) -> bool:
+        """Is there, or should there be, a ranking of the samples?"""
+        return self.run.defends or self.run.split is not None
+
+    @property
     def poisoned(self) -> np.ndarray | None:
         """bool (n,) over the training images; None where that is not known."""
         return None if isinstance(self.data, str) or self.data.truth is None else self.data.truth.poisoned
@@ -47,7 +52,7 @@ def run_name(run: Run, row: Row | None = None) -> str:
     """ "DBD (split.keep=0.4), seed 0"."""
     variant = f" ({row.variant})" if row is not None and row.variant else ""
     seed = "" if run.seed is None else f", seed {run.seed}"
-    return f"{names.method_name(run.method)}{variant}{seed}"
+    return f"{run.title()}{variant}{seed}"
 
 
 def finished(runs: Sequence[Run]) -> list[Run]:
@@ -80,7 +85,7 @@ def choose(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
         if row is None:
             name += f" ({loaded.state})"
         elif several:
-            name = f"{tables.title(row)} · {name}"
+            name = f"{tables.group_title(row)} · {name}"
         shown.append(Shown(run=loaded, row=row, name=name, data=find_data(loaded)))
     return shown
 
@@ -88,8 +93,8 @@ def choose(runs: Sequence[Run], rows: Sequence[Row]) -> list[Shown]:
 def stand_ins(among: Sequence[Shown]) -> str:
     """Says that one seed stands for several; empty where none does."""
     parts = {
-        f"{names.method_name(one.run.method)}: seed {one.run.seed} of {one.row.n} runs"
+        f"{one.run.title()}: seed {one.run.seed} of {len(one.row.results)} runs"
         for one in among
-        if one.row is not None and one.row.n > 1
+        if one.row is not None and len(one.row.results) > 1
     }
     return f"One run stands for its row ({'; '.join(sorted(parts))})." if parts else ""

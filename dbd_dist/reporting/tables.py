@@ -39,7 +39,7 @@ def statistics(values: Iterable[float | None]) -> Stat | None:
     return Stat(mean, math.sqrt(squares / (len(present) - 1)), len(present))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """Runs that differ in their seeds alone. Fractions in 0-1."""
 
@@ -47,30 +47,64 @@ class Row:
     """Without the seed of the poisoning, which is part of a data set's name."""
     attack: str
     preset: str
+    train_size: int | None
     method: str
-    defends: bool
-    """False: the baseline that defences are compared with."""
     variant: str
     """The settings in which this row differs from others of its data set and method; empty where there is one row."""
-    train_size: int | None
-    n: int
-    seeds: tuple[int, ...]
-    clean_acc: Stat | None
-    asr: Stat | None
-    robust_acc: Stat | None
-    kept_poisoned: Stat | None
-    poisoned: Stat | None
-    seconds: Stat | None
-    """All stages together."""
-    devices: tuple[str, ...]
-    notes: tuple[str, ...]
+    results: tuple[Mapping[str, Any], ...]
+    """result.json of each run."""
     members: tuple[int, ...]
-    """Positions among the results that the row was made of."""
+    """Their positions among the results that the table was made of."""
 
     @property
     def group(self) -> tuple[str, str, str, int | None]:
         """Rows of one group can be compared: same data, attack, preset."""
         return (self.dataset, self.attack, self.preset, self.train_size)
+
+    @property
+    def title(self) -> str:
+        """The method's; not escaped."""
+        return printable(names.title(self.method, self.results[0]), 40)
+
+    @property
+    def defends(self) -> bool:
+        """False: the baseline that defences are compared with."""
+        return names.defends(self.method, self.results[0])
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.values("seed")
+
+    def values(self, field: str) -> list[Any]:
+        """A field of every run that has it."""
+        return [result[field] for result in self.results if result.get(field) is not None]
+
+    def stat(self, field: str) -> Stat | None:
+        """Over the runs that have the field; "seconds" are those of all stages together."""
+        values = self.values(field)
+        return statistics([math.fsum(v.values()) for v in values if v] if field == "seconds" else values)
+
+    @property
+    def devices(self) -> list[str]:
+        return sorted({_device(result) for result in self.results if result.get("device")})
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader has to know of how the runs differ; not escaped."""
+        remarks = []
+        runs = [(r.get("seed"), r.get("data_hash") or r.get("dataset")) for r in self.results]
+        if repeated := {seed for seed, data in runs if isinstance(seed, int) and runs.count((seed, data)) > 1}:
+            remarks.append(f"{wording.seeds(repeated)} counted more than once: the spread is too small")
+        if len(self.devices) > 1:
+            remarks.append(f"times come from different machines: {'; '.join(self.devices)}")
+        if len({str(result.get("precision")) for result in self.results}) > 1:
+            remarks.append("runs of different floating-point precision")
+        return remarks
+
+
+def _device(result: Mapping[str, Any]) -> str:
+    size = result.get("world_size") or 1
+    return printable(result["device"]) + (f", {size} workers" if size != 1 else "")
 
 
 def family(result: Mapping[str, Any]) -> str:
@@ -80,118 +114,72 @@ def family(result: Mapping[str, Any]) -> str:
 
 
 def aggregate(results: Sequence[Mapping[str, Any]], variants: Sequence[str] | None = None) -> list[Row]:
-    """Rows over seeds, those that can be compared side by side.
+    """Rows over seeds, those that can be compared side by side: the baseline first, then defences by name.
 
     Args:
         results: the contents of result.json files.
         variants: for every result the settings that set it apart from others of its name (`settings.differing`).
     """
-    members: dict[tuple[Any, ...], list[int]] = {}
+    members: dict[Any, list[int]] = {}
     for i, result in enumerate(results):
-        variant = variants[i] if variants else ""
-        key = (
-            family(result),
-            str(result.get("attack") or "clean"),
-            str(result.get("preset") or "custom"),
-            result.get("train_size"),
-            str(result["method"]),
-            variant,
-        )
-        members.setdefault(key, []).append(i)
-    rows = [_row(key, [results[i] for i in at], tuple(at)) for key, at in members.items()]
+        attack, preset = str(result.get("attack") or "clean"), str(result.get("preset") or "custom")
+        key = (family(result), attack, preset, result.get("train_size"), str(result["method"]))
+        members.setdefault((*key, variants[i] if variants else ""), []).append(i)
+    rows = [Row(*key, results=tuple(results[i] for i in at), members=tuple(at)) for key, at in members.items()]
     places = {group: i for i, group in enumerate(dict.fromkeys(row.group for row in rows))}
-    return sorted(
-        rows,
-        key=lambda row: (places[row.group], row.defends, row.method, row.variant),
-    )
+    return sorted(rows, key=lambda row: (places[row.group], row.defends, row.method, row.variant))
 
 
-def _row(key: tuple[Any, ...], results: list[Mapping[str, Any]], at: tuple[int, ...]) -> Row:
-    dataset, attack, preset, train_size, method, variant = key
-    totals = [math.fsum(r["seconds"].values()) if r.get("seconds") else None for r in results]
-    devices = tuple(sorted({_device(r) for r in results if r.get("device")}))
-    remarks = []
-    identities = [(r.get("seed"), r.get("data_hash") or r.get("dataset")) for r in results]
-    repeated = {seed for seed, data in identities if isinstance(seed, int) and identities.count((seed, data)) > 1}
-    if repeated:
-        remarks.append(f"{wording.seeds(repeated)} counted more than once: the spread is too small")
-    if len(devices) > 1:
-        remarks.append(f"times come from different machines: {'; '.join(devices)}")
-    if len({str(r.get("precision")) for r in results}) > 1:
-        remarks.append("runs of different floating-point precision")
-    return Row(
-        dataset=dataset,
-        attack=attack,
-        preset=preset,
-        method=method,
-        defends=names.defends(method, results[0].get("defends")),
-        variant=variant,
-        train_size=train_size,
-        n=len(results),
-        seeds=tuple(r["seed"] for r in results if isinstance(r.get("seed"), int)),
-        clean_acc=statistics(r.get("clean_acc") for r in results),
-        asr=statistics(r.get("asr") for r in results),
-        robust_acc=statistics(r.get("robust_acc") for r in results),
-        kept_poisoned=statistics(r.get("kept_poisoned") for r in results),
-        poisoned=statistics(r.get("poisoned") for r in results),
-        seconds=statistics(totals),
-        devices=devices,
-        notes=tuple(remarks),
-        members=at,
-    )
-
-
-def _device(result: Mapping[str, Any]) -> str:
-    size = result.get("world_size") or 1
-    return f"{printable(result['device'])}" + (f", {size} workers" if size != 1 else "")
+def grouped(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that can be compared with each other, a list a group."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return list(groups.values())
 
 
 # -- cells
 
 
-def _share(stat: Stat | None, row: Row) -> str:
+def _spread(row: Row, field: str, show: Callable[[float], str]) -> str:
+    """Mean and standard deviation; a dash where no run has the field."""
+    stat = row.stat(field)
     if stat is None:
         return "–"
-    return f"{100 * stat.mean:.2f}" + ("" if stat.std is None else f" ± {100 * stat.std:.2f}") + _fewer(stat, row)
+    fewer = "" if stat.n == len(row.results) else f" (n = {stat.n})"
+    return show(stat.mean) + ("" if stat.std is None else f" ± {show(stat.std)}") + fewer
 
 
-def _fewer(stat: Stat, row: Row) -> str:
-    return "" if stat.n == row.n else f" (n = {stat.n})"
+def _share(field: str) -> Callable[[Row], str]:
+    return lambda row: _spread(row, field, lambda fraction: f"{100 * fraction:.2f}")
 
 
 def _kept(row: Row) -> str:
-    if row.kept_poisoned is None or row.poisoned is None:
+    kept, of = row.stat("kept_poisoned"), row.stat("poisoned")
+    if kept is None or of is None:
         return "–"
-    kept = row.kept_poisoned
+    fewer = "" if kept.n == len(row.results) else f" (n = {kept.n})"
     spread = "" if kept.std is None else f" ± {wording.number(kept.std)}"
-    return f"{wording.number(kept.mean)}{spread} of {wording.number(row.poisoned.mean)}{_fewer(kept, row)}"
-
-
-def _time(row: Row) -> str:
-    if row.seconds is None:
-        return "–"
-    spread = "" if row.seconds.std is None else f" ± {wording.duration(row.seconds.std)}"
-    return wording.duration(row.seconds.mean) + spread + _fewer(row.seconds, row)
+    return f"{wording.number(kept.mean)}{spread} of {wording.number(of.mean)}{fewer}"
 
 
 def _method(row: Row) -> str:
-    name = printable(names.method_name(row.method), 40)
-    return f"{name} ({printable(row.variant, 160)})" if row.variant else name
+    return f"{row.title} ({printable(row.variant, 160)})" if row.variant else row.title
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "method": _method,
-    "n": lambda row: str(row.n),
-    "clean acc. %": lambda row: _share(row.clean_acc, row),
-    "ASR %": lambda row: _share(row.asr, row),
-    "robust acc. %": lambda row: _share(row.robust_acc, row),
+    "n": lambda row: str(len(row.results)),
+    "clean acc. %": _share("clean_acc"),
+    "ASR %": _share("asr"),
+    "robust acc. %": _share("robust_acc"),
     "poisoned kept": _kept,
-    "time": _time,
+    "time": lambda row: _spread(row, "seconds", wording.duration),
 }
 """Titles and cells of every format."""
 
 
-def title(row: Row) -> str:
+def group_title(row: Row) -> str:
     """What the rows of a group have in common, in one line; not escaped."""
     parts = [printable(row.dataset), f"preset {printable(row.preset, 40)}"]
     if row.train_size is not None:
@@ -202,22 +190,20 @@ def title(row: Row) -> str:
 def row_name(row: Row, among: Sequence[Row]) -> str:
     """A row's method and what sets it apart from the others; not escaped."""
     name = _method(row)
-    return name if len(grouped(among)) == 1 else f"{title(row)} · {name}"
+    return name if len(grouped(among)) == 1 else f"{group_title(row)} · {name}"
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """Sentences that belong below a table; not escaped."""
-    over = sorted({wording.seeds(row.seeds) for row in rows if row.n > 1})
+    over = sorted({wording.seeds(row.seeds) for row in rows if len(row.results) > 1})
     spread = [f"Mean ± sample standard deviation over runs ({'; '.join(over)})."] if over else []
-    return spread + [f"{_method(row)}: {note}" for row in rows for note in row.notes]
+    return spread + [f"{_method(row)}: {remark}" for row in rows for remark in row.remarks]
 
 
-def grouped(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that can be compared with each other, a list a group."""
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    return list(groups.values())
+def hardware(rows: Sequence[Row]) -> list[str]:
+    """A sentence on the machines, where they are known; not escaped."""
+    devices = dict.fromkeys(device for row in rows for device in row.devices)
+    return [f"Hardware: {'; '.join(devices)}."] if devices else []
 
 
 # -- formats
@@ -237,7 +223,7 @@ def as_text(rows: Sequence[Row]) -> str:
             ]
             table.append("  ".join(cells).rstrip())
         table.insert(1, "  ".join("─" * w for w in widths))
-        blocks.append("\n".join([title(group[0]), "", *table, *notes(group)]))
+        blocks.append("\n".join([group_title(group[0]), "", *table, *notes(group)]))
     return "\n\n".join(blocks)
 
 
@@ -255,11 +241,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [printable(row.dataset), printable(row.preset, 40), *(cell(row) for cell in COLUMNS.values())]
         lines.append("| " + " | ".join(_markdown(cell) for cell in cells) + " |")
-    devices = dict.fromkeys(device for row in rows for device in row.devices)
-    below = notes(rows)
-    if devices:
-        below.append(f"Hardware: {'; '.join(devices)}.")
-    return "\n".join(lines + [line for note in below for line in ("", _markdown(note))])
+    return "\n".join(lines + [line for note in notes(rows) + hardware(rows) for line in ("", _markdown(note))])
 
 
 def _markdown(text: str) -> str:

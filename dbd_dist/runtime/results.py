@@ -90,9 +90,8 @@ class Results:
         stages = [stage.name for stage in config.method.trained()]
         return {
             "method": config.method.name,
-            "title": config.method.title,
             "defends": config.method.defends,
-            "stages": {stage.name: stage.title for stage in config.method.stages()},
+            "titles": config.method.titles(),
             "preset": config.preset,
             "dataset": manifest.name,
             "data_hash": manifest.data_hash,

@@ -121,6 +121,7 @@ class RunFolder:
             path,
             {
                 "config": config.to_dict(),
+                "titles": config.method.titles(),
                 "config_hash": method_hash(config),
                 "dataset": dataset.manifest.name,
                 "data_hash": dataset.manifest.data_hash,

@@ -16,7 +16,7 @@ def result(method, clean_acc, asr=None, seed=0, **more):
 
 
 def of(*results, variants=None):
-    return conclusions(aggregate(results, variants), results)
+    return conclusions(aggregate(results, variants))
 
 
 def test_success():
