@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.attacks import BadNets, Blended
+from data_prep.config import PrepareConfig
 from data_prep.errors import UserError
-from data_prep.pipeline import PrepareConfig
 from data_prep.sources import Cifar10, Digits, ImageFolder
 from dbd_dist.config import (
     ComputeConfig,

@@ -35,8 +35,9 @@ import psutil
 
 from cluster import reaper
 from data_prep.attacks import BadNets
+from data_prep.config import PrepareConfig
 from data_prep.io.hashes import sha256_file
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.config import TrainConfig, to_dict
 from dbd_dist.presets import preset

@@ -16,21 +16,22 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
 
 from cluster import session, topology
 from data_prep.artefacts import fingerprint, read_artefact
-from data_prep.beton.ffcv import read_beton
+from data_prep.beton import read_beton
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
 from data_prep.io.hashes import sha256_json
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.plan import choose_poisoned
 from data_prep.sources import Digits
 from dbd_dist import seeds
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import adaptive, label_consistent, pgd
-from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
 from dbd_dist.craft.job import Job
 from dbd_dist.craft.trigger import Trigger, fixed_mask, stamp, stamp_quantised
 from dbd_dist.data import augment
