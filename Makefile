@@ -6,7 +6,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick soak elastic fuzz lint bench gpu-check constraints clean
+.PHONY: help setup demo test test-quick golden soak elastic fuzz lint bench gpu-check constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ test: setup ## every test, in two processes
 
 test-quick: setup ## the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+golden: setup ## are results, weights, data sets and artefacts what they were, to the bit? (GOLDEN="prepare local")
+	$(BIN)/python -m tests.golden.make --check $(GOLDEN)
 
 soak: setup ## 50 whole runs on Ray, each with a random process killed; goes on where it was cut off (SOAK="--kills 10")
 	$(BIN)/python -m tests.soak --kills 50 $(SOAK)

@@ -83,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
         # a run that was asked to stop is no error
         print(error if getattr(error, "is_request", False) else f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
+    except BrokenPipeError:  # the reader of our output has what it wants, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 141
     except OSError as error:
         if debug or error.errno != errno.ENAMETOOLONG:  # whoever looks for a path first; only arguments are so long
             raise

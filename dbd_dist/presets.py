@@ -5,34 +5,53 @@ A preset's docstring says what it reproduces and what to expect; numbers come fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from data_prep.attacks import BadNets, Blended
 from data_prep.config import PrepareConfig
 from data_prep.errors import UserError
 from data_prep.sources import Cifar10, Digits, ImageFolder
-from dbd_dist.config import (
-    ComputeConfig,
-    MixMatchConfig,
-    SimCLRConfig,
-    SplitConfig,
-    SupervisedConfig,
-    TrainConfig,
-    WarmupConfig,
-)
+from dbd_dist.config import ComputeConfig, TrainConfig
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
+from dbd_dist.methods import METHODS
 from dbd_dist.models.resnet import ModelConfig
+from dbd_dist.stages import MixMatch, SimCLR, Split, Stage, Supervised, Warmup
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A configuration, and the data set that is prepared for it where no other is given."""
+    """Settings for the stages of every method, and the data set that is prepared where no other is given."""
 
-    train: TrainConfig
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    stages: tuple[Stage, ...] = (SimCLR(), Warmup(), Split(), MixMatch(), Supervised())
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    evaluate_every: int = TrainConfig.evaluate_every
     prepare: PrepareConfig
+
+    def config(self, method: str = "dbd") -> TrainConfig:
+        """The configuration of a run with that method.
+
+        Raises:
+            UserError: there is no such method, or the preset has no settings for one of its stages.
+        """
+        kind = METHODS.find(method, where="--method")
+        return TrainConfig(
+            preset=self.name,
+            method=kind.from_stages({stage.name: stage for stage in self.stages}, self.name),
+            model=self.model,
+            compute=self.compute,
+            evaluate_every=self.evaluate_every,
+        )
+
+    def change(self, **changes: Mapping[str, Any]) -> Preset:
+        """This preset with fields of its stages replaced: ``change(simclr={"epochs": 2})``."""
+        stages = tuple(replace(stage, **changes.get(stage.name, {})) for stage in self.stages)
+        return replace(self, stages=stages)
 
 
 DIGITS_MEAN = (0.3, 0.3, 0.3)
@@ -45,53 +64,39 @@ def _digits_weak() -> AugmentConfig:
 
 
 def demo() -> Preset:
-    """The whole story in minutes on a laptop's CPU: 1,797 scanned digits, BadNets, two workers.
+    """The end-to-end demo, in minutes on a laptop's CPU: 1,797 scanned digits, BadNets, two workers.
 
     Seeds 0-4 on 2 cores: see the README's table. Settings were chosen on this data set, whose 16 px images need
     neither blur nor flips; the network is a ResNet of three blocks.
     """
     weak = _digits_weak()
+    strong = replace(
+        weak, crop="random_resized", scale=(0.4, 1.0), interpolation="bilinear", jitter_p=0.8, grayscale_p=0.2
+    )
     return Preset(
-        train=TrainConfig(
-            preset="demo",
-            model=ModelConfig(depths=(1, 1, 1), widths=(16, 32, 64), projection_dim=64),
-            simclr=SimCLRConfig(
-                epochs=100,
-                batch=256,
-                augment=replace(
-                    weak,
-                    crop="random_resized",
-                    scale=(0.4, 1.0),
-                    interpolation="bilinear",
-                    jitter_p=0.8,
-                    grayscale_p=0.2,
-                ),
-            ),
-            warmup=WarmupConfig(epochs=40, batch=128, lr=0.01, augment=weak),
-            split=SplitConfig(augment=weak),
-            mixmatch=MixMatchConfig(epochs=30, steps=40, lr_schedule="cosine", continue_optimizer=False, augment=weak),
-            supervised=SupervisedConfig(epochs=30, batch=64, schedule="cosine", augment=weak),
-            compute=ComputeConfig(workers=2, device="cpu"),
+        name="demo",
+        model=ModelConfig(depths=(1, 1, 1), widths=(16, 32, 64), projection_dim=64),
+        stages=(
+            SimCLR(epochs=100, batch=256, augment=strong),
+            Warmup(epochs=40, batch=128, lr=0.01, augment=weak),
+            Split(augment=weak),
+            MixMatch(epochs=30, steps=40, lr_schedule="cosine", continue_optimizer=False, augment=weak),
+            Supervised(epochs=30, batch=64, schedule="cosine", augment=weak),
         ),
+        compute=ComputeConfig(workers=2, device="cpu"),
         prepare=PrepareConfig(source=Digits(), attack=BadNets()),
-    )  # fmt: skip
+    )
 
 
 def smoke() -> Preset:
     """The demo shortened to seconds: every stage runs, nothing is learnt. For tests of an installation."""
-    preset = demo()
-    return replace(
-        preset,
-        train=replace(
-            preset.train,
-            preset="smoke",
-            simclr=replace(preset.train.simclr, epochs=2),
-            warmup=replace(preset.train.warmup, epochs=2),
-            mixmatch=replace(preset.train.mixmatch, epochs=2, steps=4, batch=16),
-            supervised=replace(preset.train.supervised, epochs=2),
-            evaluate_every=1,
-        ),
+    shortened = demo().change(
+        simclr={"epochs": 2},
+        warmup={"epochs": 2},
+        mixmatch={"epochs": 2, "steps": 4, "batch": 16},
+        supervised={"epochs": 2},
     )
+    return replace(shortened, name="smoke", evaluate_every=1)
 
 
 def cifar10_badnets() -> Preset:
@@ -101,13 +106,8 @@ def cifar10_badnets() -> Preset:
     with another schedule
     (see cifar10_badnets_released). Needs a GPU.
     """
-    return Preset(
-        train=TrainConfig(
-            preset="cifar10_badnets",
-            simclr=SimCLRConfig(epochs=200),
-            mixmatch=MixMatchConfig(),
-        ),
-        prepare=PrepareConfig(source=Cifar10(), attack=BadNets()),
+    return Preset(name="cifar10_badnets", prepare=PrepareConfig(source=Cifar10(), attack=BadNets())).change(
+        simclr={"epochs": 200}
     )
 
 
@@ -115,24 +115,14 @@ def cifar10_blended() -> Preset:
     """As cifar10_badnets, under Blended with alpha 0.1. The paper's code reports 92.60 / 0.31 for DBD, 94.26 /
     98.15 without."""
     preset = cifar10_badnets()
-    return replace(
-        preset,
-        train=replace(preset.train, preset="cifar10_blended"),
-        prepare=replace(preset.prepare, attack=Blended()),
-    )
+    return replace(preset, name="cifar10_blended", prepare=replace(preset.prepare, attack=Blended()))
 
 
 def _released(preset: Preset) -> Preset:
-    train = preset.train
-    return replace(
-        preset,
-        train=replace(
-            train,
-            preset=train.preset + "_released",
-            simclr=replace(train.simclr, epochs=100, schedule_epochs=1000, symmetric=False),
-            warmup=replace(train.warmup, freeze_batch_norm=False),
-        ),
+    changed = preset.change(
+        simclr={"epochs": 100, "schedule_epochs": 1000, "symmetric": False}, warmup={"freeze_batch_norm": False}
     )
+    return replace(changed, name=f"{preset.name}_released")
 
 
 def cifar10_badnets_released() -> Preset:
@@ -154,17 +144,16 @@ def cifar10_cpu() -> Preset:
     at full resolution: they are few there and many at the end.
     """
     return Preset(
-        train=TrainConfig(
-            preset="cifar10_cpu",
-            model=ModelConfig(depths=(1, 1, 1, 1), widths=(16, 32, 96, 256)),
-            simclr=SimCLRConfig(
-                epochs=35, batch=256, warmup_epochs=1, temperature=0.2, augment=augment.simclr(blur_p=0.0)
-            ),
-            warmup=WarmupConfig(epochs=15, lr=0.005),
-            mixmatch=MixMatchConfig(epochs=15, steps=200, lr_schedule="cosine", continue_optimizer=False),
-            supervised=SupervisedConfig(epochs=20, schedule="cosine"),
-            compute=ComputeConfig(workers=2, device="cpu"),
+        name="cifar10_cpu",
+        model=ModelConfig(depths=(1, 1, 1, 1), widths=(16, 32, 96, 256)),
+        stages=(
+            SimCLR(epochs=35, batch=256, warmup_epochs=1, temperature=0.2, augment=augment.simclr(blur_p=0.0)),
+            Warmup(epochs=15, lr=0.005),
+            Split(),
+            MixMatch(epochs=15, steps=200, lr_schedule="cosine", continue_optimizer=False),
+            Supervised(epochs=20, schedule="cosine"),
         ),
+        compute=ComputeConfig(workers=2, device="cpu"),
         prepare=PrepareConfig(source=Cifar10(train_per_class=1500), attack=BadNets()),
     )
 
@@ -179,14 +168,14 @@ def imagenet_subset_badnets() -> Preset:
     mean, std = augment.IMAGENET_MEAN, augment.IMAGENET_STD
     weak = augment.weak_resized()
     return Preset(
-        train=TrainConfig(
-            preset="imagenet_subset_badnets",
-            model=ModelConfig(stem="imagenet"),
-            simclr=SimCLRConfig(epochs=200, augment=augment.simclr(mean=mean, std=std)),
-            warmup=WarmupConfig(batch=256, augment=weak),
-            split=SplitConfig(augment=weak),
-            mixmatch=MixMatchConfig(epochs=80, lambda_u=6.0, augment=weak),
-            supervised=SupervisedConfig(epochs=90, milestones=(30, 60), batch=256, augment=weak),
+        name="imagenet_subset_badnets",
+        model=ModelConfig(stem="imagenet"),
+        stages=(
+            SimCLR(epochs=200, augment=augment.simclr(mean=mean, std=std)),
+            Warmup(batch=256, augment=weak),
+            Split(augment=weak),
+            MixMatch(epochs=80, lambda_u=6.0, augment=weak),
+            Supervised(epochs=90, milestones=(30, 60), batch=256, augment=weak),
         ),
         prepare=PrepareConfig(source=ImageFolder(root=Path("data/imagenet-subset")), attack=BadNets()),
     )
@@ -195,11 +184,7 @@ def imagenet_subset_badnets() -> Preset:
 def imagenet_subset_blended() -> Preset:
     """As imagenet_subset_badnets, under Blended with alpha 0.1 and fixed noise."""
     preset = imagenet_subset_badnets()
-    return replace(
-        preset,
-        train=replace(preset.train, preset="imagenet_subset_blended"),
-        prepare=replace(preset.prepare, attack=Blended()),
-    )
+    return replace(preset, name="imagenet_subset_blended", prepare=replace(preset.prepare, attack=Blended()))
 
 
 def imagenet_subset_badnets_released() -> Preset:

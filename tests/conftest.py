@@ -84,17 +84,21 @@ def digits_copy(digits: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def smoke_config(digits: Path) -> Any:
     """The smoke preset on `digits`, one worker and one thread, batches that fit the smaller data set."""
+    return _smoke("dbd", digits)
+
+
+@pytest.fixture(scope="session")
+def smoke_none(digits: Path) -> Any:
+    """The same without a defence."""
+    return _smoke("none", digits)
+
+
+def _smoke(method: str, data: Path) -> Any:
     from dbd_dist.presets import preset
 
-    config = preset("smoke").train
-    return replace(
-        config,
-        data=digits,
-        simclr=replace(config.simclr, batch=60),
-        warmup=replace(config.warmup, batch=60),
-        supervised=replace(config.supervised, batch=60),
-        compute=replace(config.compute, workers=1, threads=1, precision="fp32"),
-    )
+    smoke = preset("smoke").change(simclr={"batch": 60}, warmup={"batch": 60}, supervised={"batch": 60})
+    compute = replace(smoke.compute, workers=1, threads=1, precision="fp32")
+    return replace(smoke.config(method), data=data, compute=compute)
 
 
 @pytest.fixture

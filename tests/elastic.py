@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dbd_dist.config import override
 from dbd_dist.launch.ray_train import run_ray
 from tests.soak import RUN, configurations, make_data
 
@@ -87,8 +88,7 @@ def main() -> int:
     shutil.rmtree(work, ignore_errors=True)
     config = configurations(make_data(work / "datasets"))["none-2"]
     config = replace(
-        config,
-        supervised=replace(config.supervised, epochs=arguments.epochs),
+        override(config, {"supervised.epochs": arguments.epochs}),
         evaluate_every=0,
         compute=replace(config.compute, min_workers=1, checkpoint_steps=None, checkpoint_s=3600.0),
     )

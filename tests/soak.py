@@ -39,7 +39,8 @@ from data_prep.config import PrepareConfig
 from data_prep.io.hashes import sha256_file
 from data_prep.pipeline import prepare
 from data_prep.sources import Digits
-from dbd_dist.config import TrainConfig, to_dict
+from dbd_dist.config import TrainConfig
+from dbd_dist.fields import to_dict
 from dbd_dist.presets import preset
 from dbd_dist.runtime.run_folder import commit
 
@@ -71,22 +72,19 @@ UNEQUAL = ("time_s", "images_per_s")
 def configurations(data: Path) -> dict[str, TrainConfig]:
     """Whole runs of seconds: every stage, with one worker and with two; and without a defence. States are also kept
     inside epochs, but in one."""
-    smoke = preset("smoke").train
-    smoke = replace(
-        smoke,
-        data=data,
-        simclr=replace(smoke.simclr, epochs=12, batch=60),
-        warmup=replace(smoke.warmup, epochs=30, batch=60),
-        mixmatch=replace(smoke.mixmatch, epochs=10),
-        supervised=replace(smoke.supervised, epochs=40, batch=60),
-        evaluate_every=2,
-        compute=replace(smoke.compute, workers=2, threads=1, precision="fp32", device="cpu"),
+    smoke = preset("smoke").change(
+        simclr={"epochs": 12, "batch": 60},
+        warmup={"epochs": 30, "batch": 60},
+        mixmatch={"epochs": 10},
+        supervised={"epochs": 40, "batch": 60},
     )
-    smoke = replace(smoke, compute=replace(smoke.compute, checkpoint_steps=2))  # of four an epoch
+    compute = replace(smoke.compute, workers=2, threads=1, precision="fp32", device="cpu", checkpoint_steps=2)
+    smoke = replace(smoke, evaluate_every=2, compute=compute)  # checkpoints after two of four steps an epoch
+    defended, plain = (replace(smoke.config(method), data=data) for method in ("dbd", "none"))
     return {
-        "dbd-2": smoke,
-        "dbd-1": replace(smoke, compute=replace(smoke.compute, workers=1, checkpoint_steps=None)),
-        "none-2": replace(smoke, method="none"),
+        "dbd-2": defended,
+        "dbd-1": replace(defended, compute=replace(compute, workers=1, checkpoint_steps=None)),
+        "none-2": plain,
     }
 
 

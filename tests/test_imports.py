@@ -51,6 +51,8 @@ ONLY_IN = {
 TRUTH = "data_prep.dataset.truth"
 TRAINING = (
     "dbd_dist.stages",
+    "dbd_dist.methods",
+    "dbd_dist.fields",
     "dbd_dist.data.augment",
     "dbd_dist.runtime.checkpoint",
     "dbd_dist.config",

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from data_prep.errors import UserError
-from dbd_dist.commands.train import STORAGE, check_before_data, check_storage, prepare_for
+from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, prepare_for
 from dbd_dist.presets import preset as find_preset
 from tune_spaces.spaces import SPACES
 from tune_spaces.spaces import space as find_space
@@ -51,15 +51,15 @@ def main(argv: list[str]) -> int:
     check_storage(arguments.storage)
     chosen = find_preset("smoke" if arguments.smoke else arguments.preset)
     config = dataclasses.replace(
-        chosen.train,
+        chosen.config(),
         seed=arguments.seed,
         data=arguments.data,
-        compute=dataclasses.replace(chosen.train.compute, workers=arguments.workers),
+        compute=dataclasses.replace(chosen.compute, workers=arguments.workers),
     )
     name = arguments.name if arguments.name is not None else f"tune/{arguments.space}-{config.preset}-s{config.seed}"
     check_before_data(config, name, "ray")
     if config.data is None:
-        config = dataclasses.replace(config, data=prepare_for(chosen, config, arguments.storage))
+        config = dataclasses.replace(config, data=prepare_for(chosen, config.seed, arguments.storage))
     from tune_spaces.sweep import run_sweep
 
     rows = run_sweep(config, space, storage=arguments.storage, name=name, parallel=arguments.parallel)

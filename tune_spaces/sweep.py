@@ -11,15 +11,13 @@ from cluster import session, topology
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
 from data_prep.io.json import read_json
-from dbd_dist.config import TrainConfig, from_dict, to_dict
+from dbd_dist.config import TrainConfig, override
 from dbd_dist.launch.failures import RunFailed
 from dbd_dist.launch.ray_train import WORKER_ENV, run_ray
-from dbd_dist.runtime import lock
-from dbd_dist.runtime import runner as pipeline
+from dbd_dist.runtime import lock, runner
 from dbd_dist.runtime.disk import check_sweep
 from dbd_dist.runtime.run_folder import RunFolder, write_json
-from tune_spaces.overrides import override
-from tune_spaces.spaces import Space
+from tune_spaces.space import Space
 
 GRID_FILE = "grid.json"
 SWEEP_FILE = "sweep.json"
@@ -82,7 +80,7 @@ def _check(base: TrainConfig, space: Space, folder: Path) -> None:
     assert base.data is not None
     dataset = open_dataset(base.data)
     for point in space.points:
-        pipeline.check(override(base, point), dataset, base.compute.workers or 1)
+        runner.check(override(base, point), dataset, base.compute.workers or 1)
     stored = folder / GRID_FILE
     if stored.exists() and _stored(stored) != _grid(space):
         raise UserError(
@@ -110,7 +108,7 @@ def _tune(base: TrainConfig, space: Space, storage: Path, name: str, parallel: i
     """Run the trials; returns the folder of each under the sweep's."""
     from ray import tune
 
-    fixed = {"base": to_dict(base), "storage": str(storage), "name": name, "cpus": cpus}
+    fixed = {"base": base.to_dict(), "storage": str(storage), "name": name, "cpus": cpus}
     trainable = tune.with_resources(tune.with_parameters(_trial, fixed=fixed), {"CPU": TRIAL_CPU})
     folder = storage / name / "tune"
     if tune.Tuner.can_restore(str(folder)):
@@ -142,7 +140,7 @@ def _trial(values: dict[str, Any], *, fixed: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     os.environ.update({k: v for k, v in WORKER_ENV.items() if k not in os.environ})
-    config = override(from_dict(TrainConfig, fixed["base"]), values)
+    config = override(TrainConfig.from_dict(fixed["base"]), values)
     trial = "trial-" + tune.get_context().get_trial_id().rsplit("_", 1)[-1]
     storage, name = Path(fixed["storage"]), f"{fixed['name']}/{trial}"
     result = run_ray(

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from dbd_dist import seeds
-from dbd_dist.config import MixMatchConfig, SimCLRConfig, SplitConfig, SupervisedConfig, WarmupConfig
 from dbd_dist.data import augment
 from dbd_dist.data.augment.batched import apply_batched, make_plan
 from dbd_dist.data.loaders import ResidentImages, copied_ahead
 from dbd_dist.distributed.world import World
 from dbd_dist.losses import nt_xent, probability_mse, soft_cross_entropy, symmetric_cross_entropy
 from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig, seeded
-from dbd_dist.stages import mixmatch, simclr, split, supervised, warmup
-from dbd_dist.stages.context import Context, EpochLoop
+from dbd_dist.stages import MixMatch, SimCLR, Split, Supervised, Warmup, mixmatch, simclr, split, supervised, warmup
+from dbd_dist.stages.context import Context
+from dbd_dist.stages.epoch_loop import EpochLoop
 
 CPU = torch.device("cpu")
 CLASSES = 4
 NETWORK = ModelConfig(depths=(1, 1), widths=(16, 32), projection_dim=16)
 WEAK = replace(augment.weak_pad(), pad_px=2)
-WARMUP = WarmupConfig(epochs=1, batch=32, lr=0.01, augment=WEAK)
-SPLIT = SplitConfig(batch=32, augment=WEAK)
+WARMUP = Warmup(epochs=1, batch=32, lr=0.01, augment=WEAK)
+SPLIT = Split(batch=32, augment=WEAK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ def _classifier(context: Context) -> Classifier:
 
 
 def _simclr(model: Any, context: Context, chunk: int | None) -> None:
-    simclr.pretrain(SimCLRConfig(epochs=1, batch=32, lr=0.1, chunk=chunk), model, context, None)
+    simclr.pretrain(SimCLR(epochs=1, batch=32, lr=0.1, chunk=chunk), model, context, None)
 
 
 def _warmup(model: Any, context: Context, chunk: int | None) -> None:
@@ -179,16 +179,16 @@ def _warmup(model: Any, context: Context, chunk: int | None) -> None:
 
 def _mixmatch(model: Any, context: Context, chunk: int | None) -> None:
     """Four steps on a split that is given: a split of its own would turn one rounding into other images."""
-    config = MixMatchConfig(epochs=1, steps=4, batch=16, lr=0.05, augment=WEAK)
+    config = MixMatch(epochs=1, steps=4, batch=16, lr=0.05, augment=WEAK)
     backward = mixmatch.make_backward(config, model, context)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)  # Adam's first steps are signs of gradients
-    meter = EpochLoop("mixmatch", 1, 1, context)
+    loop = EpochLoop("mixmatch", 1, 1, context)
     kept = torch.arange(len(context.images)) % 2 == 0
-    mixmatch.train_epoch(config, model, backward, optimizer, context, 1, kept, meter)
+    mixmatch.train_epoch(config, model, backward, optimizer, context, 1, kept, loop)
 
 
 def _supervised(model: Any, context: Context, chunk: int | None) -> None:
-    supervised.train(SupervisedConfig(epochs=1, batch=32, lr=0.05, augment=WEAK), model, context, None)
+    supervised.train(Supervised(epochs=1, batch=32, lr=0.05, augment=WEAK), model, context, None)
 
 
 STAGES: dict[str, tuple[Callable[[Context], nn.Module], Callable[[Any, Context, int | None], None]]] = {
@@ -236,7 +236,7 @@ def _weights(model: nn.Module) -> Tensor:
 
 def _filter(device: torch.device) -> Tensor:
     context = _context(device)
-    return split.measure_losses(SPLIT, WARMUP, _classifier(context), context, 1)
+    return split.measure_losses(SPLIT, WARMUP.offers()["sample_loss"], _classifier(context), context, 1)
 
 
 GROUPS: dict[str, Callable[[torch.device], Iterator[Check]]] = {

@@ -9,7 +9,7 @@ from dataclasses import replace
 from statistics import median
 
 from dbd_dist.bench.row import Row, Setup
-from dbd_dist.config import TrainConfig
+from dbd_dist.config import TrainConfig, override
 from dbd_dist.launch.local import run_local
 from dbd_dist.presets import preset
 
@@ -19,18 +19,22 @@ def short_run(setup: Setup) -> TrainConfig:
     manifest = setup.dataset.manifest
     count = manifest.counts["train"]
     name = "cifar10_cpu" if setup.device.type == "cpu" else "cifar10_badnets"
-    config = preset("smoke" if setup.quick else name).train
-    batch = min(config.simclr.batch, count // 2)
-    small = min(config.warmup.batch, count // 2)
+    config = preset("smoke" if setup.quick else name).config("dbd")
+    stages = config.to_dict()
+    changes = {
+        "simclr.epochs": 1,
+        "simclr.schedule_epochs": None,
+        "simclr.warmup_epochs": 0,
+        "simclr.batch": min(stages["simclr"]["batch"], count // 2),
+        "warmup.epochs": 1,
+        "warmup.batch": min(stages["warmup"]["batch"], count // 2),
+        "mixmatch.epochs": 1,
+        "mixmatch.steps": setup.pick(cuda=256, cpu=4, quick=2),
+        "mixmatch.batch": min(64, count // 4),
+    }
     return replace(
-        config,
+        override(config, changes),
         data=setup.dataset.folder.resolve(),
-        simclr=replace(config.simclr, epochs=1, schedule_epochs=None, warmup_epochs=0, batch=batch),
-        warmup=replace(config.warmup, epochs=1, batch=small),
-        mixmatch=replace(
-            config.mixmatch, epochs=1, steps=setup.pick(cuda=256, cpu=4, quick=2), batch=min(64, count // 4)
-        ),
-        supervised=replace(config.supervised, epochs=1, batch=small),
         compute=replace(config.compute, workers=1, device=setup.device.type, threads=setup.threads),
     )
 

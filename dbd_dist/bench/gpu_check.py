@@ -5,8 +5,8 @@
 For a host with PyTorch that need have neither network, Ray, FFCV nor tyro. --images names a folder of train.parquet and
 test.parquet (Hugging Face layout, CIFAR-10); the recipe is run on it, under BadNets and Blended, without defence and
 with DBD. FOLDER/gpu_check.json is written anew after every piece, with hardware, versions, commit and seed; pieces that
-are in it are not run again, and recipes go on from the checkpoints in --work. When the budget is spent it stops after
-the epoch that is under way.
+are in it are not run again, and recipes go on from the checkpoints in --work. When the budget is spent it stops
+within about a second of training, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import types
@@ -30,6 +31,8 @@ from data_prep.errors import UserError
 NEEDED = ("torch", "torchvision", "numpy", "PIL", "pyarrow", "numba", "scipy", "safetensors", "tensorboard")
 BENCHES = ("augmentation", "simclr", "mixmatch", "split", "memory", "loader", "epoch")
 RECIPES = ("cifar10_badnets", "cifar10_blended")
+CHECKPOINT_S = 30.0
+"""Between two checkpoints of a recipe; one is written too when the budget is spent."""
 
 
 def check_imports() -> None:
@@ -44,7 +47,8 @@ def check_imports() -> None:
         raise UserError(f"packages are missing: {', '.join(missing)}", where="gpu_check", hint="install them with pip")
     if sys.modules.get("tyro") is None and importlib.util.find_spec("tyro") is None:
         stand_in = types.ModuleType("tyro")
-        stand_in.conf = types.SimpleNamespace(subcommand=lambda *_, **__: None)  # type: ignore[attr-defined]
+        nothing = lambda *_, **__: None  # noqa: E731
+        stand_in.conf = types.SimpleNamespace(subcommand=nothing, arg=nothing)  # type: ignore[attr-defined]
         sys.modules["tyro"] = stand_in
 
 
@@ -74,7 +78,9 @@ class Record:
         print(f"{part}: {name} ...", file=sys.stderr, flush=True)
         try:
             held[name] = run()
-        except (RuntimeError, UserError):  # out of memory among them: time is short, and the other pieces are to be had
+        except OutOfTime:
+            raise
+        except Exception:  # of any library: time on such a machine is short, and the other pieces are to be had
             held[name] = {"error": traceback.format_exc()}
             print(held[name]["error"], file=sys.stderr, flush=True)
         self.found.setdefault("seconds", {})[f"{part}/{name}"] = round(time.monotonic() - start, 1)
@@ -103,15 +109,11 @@ def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) 
     """One run of a preset, as far as the budget goes: its result, or the last figures with "unfinished"."""
     from data_prep.pipeline import prepare
     from data_prep.sources import Parquet
-    from dbd_dist.config import to_dict
     from dbd_dist.distributed.world import World
     from dbd_dist.launch.local import prepare_folder
     from dbd_dist.presets import preset
-    from dbd_dist.runtime import runner as pipeline
-
-    def out_of_time(_: dict[str, Any]) -> None:
-        if time.monotonic() > until:  # the epoch's state is saved
-            raise OutOfTime
+    from dbd_dist.runtime import runner
+    from dbd_dist.runtime.stopping import Stopped, StopRequest
 
     chosen = preset(name)
     source = Parquet(root=arguments.images)
@@ -121,50 +123,55 @@ def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) 
         replace(chosen.prepare, source=source, seed=arguments.seed, datasets=arguments.work / "datasets"),
         progress=False,
     )
-    config = shortened(chosen.train, arguments)
-    config = replace(config, method=method, seed=arguments.seed, data=dataset.folder.resolve())
+    config = shortened(chosen, arguments).config(method)
+    # checkpoints of some 100 MB: an epoch of a few seconds would wait for them
+    compute = replace(
+        config.compute, checkpoint_s=CHECKPOINT_S, compile=arguments.compile, cuda_graphs=arguments.cuda_graphs
+    )
+    config = replace(config, seed=arguments.seed, data=dataset.folder.resolve(), compute=compute)
     run = f"{name}-{method}-s{arguments.seed}-x{arguments.scale:g}" + "-quick" * arguments.quick
     folder, dataset, stages = prepare_folder(config, arguments.work, run)
     world = World.join(arguments.device)
     folder.claim(config, dataset)
-    about = {"config": to_dict(config), "scale": arguments.scale}
+    about = {"config": config.to_dict(), "scale": arguments.scale}
+    request = StopRequest(folder.stop)
+    clock = threading.Timer(max(until - time.monotonic(), 0), request.set, ["SIGTERM"])
+    clock.daemon = True
+    clock.start()
     try:
-        return {"result": pipeline.run(config, dataset, folder, stages, world, note=out_of_time), **about}
-    except OutOfTime:
+        return {"result": runner.run(config, dataset, folder, stages, world, request=request), **about}
+    except Stopped:  # with a checkpoint
         lines = (folder.path / "metrics.jsonl").read_text().splitlines()
         return {"unfinished": True, "last": json.loads(lines[-1]) if lines else None, **about}
+    finally:
+        clock.cancel()
 
 
-def shortened(config: Any, arguments: argparse.Namespace) -> Any:
-    """A preset with its epochs scaled, schedules along with them."""
+def shortened(chosen: Any, arguments: argparse.Namespace) -> Any:
+    """A preset with its epochs scaled, schedules along with them; tiny where that is asked for."""
+    stages = {stage.name: stage for stage in chosen.stages}
 
     def scaled(epochs: int) -> int:
         return max(1, round(epochs * arguments.scale))
 
-    config = replace(
-        config,
-        simclr=replace(config.simclr, epochs=scaled(config.simclr.epochs)),
-        mixmatch=replace(config.mixmatch, epochs=scaled(config.mixmatch.epochs)),
-        supervised=replace(
-            config.supervised,
-            epochs=scaled(config.supervised.epochs),
-            milestones=tuple(sorted({scaled(m) for m in config.supervised.milestones})),
-        ),
-        evaluate_every=max(1, scaled(10)),
+    milestones = tuple(sorted({scaled(m) for m in stages["supervised"].milestones}))
+    changed = chosen.change(
+        simclr={"epochs": scaled(stages["simclr"].epochs)},
+        mixmatch={"epochs": scaled(stages["mixmatch"].epochs)},
+        supervised={"epochs": scaled(stages["supervised"].epochs), "milestones": milestones},
     )
+    changed = replace(changed, evaluate_every=max(1, scaled(10)))
     if not arguments.quick:
-        return config
+        return changed
     from dbd_dist.presets import preset
 
-    tiny = preset("smoke").train
-    return replace(
-        config,
-        model=tiny.model,
-        simclr=replace(config.simclr, batch=60),
-        warmup=replace(config.warmup, epochs=1, batch=60),
-        mixmatch=replace(config.mixmatch, steps=2, batch=12),
-        supervised=replace(config.supervised, batch=60),
+    tiny = changed.change(
+        simclr={"batch": 60},
+        warmup={"epochs": 1, "batch": 60},
+        mixmatch={"steps": 2, "batch": 12},
+        supervised={"batch": 60},
     )
+    return replace(tiny, model=preset("smoke").model)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,6 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=["correctness", "bench", "recipe"],
                         default=["correctness", "bench", "recipe"])  # fmt: skip
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
+    parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="of the recipes")
+    parser.add_argument("--cuda-graphs", choices=["auto", "on", "off"], default="auto", help="of the recipes")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu tries the command out")
     parser.add_argument("--quick", action="store_true", help="tiny networks and data, to try the command out")
     arguments = parser.parse_args(argv)
@@ -226,7 +236,9 @@ def everything(arguments: argparse.Namespace, record: Record, scratch: Path, unt
     check_device(arguments.device)
     device = torch.device("cuda", 0) if arguments.device == "cuda" else torch.device("cpu")
     train = 100 if arguments.quick else 20000
-    dataset = prepare_synthetic(scratch, train=train, test=train // 5, px=32)
+    dataset: Any = None  # for the benchmarks alone: 20,000 files take a while
+    if "bench" in arguments.parts:
+        dataset = prepare_synthetic(scratch, train=train, test=train // 5, px=32)
     setup = Setup(
         dataset=dataset, scratch=scratch, device=device, repeats=1 if arguments.quick else arguments.repeats,
         quick=arguments.quick,
@@ -240,7 +252,7 @@ def everything(arguments: argparse.Namespace, record: Record, scratch: Path, unt
         for name in BENCHES:
             record.piece("bench", name, lambda name=name: [row.as_json() for row in run([name], setup, show)])
     if "recipe" in arguments.parts and arguments.images is not None:
-        for name in RECIPES:
+        for name in arguments.recipes:
             for method in ("none", "dbd"):
                 label = f"{name}, {method}, scale {arguments.scale:g}, seed {arguments.seed}"
                 record.piece("recipe", label, lambda n=name, m=method: recipe(n, m, arguments, until), enough_s=30)

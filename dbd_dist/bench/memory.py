@@ -15,10 +15,9 @@ from data_prep.errors import UserError
 from dbd_dist import optim
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.bench.step import CLASSES, make_context, network_for
-from dbd_dist.config import MixMatchConfig, SimCLRConfig
 from dbd_dist.models.resnet import Classifier, ContrastiveModel
-from dbd_dist.stages import mixmatch, simclr
-from dbd_dist.stages.context import EpochLoop
+from dbd_dist.stages import MixMatch, SimCLR, mixmatch, simclr
+from dbd_dist.stages.epoch_loop import EpochLoop
 
 
 def measure(setup: Setup) -> Iterator[Row]:
@@ -48,17 +47,17 @@ def step(setup: Setup, stage: str, batch: int, chunk: int | None) -> None:
     """Two steps of a stage, so that the optimiser's state is there."""
     context = make_context(setup, 4 * batch)
     if stage == "simclr":
-        config = SimCLRConfig(batch=batch, chunk=chunk)
+        config = SimCLR(batch=batch, chunk=chunk)
         model = context.prepare(ContrastiveModel(network_for(setup)))
         optimizer = simclr.make_optimizer(config, model)
         simclr.train_epoch(config, model, model, optimizer, context, 1, EpochLoop("simclr", 1, 1, context))
         return
-    config = MixMatchConfig(batch=batch, steps=2)
+    config = MixMatch(batch=batch, steps=2)
     model = context.prepare(Classifier(network_for(setup), CLASSES))
     backward = mixmatch.make_backward(config, model, context)
-    meter = EpochLoop("mixmatch", 1, 1, context)
+    loop = EpochLoop("mixmatch", 1, 1, context)
     kept = torch.arange(len(context.images)) % 2 == 0
-    mixmatch.train_epoch(config, model, backward, optim.adam(model.parameters(), 1e-3), context, 1, kept, meter)
+    mixmatch.train_epoch(config, model, backward, optim.adam(model.parameters(), 1e-3), context, 1, kept, loop)
 
 
 def _in_a_process(setup: Setup, arguments: tuple[str, int, int | None]) -> int:

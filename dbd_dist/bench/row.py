@@ -44,10 +44,10 @@ class Setup:
     @property
     def bf16(self) -> bool:
         """As `compute.precision auto` decides."""
-        from dbd_dist.config import TrainConfig
-        from dbd_dist.runtime.runner import uses_bf16
+        from dbd_dist.config import ComputeConfig
+        from dbd_dist.runtime.computing import uses_bf16
 
-        return uses_bf16(TrainConfig(), self.device)
+        return uses_bf16(ComputeConfig(), self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

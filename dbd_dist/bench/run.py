@@ -60,7 +60,7 @@ def describe(setup: Setup, command: Sequence[str]) -> dict[str, Any]:
         "repeats": setup.repeats,
         "quick": setup.quick,
         "load_before": load,
-        "dataset": setup.dataset.manifest.name,
+        "dataset": setup.dataset.manifest.name if setup.dataset else None,
         "host": host(),
         "versions": versions(),
         "commit": commit(),

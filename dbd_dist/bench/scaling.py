@@ -29,12 +29,12 @@ import torch
 
 from data_prep.errors import UserError
 from dbd_dist.bench.row import Row, Setup
-from dbd_dist.config import SimCLRConfig
 from dbd_dist.data.loaders import ResidentImages
 from dbd_dist.distributed.world import World
 from dbd_dist.models.resnet import ContrastiveModel, ModelConfig
-from dbd_dist.stages import simclr
-from dbd_dist.stages.context import Context, EpochLoop
+from dbd_dist.stages import SimCLR, simclr
+from dbd_dist.stages.context import Context
+from dbd_dist.stages.epoch_loop import EpochLoop
 
 SMALL = ModelConfig(depths=(1, 1), widths=(8, 16))
 LIMIT_S = 1800.0
@@ -171,14 +171,14 @@ def trainer(
     context = Context(
         world=world, images=images, num_classes=10, seed=0, bf16=bf16, sync_bn=sync_bn, report=lambda end: None
     )
-    config = replace(SimCLRConfig(), batch=batch)
+    config = replace(SimCLR(), batch=batch)
     model = context.prepare(ContrastiveModel(network))
     parallel = world.data_parallel(model)
     optimizer = simclr.make_optimizer(config, model)
 
     def train(epoch: int) -> None:
-        meter = EpochLoop("simclr", epoch, epoch, context)
-        simclr.train_epoch(config, model, parallel, optimizer, context, epoch, meter)
+        loop = EpochLoop("simclr", epoch, epoch, context)
+        simclr.train_epoch(config, model, parallel, optimizer, context, epoch, loop)
 
     return train
 

@@ -13,14 +13,14 @@ from dbd_dist import optim
 from dbd_dist.bench.floor import flops, peak_flops
 from dbd_dist.bench.row import Row, Setup, ratio
 from dbd_dist.bench.timing import rounds
-from dbd_dist.config import MixMatchConfig, SimCLRConfig
 from dbd_dist.data import augment
 from dbd_dist.data.loaders import ResidentImages
 from dbd_dist.distributed.world import World
 from dbd_dist.losses import nt_xent
 from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig
-from dbd_dist.stages import mixmatch, simclr
-from dbd_dist.stages.context import Context, EpochLoop
+from dbd_dist.stages import MixMatch, SimCLR, mixmatch, simclr
+from dbd_dist.stages.context import Context
+from dbd_dist.stages.epoch_loop import EpochLoop
 
 CLASSES = 10
 PX = 32
@@ -96,7 +96,7 @@ def measure_simclr(setup: Setup) -> Iterator[Row]:
     count = 0
     for compiled in (False, True) if setup.device.type == "cuda" else (False,):
         context = make_context(setup, batch * steps, compile=compiled)
-        config = SimCLRConfig(batch=batch)
+        config = SimCLR(batch=batch)
         model = context.prepare(ContrastiveModel(network_for(setup)))
         optimizer = simclr.make_optimizer(config, model)
         model.train()
@@ -125,7 +125,7 @@ def measure_mixmatch(setup: Setup) -> Iterator[Row]:
     count = 0
     for compiled, replayed in forms:
         context = make_context(setup, 8 * batch, compile=compiled, cuda_graphs=replayed)
-        config = MixMatchConfig(batch=batch, steps=steps)
+        config = MixMatch(batch=batch, steps=steps)
         model = context.prepare(Classifier(network_for(setup), CLASSES))
         optimizer = optim.adam(model.parameters(), config.lr)
         model.train()
@@ -145,8 +145,8 @@ def measure_mixmatch(setup: Setup) -> Iterator[Row]:
         def whole(
             config=config, model=model, backward=backward, optimizer=optimizer, context=context, kept=kept
         ) -> None:  # fmt: skip
-            meter = EpochLoop("mixmatch", 1, 1, context)
-            mixmatch.train_epoch(config, model, backward, optimizer, context, 1, kept, meter)
+            loop = EpochLoop("mixmatch", 1, 1, context)
+            mixmatch.train_epoch(config, model, backward, optimizer, context, 1, kept, loop)
 
         count = count or flops(core)
         note = (", compiled" if compiled else "") + (", replayed" if replayed else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import os
 import shutil
@@ -11,28 +10,28 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union
 
 import tyro
 
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
-from dbd_dist.commands.train import STORAGE, check_before_data, check_storage, launch
 from dbd_dist.craft import CRAFTS, job
 from dbd_dist.craft.craft import Craft, TrainingSet
+from dbd_dist.distributed.world import check_device
+from dbd_dist.launch.failures import RunFailed
+from dbd_dist.launch.local import check_place, craft_local
+from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch
 from dbd_dist.models.exported import read_exported
+from dbd_dist.presets import PRESETS, preset
 from dbd_dist.runtime import disk, lock
+from dbd_dist.runtime.run_folder import RunFolder
 
 AnyCraft = TypeVar("AnyCraft", bound=Craft)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Generic[AnyCraft]):
-    file: ClassVar[str]
-    """Of the network's weights in a run folder."""
-    run: ClassVar[dict[str, Any]]
-    """How the network is trained here: what the preset does not decide."""
-
     craft: Annotated[AnyCraft, tyro.conf.arg(name="")]
     data: Path
     """Clean dataset folder, as `dbd prepare SOURCE clean` writes it."""
@@ -68,83 +67,84 @@ class Arguments(Generic[AnyCraft]):
 
     def weights(self, given: Path) -> Path:
         """The weights' file in a run folder, or the file itself."""
-        return given if given.suffix == ".safetensors" else given / self.file
+        return given if given.suffix == ".safetensors" else given / NETWORKS[self.craft.network].file
 
 
 @dataclass(frozen=True, kw_only=True)
 class WithSurrogate(Arguments[AnyCraft]):
-    file: ClassVar[str] = "model.safetensors"
-    run: ClassVar[dict[str, Any]] = {"method": "none"}
-
     surrogate: Path | None = None
     """Run folder of the classifier to work against. Default: one is trained without defence on the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WithBackbone(Arguments[AnyCraft]):
-    file: ClassVar[str] = "backbone.safetensors"
-    run: ClassVar[dict[str, Any]] = {"method": "dbd", "stop_after": "simclr"}
-
     backbone: Path | None = None
     """Self-supervised backbone: a run folder with backbone.safetensors, or such a file with its .json beside it.
     Default: one is trained on the data set."""
 
 
-ARGUMENTS = {"surrogate": WithSurrogate, "backbone": WithBackbone}
+class Network(NamedTuple):
+    arguments: Any
+    file: str
+    """Of the weights in a run folder."""
+    method: str
+    """That it is trained with here."""
+    stop_after: str | None = None
+
+
+NETWORKS = {
+    "surrogate": Network(WithSurrogate, "model.safetensors", "none"),
+    "backbone": Network(WithBackbone, "backbone.safetensors", "dbd", stop_after="simclr"),
+}
 
 
 def commands() -> Any:
     """The subcommands, one for each crafted attack."""
-    return Union[  # noqa: UP007
-        tuple(
-            Annotated[ARGUMENTS[craft.network][craft], tyro.conf.subcommand(name, description=inspect.getdoc(craft))]
-            for name, craft in CRAFTS.items()
-        )
+    parts = [
+        Annotated[
+            NETWORKS[craft.network].arguments[craft], tyro.conf.subcommand(name, description=inspect.getdoc(craft))
+        ]
+        for name, craft in CRAFTS.items()
     ]
+    return Union[tuple(parts)]  # noqa: UP007
 
 
 def main(argv: list[str]) -> int:
     """Parse, train the network where none is given, craft, print what it came to."""
+    if argv and not argv[0].startswith("-"):
+        CRAFTS.find(argv[0], where="dbd craft")
     arguments: Arguments = tyro.cli(commands(), args=argv, prog="dbd craft")
-    from dbd_dist.launch.local import check_place
-
     start = time.monotonic()
     craft, out = arguments.craft, Path(os.path.realpath(arguments.out))
     check_place(out, hint="choose another --out")
     dataset = open_dataset(arguments.data)
     if "truth.parquet" not in dataset.manifest.files:
-        raise UserError(
-            "nobody vouches for the labels of this data set", where=dataset.folder, expected="one that is not untrusted"
-        )
+        what = "nobody vouches for the labels of this data set"
+        raise UserError(what, where=dataset.folder, expected="one that is not untrusted")
     data = TrainingSet.read(dataset)
     job.check_data(craft, data)
-    finished = functools.partial(job.finished, out, craft, fingerprint=data.fingerprint, overwrite=arguments.overwrite)
-    finished(job.settings(craft))  # a network is not trained in vain
+    job.finished(out, craft, job.settings(craft), data, overwrite=arguments.overwrite)  # before a network is trained
     if arguments.launcher == "local":
-        from dbd_dist.distributed.world import check_device
-
         check_device(arguments.device)
 
-    weights = _trained(arguments, dataset) if arguments.network is None else arguments.weights(arguments.network)
+    given = arguments.network
+    weights = _trained(arguments, dataset) if given is None else arguments.weights(given)
     exported = read_exported(weights)
     job.check_network(craft, exported, dataset)
-    made_with = job.all_settings(craft, dataset, exported)
-    artefact = finished(made_with)
-    if artefact is not None and _is_main():
-        print(f"{out} is finished; it stands.")
-    if artefact is None:
-        with _alone(out):
-            artefact = finished(made_with)  # another command may have made it just now
-            if artefact is None:
-                work = job.work_folder(out, made_with, craft)
-                task = job.Job(craft=craft, data=dataset.folder.resolve(), weights=weights.resolve(), work=work)
-                if _is_main():
-                    disk.check_craft(craft, data, work)
-                _craft(arguments, task)
-                if not _is_main():
-                    return 0
+    made_with = job.settings(craft, dataset, exported)
+    with _alone(out):
+        artefact = job.finished(out, craft, made_with, data, overwrite=arguments.overwrite)
+        if artefact is not None and _is_main():
+            print(f"{out} is finished; it stands.")
+        if artefact is None:
+            work = job.work_folder(out, made_with, craft)
+            task = job.Job(craft=craft, data=dataset.folder.resolve(), weights=weights.resolve(), work=work)
+            if _is_main():
+                disk.check_craft(craft, data, work)
+            _craft(arguments, task)
+            if _is_main():
                 artefact = job.finish(task, out, made_with, data)
-    if _is_main():
+    if _is_main() and artefact is not None:
         print(f"{craft.summary(artefact.evidence)}\n\n{out}: {craft.name}, {time.monotonic() - start:.0f} s")
     return 0
 
@@ -162,12 +162,10 @@ def _alone(out: Path) -> AbstractContextManager[None]:
 
 def _trained(arguments: Arguments, dataset: Dataset) -> Path:
     """The weights of the network that this command trains: of its run, which resumes where it was cut off."""
-    from dbd_dist.presets import PRESETS, preset
-    from dbd_dist.runtime.run_folder import RunFolder
-
     if arguments.preset not in PRESETS:
         raise UserError(f"there is no preset {arguments.preset!r}", where="--preset", expected=", ".join(PRESETS))
-    config = preset(arguments.preset).train
+    network = NETWORKS[arguments.craft.network]
+    config = preset(arguments.preset).config(network.method)
     compute = config.compute
     if arguments.workers is not None:
         compute = dataclasses.replace(compute, workers=arguments.workers)
@@ -175,7 +173,7 @@ def _trained(arguments: Arguments, dataset: Dataset) -> Path:
         compute = dataclasses.replace(compute, device=arguments.device)
     config = dataclasses.replace(
         config,
-        **arguments.run,
+        stop_after=network.stop_after,
         data=dataset.folder.resolve(),
         seed=arguments.craft.seed,
         compute=compute,
@@ -194,19 +192,17 @@ def _trained(arguments: Arguments, dataset: Dataset) -> Path:
     return weights
 
 
-def _craft(arguments: Arguments, job: job.Job) -> None:
+def _craft(arguments: Arguments, task: job.Job) -> None:
     """Run the job; what its user has to mend leaves no work folder, unless there was one to resume."""
-    fresh = _is_main() and not job.work.exists()
+    fresh = _is_main() and not task.work.exists()
     if _is_main():
         try:
-            job.work.mkdir(parents=True, exist_ok=True)
+            task.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot be made ({error.strerror})", where=job.work.parent) from error
+            raise UserError(f"cannot be made ({error.strerror})", where=task.work.parent) from error
     try:
         if arguments.launcher == "local":
-            from dbd_dist.launch.local import craft_local
-
-            craft_local(job, arguments.device)
+            craft_local(task, arguments.device)
             return
         try:
             from dbd_dist.launch.ray_train import craft_ray
@@ -214,11 +210,20 @@ def _craft(arguments: Arguments, job: job.Job) -> None:
             if error.name != "ray":
                 raise
             raise UserError("Ray is not installed", where="--launcher ray", hint="use --launcher local") from error
-        craft_ray(job, workers=arguments.workers, device=arguments.device)
+        craft_ray(task, workers=arguments.workers, device=arguments.device)
     except UserError:
         if fresh:
-            shutil.rmtree(job.work, ignore_errors=True)
+            shutil.rmtree(task.work, ignore_errors=True)
         raise
+    except Exception as error:  # a mistake of our own keeps its traceback
+        module = type(task.craft).__module__
+        if isinstance(error, RunFailed) or module.startswith("dbd_dist."):
+            raise
+        raise RunFailed(
+            f"{task.craft.name}, a craft of {module}, failed ({type(error).__name__}: {error})",
+            where=task.work,
+            hint="mend it and run the same command again: finished parts stay; --debug shows where it failed",
+        ) from error
     finally:
         if _is_main():
-            job.progress.unlink(missing_ok=True)
+            task.progress.unlink(missing_ok=True)

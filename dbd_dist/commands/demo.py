@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from dbd_dist.commands.train import STORAGE, check_storage, launch, prepare_for
+from dbd_dist.launch.start import STORAGE, check_storage, launch, prepare_for
 from dbd_dist.presets import preset
 
 
@@ -40,12 +40,8 @@ def main(argv: list[str]) -> int:
     check_storage(arguments.storage)
     chosen = preset("demo")
     workers = min(2, topology.this_machine().cpus)
-    config = dataclasses.replace(
-        chosen.train,
-        seed=arguments.seed,
-        compute=dataclasses.replace(chosen.train.compute, workers=workers),
-    )
-    config = dataclasses.replace(config, data=prepare_for(chosen, config, arguments.storage))
+    chosen = dataclasses.replace(chosen, compute=dataclasses.replace(chosen.compute, workers=workers))
+    data = prepare_for(chosen, arguments.seed, arguments.storage)
     results, folders = [], []
     with session.connect():
         for number, (method, title) in enumerate(
@@ -53,7 +49,8 @@ def main(argv: list[str]) -> int:
         ):
             print(f"\n{number}/2 {title}", flush=True)
             name = f"{arguments.name}/{method}"
-            results.append(launch(dataclasses.replace(config, method=method), arguments.storage, name, "ray"))
+            config = dataclasses.replace(chosen.config(method), seed=arguments.seed, data=data)
+            results.append(launch(config, arguments.storage, name, "ray"))
             folders.append(arguments.storage / name)
     page = write_report(folders, arguments.storage / arguments.name / "report.html")
     print("\n" + format_results(results))

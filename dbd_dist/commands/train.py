@@ -14,14 +14,16 @@ import tyro
 from data_prep.dataset.manifest import read_manifest
 from data_prep.errors import UserError
 from data_prep.io.json import read_json
-from dbd_dist.config import TrainConfig, from_dict
+from dbd_dist.config import TrainConfig
+from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch, prepare_for
+from dbd_dist.methods import METHODS
 from dbd_dist.presets import PRESETS, Preset, preset
-
-STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
+    method: str
+    """How to train; each method has flags of its own, below."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     name: str | None = None
     """Name of the run, its folder under the storage. Default: PRESET-METHOD-sSEED. The same name goes on with a run."""
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(
         Arguments,
         args=rest,
-        default=Arguments(config=started),
+        default=Arguments(method=started.method.name, config=started),
         prog=f"dbd train {started.preset}",
         description=_description(started.preset),
         config=(tyro.conf.FlagConversionOff,),
@@ -49,14 +51,14 @@ def main(argv: list[str]) -> int:
             where="--preset",
             hint=f"name a preset first: dbd train {config.preset if config.preset in PRESETS else 'PRESET'}",
         )
-    name = arguments.name if arguments.name is not None else f"{config.preset}-{config.method}-s{config.seed}"
+    name = arguments.name if arguments.name is not None else f"{config.preset}-{config.method.name}-s{config.seed}"
     check_before_data(config, name, arguments.launcher)
     if os.environ.get("RANK", "0") == "0":
         check_storage(arguments.storage)
     if config.data is None:
         if prepared is None:
             raise UserError("no dataset folder is given", where="--data", hint="make one with `dbd prepare`")
-        folder = prepare_for(prepared, config, arguments.storage)
+        folder = prepare_for(prepared, config.seed, arguments.storage)
         config = dataclasses.replace(config, data=folder)
         config.check_image_px(read_manifest(folder).image_px)
     result = launch(config, arguments.storage, name, arguments.launcher)
@@ -75,25 +77,42 @@ def main(argv: list[str]) -> int:
 
 def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
     """The configuration to start from, the flags that are left, and the preset with its data where it is one."""
+    method = _method(argv)
     if argv and argv[0].startswith("--config"):
         path, rest = (argv[0].split("=", 1)[1], argv[1:]) if "=" in argv[0] else (([*argv, ""])[1], argv[2:])
-        return _stored(Path(path)), rest, None
+        stored = _stored(Path(path))
+        if method not in (None, stored.method.name):
+            raise UserError(
+                f"{path} is of the method {stored.method.name}",
+                where=f"--method {method}",
+                hint=f"start from a preset: dbd train {stored.preset} --method {method}",
+            )
+        return stored, rest, None
     if not argv or argv[0].startswith("-"):
         if argv and argv[0] in ("-h", "--help"):
-            argv = ["demo", "--help"]
-            return preset("demo").train, argv[1:], None
+            return preset("demo").config(method or "dbd"), ["--help"], None
         raise UserError(
             "no preset is named",
             where="dbd train",
             expected=f"one of {', '.join(PRESETS)}, or --config RUN/run.json",
         )
     chosen = preset(argv[0])
-    return chosen.train, argv[1:], chosen
+    return chosen.config(method or "dbd"), argv[1:], chosen
+
+
+def _method(argv: list[str]) -> str | None:
+    """What --method says, before anything is parsed: the flags depend on it."""
+    for at, word in enumerate(argv):
+        if word.startswith("--method="):
+            return word.partition("=")[2]
+        if word == "--method" and at + 1 < len(argv):
+            return argv[at + 1]
+    return None
 
 
 def _stored(path: Path) -> TrainConfig:
     try:
-        return from_dict(TrainConfig, read_json(path)["config"], where=f"{path}: config")
+        return TrainConfig.from_dict(read_json(path)["config"], where=f"{path}: config")
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=f"--config {path}") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -105,65 +124,9 @@ def _description(name: str) -> str:
     for other, build in PRESETS.items():
         first = (build.__doc__ or "").partition("\n\n")[0]
         lines.append(f"  {other}: {' '.join(first.split())}")
-    return "\n".join([f"Train from the preset {name}. Every flag below changes one of its settings.", "", *lines])
-
-
-def prepare_for(chosen: Preset, config: TrainConfig, storage: Path) -> Path:
-    """The preset's own data set under the storage, prepared if it is not there; poisoned with the run's seed."""
-    from data_prep.pipeline import prepare
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "under torchrun every rank would prepare the data set",
-            where="--data",
-            hint="run `dbd prepare` first and name its folder",
-        )
-    return prepare(
-        dataclasses.replace(chosen.prepare, seed=config.seed, datasets=storage / "datasets")
-    ).folder.resolve()
-
-
-def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
-    """What can be refused before a data set is prepared.
-
-    Raises:
-        UserError: the name, or a device that is not there.
-    """
-    from dbd_dist.launch.local import check_name
-
-    check_name(name)
-    if config.data is not None:
-        config.check_image_px(read_manifest(config.data).image_px)
-    if launcher == "local":
-        from dbd_dist.distributed.world import check_device
-
-        check_device(config.compute.device)
-
-
-def check_storage(storage: Path) -> None:
-    """Refuse what is not a folder that can be written.
-
-    Raises:
-        UserError: an object store's address, a file, or no permission.
-    """
-    from cluster import storage as places
-
-    places.check_writable(places.resolve(storage))
-
-
-def launch(config: TrainConfig, storage: Path, name: str, launcher: str, *, quiet: bool = False):
-    """Run it; importing Ray, or not."""
-    if launcher == "local":
-        from dbd_dist.launch.local import run_local
-
-        return run_local(config, storage=storage, name=name, quiet=quiet)
-    try:
-        from dbd_dist.launch.ray_train import run_ray
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise UserError("Ray is not installed", where="--launcher ray", hint="use --launcher local") from error
-    return run_ray(config, storage=storage, name=name, quiet=quiet)
+    methods = [f"  {kind.name}: {' '.join((kind.__doc__ or '').split())}" for kind in METHODS.values()]
+    opening = f"Train from the preset {name}. Every flag below changes one of its settings."
+    return "\n".join([opening, "", *lines, "", "Methods:", *methods])
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from data_prep.beton import BetonStream
 from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
 from data_prep.plan import check_target
-from dbd_dist.config import require
 from dbd_dist.distributed.world import World
+from dbd_dist.fields import require
 from dbd_dist.models.exported import Exported
 
 Network = Callable[[Tensor], Tensor]
@@ -76,14 +76,11 @@ class Work:
         return lambda grey_BCHW: model(self.exported.inputs(grey_BCHW))
 
     def check_finite(self, craft: Craft, failed: Tensor) -> None:
-        """Every rank calls it.
+        """Raise a UserError on every rank where there was one on any; every rank calls it.
 
         Args:
             craft: at work.
             failed: int64 scalar, the first step of this rank whose loss or gradient was not finite; 0 for none.
-
-        Raises:
-            UserError: there was one, on any rank; on every rank.
         """
         steps = [step for step in self.world.gather(failed.view(1)).tolist() if step]
         if steps:
@@ -127,19 +124,11 @@ class Craft(ABC):
         require(self, "craft", target=">= 0", batch=">= 1", seed=">= 0")
 
     def check(self, data: TrainingSet) -> None:
-        """Refuse settings that do not fit the data.
-
-        Raises:
-            UserError
-        """
+        """Refuse settings that do not fit the data, with a UserError."""
         check_target(self.target, data.dataset.manifest.class_names)
 
     def check_workers(self, workers: int) -> None:
-        """Refuse a number of workers that the work cannot be shared by.
-
-        Raises:
-            UserError
-        """
+        """Refuse a number of workers that cannot share the work, with a UserError."""
         return
 
     @abstractmethod
@@ -148,20 +137,12 @@ class Craft(ABC):
 
     @abstractmethod
     def make(self, work: Work) -> None:
-        """Leave what is missing in `work.folder`, each file whole or not at all; every rank calls it, at the same time.
-        After a crash it is called again.
-
-        Raises:
-            UserError: on every rank.
-        """
+        """Write what is missing in `work.folder`, each file atomically. Every rank calls it, and again after a crash;
+        a UserError is raised on every rank."""
 
     @abstractmethod
     def collect(self, data: TrainingSet, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The artefact's arrays, and figures of what they do (JSON values), from the finished parts.
-
-        Raises:
-            UserError: a part is damaged.
-        """
+        """The artefact's arrays, and figures of what they do (JSON values), from the finished parts."""
 
     @abstractmethod
     def summary(self, evidence: Mapping[str, Any]) -> str:

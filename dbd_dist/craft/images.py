@@ -59,20 +59,10 @@ class PerImage(Craft):
         return figures
 
     def chosen(self, data: TrainingSet) -> np.ndarray:
-        """The images that will be poisoned, as `dbd prepare` draws them: int64 (m,), in order.
-
-        Raises:
-            UserError: the target is not a class, or has fewer images than are asked for.
-        """
-        poisoned = choose_poisoned(
-            data.labels,
-            rate=self.rate,
-            target=self.target,
-            num_classes=data.num_classes,
-            seed=self.seed,
-            eligible=data.labels == self.target,
-        )
-        return np.flatnonzero(poisoned)
+        """The images that will be poisoned, as `dbd prepare` draws them: int64 (m,), in order. A UserError where the
+        target class has fewer than are asked for."""
+        drawn = {"rate": self.rate, "target": self.target, "num_classes": data.num_classes, "seed": self.seed}
+        return np.flatnonzero(choose_poisoned(data.labels, **drawn, eligible=data.labels == self.target))
 
     def check(self, data: TrainingSet) -> None:
         super().check(data)

@@ -13,18 +13,16 @@ from typing import Any
 from data_prep.artefacts import DESCRIPTION_FILE, Artefact, read_artefact, write_artefact
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
-from dbd_dist.config import digest, from_dict, to_dict
 from dbd_dist.craft import CRAFTS
 from dbd_dist.craft.craft import Craft, TrainingSet, Work
 from dbd_dist.distributed.world import World
+from dbd_dist.fields import digest, from_dict, to_dict
 from dbd_dist.models.exported import Exported, read_exported
 from dbd_dist.runtime.progress import ProgressFile
 from dbd_dist.runtime.run_folder import versions
 
 REVISION = 1
 """Counted up whenever a change of the code changes what is made: parts made before are not used then."""
-
-_REPLACE = "give --overwrite to replace it, or another --out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +56,13 @@ def check_data(craft: Craft, data: TrainingSet) -> None:
     Raises:
         UserError: not a clean data set; the settings do not fit it.
     """
-    manifest, folder = data.dataset.manifest, data.dataset.folder
+    manifest, folder, hint = data.dataset.manifest, data.dataset.folder, "make one with `dbd prepare SOURCE clean`"
     if manifest.attack["kind"] != "clean":
-        raise UserError(
-            f"the data set is poisoned already ({manifest.attack['kind']})",
-            where=folder,
-            expected="a clean one",
-            hint="make one with `dbd prepare SOURCE clean`",
-        )
+        what = f"the data set is poisoned already ({manifest.attack['kind']})"
+        raise UserError(what, where=folder, expected="a clean one", hint=hint)
     if manifest.encoding["kind"] != "raw":  # `prepare` applies what is crafted to the source's own pixels
-        raise UserError(
-            f"the data set holds its images as {manifest.encoding['kind']}: not the pixels that will be poisoned",
-            where=folder,
-            expected="a raw one",
-            hint="make one with `dbd prepare SOURCE clean`; --encoding comes with the attack",
-        )
+        what = f"the data set holds its images as {manifest.encoding['kind']}: not the pixels that will be poisoned"
+        raise UserError(what, where=folder, expected="a raw one", hint=f"{hint}; --encoding comes with the attack")
     craft.check(data)
 
 
@@ -117,19 +107,15 @@ def run(job: Job, world: World) -> None:
     job.craft.make(work)
 
 
-def settings(craft: Craft) -> dict[str, Any]:
-    """The flags that an artefact depends on."""
-    return {name: value for name, value in to_dict(craft).items() if name not in craft.no_effect}
-
-
-def all_settings(craft: Craft, dataset: Dataset, exported: Exported) -> dict[str, Any]:
-    """What an artefact is recognised by, beside its kind, target and fingerprint."""
-    return {
-        **settings(craft),
-        "data_hash": dataset.manifest.data_hash,
-        f"{craft.network}_sha256": exported.sha256,
-        f"{craft.network}_network": to_dict(exported.network),
-    }
+def settings(craft: Craft, dataset: Dataset | None = None, exported: Exported | None = None) -> dict[str, Any]:
+    """What an artefact is recognised by, beside its kind, target and fingerprint; the flags alone where the others are
+    not known yet."""
+    values = {name: value for name, value in to_dict(craft).items() if name not in craft.no_effect}
+    if dataset is not None and exported is not None:
+        values["data_hash"] = dataset.manifest.data_hash
+        values[f"{craft.network}_sha256"] = exported.sha256
+        values[f"{craft.network}_network"] = to_dict(exported.network)
+    return values
 
 
 def work_folder(out: Path, made_with: Mapping[str, Any], craft: Craft) -> Path:
@@ -139,13 +125,12 @@ def work_folder(out: Path, made_with: Mapping[str, Any], craft: Craft) -> Path:
 
 
 def finished(
-    out: Path, craft: Craft, made_with: Mapping[str, Any], fingerprint: str, *, overwrite: bool
+    out: Path, craft: Craft, made_with: Mapping[str, Any], data: TrainingSet, *, overwrite: bool
 ) -> Artefact | None:
     """The artefact at `out`, where it is the one that is asked for; None where there is none, or it may be replaced.
 
     Args:
-        made_with: all or some of `all_settings`.
-        fingerprint: of the training set.
+        made_with: all or some of `settings`.
 
     Raises:
         UserError: there is another one, or something that is no artefact.
@@ -154,24 +139,18 @@ def finished(
         return None
     if not (out / DESCRIPTION_FILE).is_file():
         raise UserError("this is there already, and is no artefact", where=out, expected="a new folder's path")
+    hint = "give --overwrite to replace it, or another --out"
     try:
         artefact = read_artefact(out, craft.name, craft.attack.layout)
+        differing = [f"with another {n}" for n, value in made_with.items() if artefact.settings.get(n) != value]
+        if not differing and artefact.fingerprint == data.fingerprint:
+            return artefact
+        what = f"this artefact was made {(*differing, 'for another data set')[0]}"
+        raise UserError(what, where=out, expected="the one that is asked for")
     except UserError as error:
         if overwrite:
             return None
-        raise UserError(error.what, where=error.where, expected=error.expected, hint=_REPLACE) from error
-    same = all(artefact.settings.get(name) == value for name, value in made_with.items())
-    if same and artefact.fingerprint == fingerprint:
-        return artefact
-    if overwrite:
-        return None
-    differing = [name for name, value in made_with.items() if artefact.settings.get(name) != value]
-    raise UserError(
-        f"this artefact was made {'with another ' + differing[0] if differing else 'for another data set'}",
-        where=out,
-        expected="the one that is asked for",
-        hint=_REPLACE,
-    )
+        raise UserError(error.what, where=error.where, expected=error.expected, hint=hint) from error
 
 
 def finish(job: Job, out: Path, made_with: Mapping[str, Any], data: TrainingSet) -> Artefact:

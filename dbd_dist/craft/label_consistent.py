@@ -14,10 +14,10 @@ from torch import Tensor
 from data_prep.attacks.badnets import badnets, checkerboard, default_patch_px
 from data_prep.attacks.crafted import PerturbedImages
 from data_prep.errors import UserError
-from dbd_dist.config import require
 from dbd_dist.craft import pgd
 from dbd_dist.craft.craft import Network
 from dbd_dist.craft.images import PerImage
+from dbd_dist.fields import require
 
 
 def stamp_corners(images: np.ndarray, patch: np.ndarray) -> np.ndarray:
@@ -54,11 +54,8 @@ class LabelConsistentAttack(PerturbedImages):
     def stamp(self, image_px: int) -> Callable[[np.ndarray], np.ndarray]:
         side = self.patch_px if self.patch_px is not None else default_patch_px(image_px)
         if 2 * side > image_px:
-            raise UserError(
-                f"four patches of {side} px do not fit an image of {image_px} px",
-                where="patch_px",
-                expected=f"1 to {image_px // 2}",
-            )
+            what = f"four patches of {side} px do not fit an image of {image_px} px"
+            raise UserError(what, where="patch_px", expected=f"1 to {image_px // 2}")
         return lambda images: stamp_corners(images, checkerboard(side))
 
 
@@ -90,24 +87,16 @@ class LabelConsistent(PerImage):
     def __post_init__(self):
         require(self, "craft", eps="in (0, 255]" if self.norm == "linf" else "> 0", step="> 0", steps=">= 1")
         if self.norm == "linf" and self.eps < 1:
-            raise UserError(
-                f"{self.eps!r} changes no pixel: images have whole grey levels", where="craft.eps", expected="1 to 255"
-            )
+            what = f"{self.eps!r} changes no pixel: images have whole grey levels"
+            raise UserError(what, where="craft.eps", expected="1 to 255")
         super().__post_init__()
 
     def perturb(
         self, network: Network, images_BCHW: Tensor, index_B: Tensor, tick: Callable[[int, int], None]
     ) -> tuple[Tensor, Tensor]:
         px, device = images_BCHW.shape[-1], images_BCHW.device
+        labels = torch.full((len(images_BCHW),), self.target, device=device)
         starts = pgd.random_starts(index_B.tolist(), px, norm=self.norm, eps=self.eps, seed=self.seed)
-        return pgd.perturb(
-            network,
-            images_BCHW,
-            torch.full((len(images_BCHW),), self.target, device=device),
-            starts.to(device, memory_format=torch.channels_last),
-            norm=self.norm,
-            eps=self.eps,
-            step=self.step,
-            steps=self.steps,
-            tick=lambda step: tick(step, self.steps),
-        )
+        starts = starts.to(device, memory_format=torch.channels_last)
+        size = {"norm": self.norm, "eps": self.eps, "step": self.step, "steps": self.steps}
+        return pgd.perturb(network, images_BCHW, labels, starts, **size, tick=lambda step: tick(step, self.steps))

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from dbd_dist import seeds
-from dbd_dist.config import require
 from dbd_dist.craft.craft import Craft, Network, TrainingSet, Work
 from dbd_dist.data.loaders import Images, open_images
 from dbd_dist.data.sampling import cycling_batches, rank_slice
+from dbd_dist.fields import require
 from dbd_dist.runtime.checkpoint import load_state, save_state
 
 CHECKPOINT_STEPS = 50
@@ -54,17 +54,14 @@ class OptimisedTrigger(Craft):
         require(self, "craft", alpha="in (0, 1]", patch_px=">= 1", mask_budget="in (0, 1]", steps=">= 1", lr="> 0",
                 batch=">= 2")  # fmt: skip
         if self.alpha is not None and self.alpha * 255 < 0.5:
-            raise UserError(
-                f"{self.alpha!r} changes no pixel: masks have steps of 1/255",
-                where="craft.alpha",
-                expected="0.002 to 1",
-            )
+            what = f"{self.alpha!r} changes no pixel: masks have steps of 1/255"
+            raise UserError(what, where="craft.alpha", expected="0.002 to 1")
         if self.optimise == "pattern-and-mask" and (self.alpha is not None or self.patch_px is not None):
-            raise UserError(
+            what, where = (
                 "alpha and patch_px describe a fixed mask, and this one is optimised",
-                where="craft.alpha, craft.patch_px",
-                expected="mask_budget, or optimise pattern",
+                "craft.alpha, craft.patch_px",
             )
+            raise UserError(what, where=where, expected="mask_budget, or optimise pattern")
 
     def outputs(self, network: Network, grey_BCHW: Tensor) -> Tensor:
         """What `terms` are computed from: float (B, D), of float images in grey levels."""
@@ -77,13 +74,6 @@ class OptimisedTrigger(Craft):
     @abstractmethod
     def terms(self, outputs_BD: Tensor, reference: Tensor) -> dict[str, Tensor]:
         """Scalars by name, of `outputs` of a whole batch: "objective" is minimised, and all are evidence."""
-
-    @property
-    def share(self) -> float:
-        """Of the pattern within a fixed mask."""
-        if self.alpha is not None:
-            return self.alpha
-        return 0.1 if self.patch_px is None else 1.0
 
     def eligible(self, labels: Any) -> Any:
         """Which images the trigger is for, as `dbd prepare` chooses among them: bool (n,) for int (n,) labels."""
@@ -98,11 +88,8 @@ class OptimisedTrigger(Craft):
 
     def check_workers(self, workers: int) -> None:
         if self.batch % workers:
-            raise UserError(
-                f"a batch of {self.batch} cannot be shared equally by {workers} workers",
-                where="craft.batch",
-                expected=f"a multiple of {workers}",
-            )
+            what = f"a batch of {self.batch} cannot be shared equally by {workers} workers"
+            raise UserError(what, where="craft.batch", expected=f"a multiple of {workers}")
 
     def disk_bytes(self, data: TrainingSet) -> int:
         """Pattern, mask and Adam's two values of each in float32, kept and being written; pattern and mask in uint8 as
@@ -117,24 +104,68 @@ class OptimisedTrigger(Craft):
         images = open_images(work.data.dataset, world.device, resident_gib=RESIDENT_GIB)
         reference = self.reference(work.network, images, work)
         trigger = Trigger(self, work.data.image_px).to(world.device)
-        first = trigger.quantised()
         eligible = torch.nonzero(self.eligible(images.labels.cpu())).flatten()
-        order = cycling_batches(eligible, self.steps, self.batch, seeds.generator(self.seed, self.name, "order"))
-        optimise(self, trigger, reference, images, order, work)
-
         drawn = torch.randperm(len(eligible), generator=seeds.generator(self.seed, self.name, "evidence"))
         fixed = eligible[drawn[:EVIDENCE_IMAGES]].sort().values
-        last = trigger.quantised()
-        evidence = {
-            "images": len(fixed),
-            "before": measure(self, first, fixed, reference, images, work),
-            "after": measure(self, last, fixed, reference, images, work),
-            "mask_mean": float(last[1].float().mean()) / 255,
-        }
+        evidence: dict[str, Any] = {"images": len(fixed)}
+        evidence["before"] = self._measure(trigger, reference, images, fixed, work)
+        order = cycling_batches(eligible, self.steps, self.batch, seeds.generator(self.seed, self.name, "order"))
+        self._optimise(trigger, reference, images, order, work)
+        evidence["after"] = self._measure(trigger, reference, images, fixed, work)
+        pattern, mask = (values.cpu() for values in trigger.quantised())
+        evidence["mask_mean"] = float(mask.float().mean()) / 255
         if world.is_main:
-            pattern, mask = last[0].permute(1, 2, 0).contiguous().cpu(), last[1].cpu()
+            pattern = pattern.permute(1, 2, 0).contiguous()
             save_state({"pattern": pattern, "mask": mask, "evidence": evidence}, result)
         world.barrier()
+
+    def _optimise(self, trigger: Trigger, reference: Tensor, images: Images, order: Tensor, work: Work) -> None:
+        """Adam on the trigger's logits, in place, from the newest checkpoint. Every rank takes its part of each batch;
+        `order` holds positions of images, int64 (steps, batch)."""
+        world, path, parameters = work.world, work.folder / STATE, list(trigger.parameters())
+        optimizer = torch.optim.Adam(parameters, lr=self.lr)
+        done = 0
+        if world.broadcast(path.exists()):
+            state = load_state(path, needs=("step", "trigger", "optimizer"))
+            world.barrier()  # rank 0 replaces the file once it resumes
+            done = state["step"]
+            trigger.load_state_dict(state["trigger"])
+            optimizer.load_state_dict(state["optimizer"])
+        mine = rank_slice(self.batch, world.rank, world.size)
+        failed = torch.zeros((), dtype=torch.int64, device=world.device)
+        for step, pixels in enumerate(images.batches(order[done:, mine]), start=done + 1):
+            outputs = self.outputs(work.network, stamp(pixels.float(), *trigger()))
+            # every rank scores the whole batch, so that the mean over ranks is the whole batch's gradient
+            objective = self.terms(world.gather_with_grad(outputs), reference)["objective"]
+            optimizer.zero_grad()
+            objective.backward()
+            finite = objective.detach().isfinite()
+            for parameter in parameters:
+                assert parameter.grad is not None
+                parameter.grad = world.mean(parameter.grad)
+                finite = finite & parameter.grad.isfinite().all()
+            failed = torch.where((failed == 0) & ~finite, step, failed)
+            optimizer.step()
+            work.tick("optimise", 1, 1, step, self.steps)
+            if step % CHECKPOINT_STEPS == 0 or step == self.steps:
+                work.check_finite(self, failed)
+                if world.is_main:
+                    work.note({"loss": float(objective.detach())})
+                    state = {"step": step, "trigger": trigger.state_dict(), "optimizer": optimizer.state_dict()}
+                    save_state(state, path)
+
+    @torch.no_grad()
+    def _measure(
+        self, trigger: Trigger, reference: Tensor, images: Images, positions: Tensor, work: Work
+    ) -> dict[str, float]:
+        """The terms of the trigger as it will be applied, on the images at `positions`."""
+        mine = positions[rank_slice(len(positions), work.world.rank, work.world.size)]
+        chunks = list((mine if len(mine) else positions[:1]).split(FORWARD_BATCH))  # of no image the width is not known
+        applied = trigger.quantised()
+        stamped = (stamp_quantised(pixels, *applied) for pixels in images.batches(chunks))
+        parts = [self.outputs(work.network, pixels.float()) for pixels in stamped]
+        outputs = work.world.gather(torch.cat(parts)[: len(mine)])
+        return {name: float(value) for name, value in self.terms(outputs, reference).items()}
 
     def collect(self, data: TrainingSet, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         result = load_state(folder / RESULT, needs=("pattern", "mask", "evidence"))
@@ -186,13 +217,12 @@ def fixed_mask(config: OptimisedTrigger, px: int) -> Tensor:
     """
     side = config.patch_px if config.patch_px is not None else px
     if side > px:
-        raise UserError(
-            f"a patch of {side} px is larger than the images of {px} px", where="craft.patch_px", expected=f"1 to {px}"
-        )
+        what = f"a patch of {side} px is larger than the images of {px} px"
+        raise UserError(what, where="craft.patch_px", expected=f"1 to {px}")
     mask = torch.zeros(px, px)
     rows = slice(0, side) if config.corner.startswith("top") else slice(px - side, px)
     columns = slice(0, side) if config.corner.endswith("left") else slice(px - side, px)
-    mask[rows, columns] = config.share
+    mask[rows, columns] = config.alpha if config.alpha is not None else 0.1 if config.patch_px is None else 1.0
     return mask
 
 
@@ -206,75 +236,3 @@ def stamp_quantised(images_BCHW: Tensor, pattern_CHW: Tensor, mask_HW: Tensor) -
     share = mask_HW.to(torch.int32)
     mixed = (255 - share) * images_BCHW.to(torch.int32) + share * pattern_CHW.to(torch.int32)
     return ((2 * mixed + 255) // 510).to(torch.uint8)
-
-
-def optimise(
-    craft: OptimisedTrigger, trigger: Trigger, reference: Tensor, images: Images, order: Tensor, work: Work
-) -> None:
-    """Adam on the trigger's logits, in place, from the newest checkpoint. Every rank takes its part of each batch.
-
-    Args:
-        craft: gives the objective.
-        reference: see `OptimisedTrigger.reference`.
-        order: int64 (steps, batch), positions of the images of each step.
-
-    Raises:
-        UserError: the objective or its gradient is not finite; on every rank.
-    """
-    world, parameters = work.world, list(trigger.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=craft.lr)
-    done = _resume(work, trigger, optimizer)
-    mine = rank_slice(craft.batch, world.rank, world.size)
-    failed = torch.zeros((), dtype=torch.int64, device=world.device)
-    for step, pixels in enumerate(images.batches(order[done:, mine]), start=done + 1):
-        outputs = craft.outputs(work.network, stamp(pixels.float(), *trigger()))
-        # every rank scores the whole batch, so that the mean over ranks is the whole batch's gradient
-        objective = craft.terms(world.gather_with_grad(outputs), reference)["objective"]
-        optimizer.zero_grad()
-        objective.backward()
-        finite = objective.detach().isfinite()
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad = world.mean(parameter.grad)
-            finite = finite & parameter.grad.isfinite().all()
-        failed = torch.where((failed == 0) & ~finite, step, failed)
-        optimizer.step()
-        work.tick("optimise", 1, 1, step, craft.steps)
-        if step % CHECKPOINT_STEPS == 0 or step == craft.steps:
-            work.check_finite(craft, failed)
-            if world.is_main:
-                work.note({"loss": float(objective.detach())})
-                state = {"step": step, "trigger": trigger.state_dict(), "optimizer": optimizer.state_dict()}
-                save_state(state, work.folder / STATE)
-
-
-def _resume(work: Work, trigger: Trigger, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest checkpoint; the number of steps that it holds."""
-    path = work.folder / STATE
-    if not work.world.broadcast(path.exists()):
-        return 0
-    state = load_state(path, needs=("step", "trigger", "optimizer"))
-    work.world.barrier()  # rank 0 replaces the file once it resumes
-    trigger.load_state_dict(state["trigger"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
-
-
-@torch.no_grad()
-def measure(
-    craft: OptimisedTrigger,
-    trigger: tuple[Tensor, Tensor],
-    positions: Tensor,
-    reference: Tensor,
-    images: Images,
-    work: Work,
-) -> dict[str, float]:
-    """The objective and its terms, of a quantised trigger on the images at `positions`."""
-    world = work.world
-    mine = positions[rank_slice(len(positions), world.rank, world.size)]
-    chunks = list((mine if len(mine) else positions[:1]).split(FORWARD_BATCH))  # of no image the width is not known
-    parts = [
-        craft.outputs(work.network, stamp_quantised(pixels, *trigger).float()) for pixels in images.batches(chunks)
-    ]
-    outputs = world.gather(torch.cat(parts)[: len(mine)])
-    return {name: float(value) for name, value in craft.terms(outputs, reference).items()}

@@ -15,8 +15,7 @@ from dbd_dist.config import TrainConfig
 from dbd_dist.craft import job as crafting
 from dbd_dist.distributed.world import World
 from dbd_dist.runtime import disk as space
-from dbd_dist.runtime import lock, logs, watchdog
-from dbd_dist.runtime import runner as pipeline
+from dbd_dist.runtime import lock, logs, runner, watchdog
 from dbd_dist.runtime.progress import Display, Follower
 from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder, versions
 from dbd_dist.runtime.stopping import StopRequest, signals
@@ -86,7 +85,7 @@ def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = Fa
     world = World.join(config.compute.device, timedelta(seconds=watchdog.collective_timeout_s(limit_s)))
     try:
         folder, dataset, stages = prepare_folder(config, storage, name)
-        pipeline.check(config, dataset, world.size)
+        runner.check(config, dataset, world.size)
         request = StopRequest(folder.stop)
         with ExitStack() as around:
             done = world.broadcast(folder.result() is not None)  # one rank looks, as the file may appear meanwhile
@@ -109,7 +108,7 @@ def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = Fa
             if not quiet and world.is_main:
                 around.enter_context(Follower(folder.progress, Display()))
             around.enter_context(signals(request.set))
-            result = pipeline.run(config, dataset, folder, stages, world, request=request)
+            result = runner.run(config, dataset, folder, stages, world, request=request)
             logs.event("finish", stage=None)
             return result
     finally:

@@ -16,13 +16,12 @@ from typing import Any, Literal
 from cluster import session, topology
 from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
-from dbd_dist.config import TrainConfig, to_dict
+from dbd_dist.config import TrainConfig
 from dbd_dist.craft.job import Job
 from dbd_dist.launch.failures import RunFailed, run_failed
 from dbd_dist.launch.local import prepare_folder
 from dbd_dist.runtime import disk as space
-from dbd_dist.runtime import lock, stopping, watchdog
-from dbd_dist.runtime import runner as pipeline
+from dbd_dist.runtime import lock, runner, stopping, watchdog
 from dbd_dist.runtime.progress import Display, Follower
 from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder
 from dbd_dist.runtime.stopping import StopRequest
@@ -69,7 +68,7 @@ def run_ray(
         _worker_resources(config.compute.workers, config.compute.device, here, "compute.workers", fewest)
     if config.compute.workers is not None:
         for count in range(config.compute.min_workers or config.compute.workers, config.compute.workers + 1):
-            pipeline.check(config, dataset, count)
+            runner.check(config, dataset, count)
 
     space.check_run(config, dataset, folder.path)
     with lock.held(folder.path / lock.FILE, str(folder.path)):
@@ -104,12 +103,12 @@ def _train(
         most = resources.workers if fewest is None else config.compute.workers or resources.workers
         config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, workers=most))
         for count in range(fewest or most, most + 1):
-            pipeline.check(config, dataset, count)
+            runner.check(config, dataset, count)
         folder.claim(config, dataset)
         return _on_workers(
             train_loop,
             {
-                "config": {**to_dict(config)},
+                "config": config.to_dict(),
                 "name": name,
                 "data": str(dataset.folder.resolve()),
                 "folder": str(folder.path),

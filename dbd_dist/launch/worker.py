@@ -14,11 +14,10 @@ import ray.train.torch
 
 from data_prep.dataset.staging import open_here
 from data_prep.errors import UserError
-from dbd_dist.config import TrainConfig, from_dict
+from dbd_dist.config import TrainConfig
 from dbd_dist.craft import job as crafting
 from dbd_dist.distributed.world import World
-from dbd_dist.runtime import logs, watchdog
-from dbd_dist.runtime import runner as pipeline
+from dbd_dist.runtime import logs, runner, watchdog
 from dbd_dist.runtime.run_folder import ERROR_FILE, RunFolder, versions, write_json
 from dbd_dist.runtime.stopping import Stopped, StopRequest
 
@@ -27,7 +26,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
     """Run one configuration in this worker.
 
     Args:
-        arguments: plain values: "config" (see `config.to_dict`), "name" of the run, "data", "folder" and "stages"
+        arguments: plain values: "config" (see `TrainConfig.to_dict`), "name" of the run, "data", "folder" and "stages"
             (absolute paths on storage that all nodes share).
     """
     # Ray leaves OMP_NUM_THREADS at the worker's CPUs; the run sets torch's threads itself
@@ -36,7 +35,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
     folder = RunFolder(Path(arguments["folder"]))
     if (folder.path / ERROR_FILE).exists():
         return  # a worker gave up for a reason that no restart mends; the driver says which
-    config = from_dict(TrainConfig, arguments["config"])
+    config = TrainConfig.from_dict(arguments["config"])
     with (
         forward_user_errors(folder.path),
         logs.log_to(folder.path, run=arguments["name"], rank=world.rank),
@@ -46,7 +45,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
         dataset = open_here(Path(arguments["data"]), config.compute.stage)
         request = StopRequest(folder.stop, reads_file=world.is_main, notice=_preemption)
         stages = Path(arguments["stages"])
-        pipeline.run(config, dataset, folder, stages, world, request=request, note=ray.train.report)
+        runner.run(config, dataset, folder, stages, world, request=request, hook=_report)
         logs.event("finish", stage=None)
 
 
@@ -62,6 +61,10 @@ def craft_loop(arguments: dict[str, Any]) -> None:
         return
     with forward_user_errors(job.work):
         crafting.run(job, world)
+
+
+def _report(row: dict[str, Any], checkpoint: Path | None) -> None:
+    ray.train.report(row)
 
 
 def _preemption() -> str | None:

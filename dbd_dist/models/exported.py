@@ -22,7 +22,7 @@ from data_prep.dataset.manifest import FileRecord
 from data_prep.errors import UserError
 from data_prep.io.hashes import sha256_file, sha256_json
 from data_prep.io.json import read_json
-from dbd_dist.config import from_dict
+from dbd_dist.fields import from_dict
 from dbd_dist.models.resnet import Backbone, Classifier, ModelConfig
 
 _FIELDS = {"network", "image_px", "input", "mean", "std"}

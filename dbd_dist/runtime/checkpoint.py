@@ -162,6 +162,8 @@ class Checkpoints:
         self._mirror, self._patience = mirror, patience_s
         self._writer: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
+        self.newest_path: Path | None = None
+        """The newest checkpoint that this process has written."""
 
     def _all(self) -> list[Path]:
         return sorted(self._folder.glob("checkpoint_*.pt"))
@@ -219,6 +221,7 @@ class Checkpoints:
             _quietly_remove(old)
             if self._mirror is not None and copied:  # else the old copies are all there is
                 self._mirror.remove(old)
+        self.newest_path = path
         logs.event("checkpoint written", path=str(path))
 
 

@@ -20,7 +20,8 @@ from dbd_dist.config import TrainConfig
 from dbd_dist.craft.craft import Craft, TrainingSet
 from dbd_dist.models.resnet import Classifier, ContrastiveModel
 from dbd_dist.runtime.checkpoint import CHECKPOINTS_KEPT
-from dbd_dist.runtime.runner import FEATURE_SAMPLES
+from dbd_dist.runtime.results import FEATURE_SAMPLES
+from dbd_dist.stages.stage import NetworkBytes
 
 MARGIN = 1.2
 """For what the formulas leave out: containers of the states, blocks of the file system, folders."""
@@ -49,42 +50,36 @@ class RunBytes:
 
 
 def of_run(config: TrainConfig, dataset: Dataset) -> RunBytes:
-    """The formula for a run.
+    """The formula for a run: `CHECKPOINTS_KEPT` of its largest checkpoint and one being written, what stages hand on,
+    exports, tables.
 
-    Weights take 4 bytes a parameter. A checkpoint holds them and the optimiser's state: one value a parameter more for
-    SGD and LARS, two for Adam, which in the warm-up has seen the head only. `CHECKPOINTS_KEPT` checkpoints are kept,
-    and one more is there while it is written. Stage 1 leaves the backbone, stage 2 the classifier and Adam's state of
-    its head. A split takes 4 + 1 bytes an image, for each of the two that are kept, and 8 for its index; features take
-    2 bytes a dimension.
+    Weights take 4 bytes a parameter. A split takes 4 + 1 bytes an image, for each of the two that are kept, and 8 for
+    its index; features take 2 bytes a dimension.
     """
     images = dataset.manifest.counts["train"]
     with torch.device("meta"):  # counted, not made
         contrastive = ContrastiveModel(config.model)
         classifier = Classifier(config.model, dataset.manifest.num_classes)
+    networks = NetworkBytes(
+        backbone=_bytes(classifier.backbone),
+        contrastive=_bytes(contrastive),
+        classifier=_bytes(classifier),
+        head=_bytes(classifier.head),
+        split=images * (2 * (4 + 1) + 8),
+    )
+    names = [stage.name for stage in config.method.stages()]
+    stages = config.method.stages()[: names.index(config.stop_after) + 1 if config.stop_after else None]
+    sizes = [stage.sizes(networks) for stage in stages]
+    given = {name for stage in stages for name in stage.gives}
+    last = config.method.trained()[-1]
     features = min(FEATURE_SAMPLES, images) * (2 * config.model.feature_dim + 8)
-    split = images * (2 * (4 + 1) + 8)
-    if config.method == "none":
-        return RunBytes(
-            checkpoints=(CHECKPOINTS_KEPT + 1) * 2 * _bytes(classifier),
-            stages=0,
-            exports=_bytes(classifier),
-            tables=features,
-            texts=_TEXT_BYTES + config.supervised.epochs * _EPOCH_BYTES,
-        )
-    backbone = _bytes(contrastive.backbone)
-    warm = _bytes(classifier) + 2 * _bytes(classifier.head)
-    largest, stages, exports, epochs = 2 * _bytes(contrastive), backbone, backbone, config.simclr.epochs
-    if config.stop_after != "simclr":
-        largest, stages, epochs = max(largest, warm), stages + warm, epochs + config.warmup.epochs
-    if config.stop_after is None:
-        largest, epochs = max(largest, 3 * _bytes(classifier) + split), epochs + config.mixmatch.epochs
-        exports += _bytes(classifier)
+    tables = features + (networks.split if "split" in given else 0)
     return RunBytes(
-        checkpoints=(CHECKPOINTS_KEPT + 1) * largest,
-        stages=stages,
-        exports=exports,
-        tables=features + split if config.stop_after is None else 0,
-        texts=_TEXT_BYTES + epochs * _EPOCH_BYTES,
+        checkpoints=(CHECKPOINTS_KEPT + 1) * max(size.checkpoint for size in sizes),
+        stages=sum(size.kept for stage, size in zip(stages, sizes) if stage is not last),
+        exports=(networks.backbone if "backbone" in given else 0) + (networks.classifier if last in stages else 0),
+        tables=tables if last in stages else 0,
+        texts=_TEXT_BYTES + sum(getattr(stage, "epochs", 0) for stage in stages) * _EPOCH_BYTES,
     )
 
 

@@ -24,10 +24,12 @@ from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
 from data_prep.io.hashes import sha256_file, sha256_json
 from data_prep.io.json import read_json
-from dbd_dist.config import TrainConfig, digest, to_dict
+from dbd_dist.config import TrainConfig
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.distributed.world import World
+from dbd_dist.fields import to_dict
 from dbd_dist.runtime import lock, logs, stopping
+from dbd_dist.runtime.keys import method_hash
 
 ERROR_FILE = "error.json"
 """What a worker leaves for its driver: a mistake of the user's, or that the run was stopped."""
@@ -100,11 +102,11 @@ class RunFolder:
                 theirs = (str(stored["config_hash"]), str(stored["data_hash"]))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError("not a run description", where=path, hint="choose another --name") from error
-            if theirs[0] != method_hash(config):
+            if method_hash(config) not in (theirs[0], _hash_of(stored)):
                 raise UserError(
                     "this run exists with another configuration",
                     where=self.path,
-                    expected="the same configuration, to go on with it",
+                    expected="the same configuration, to resume it",
                     hint="choose another --name, or delete the folder",
                 )
             if theirs[1] != dataset.manifest.data_hash:
@@ -119,7 +121,7 @@ class RunFolder:
         write_json(
             path,
             {
-                "config": to_dict(config),
+                "config": config.to_dict(),
                 "config_hash": method_hash(config),
                 "dataset": dataset.manifest.name,
                 "data_hash": dataset.manifest.data_hash,
@@ -231,11 +233,11 @@ class RunFolder:
         os.replace(aside, self.path / "features.npz")
 
     def write_model(
-        self, model: torch.nn.Module, config: TrainConfig, dataset: Dataset, normalise: AugmentConfig
+        self, state: dict[str, Tensor], config: TrainConfig, dataset: Dataset, normalise: AugmentConfig
     ) -> None:
         """model.safetensors and model.json: the weights, and how to rebuild the network and normalise its input."""
         classes = {"class_names": list(dataset.manifest.class_names)}
-        self._export("model", model.state_dict(), config, dataset, normalise, classes)
+        self._export("model", state, config, dataset, normalise, classes)
 
     def write_backbone(
         self, state: dict[str, Tensor], config: TrainConfig, dataset: Dataset, normalise: AugmentConfig
@@ -277,12 +279,12 @@ class RunFolder:
                 self._tensorboard.close()
 
 
-def method_hash(config: TrainConfig) -> str:
-    """A hash over what decides a run's result: everything but where its data lies and what it runs on."""
-    values = to_dict(config)
-    del values["data"], values["preset"]
-    values["compute"] = {name: values["compute"][name] for name in ("precision", "sync_bn")}
-    return digest(values)
+def _hash_of(stored: dict[str, Any]) -> str | None:
+    """The hash of a stored configuration as it is computed today; None where it is of no use."""
+    try:
+        return method_hash(TrainConfig.from_dict(stored["config"]))
+    except UserError:
+        return None
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

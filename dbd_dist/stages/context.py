@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,14 +10,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from data_prep.errors import UserError
 from dbd_dist import seeds
 from dbd_dist.data.loaders import Images
 from dbd_dist.data.sampling import rank_slice
 from dbd_dist.distributed.world import World
+from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig, seeded
 
-Step = TypeVar("Step")
 Network = TypeVar("Network", bound=nn.Module)
+
+FORMS = 64
+"""That torch.compile may make of the networks of a process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class Context:
     world: World
     images: Images
     num_classes: int
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network that stages build."""
     seed: int
     bf16: bool
     sync_bn: bool
@@ -95,141 +98,25 @@ class Context:
         model = model.to(self.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = self.world.synchronise_batch_norm(model) if self.sync_bn else model
         if self.compile:
+            allow_forms()
             model.compile(dynamic=False)  # in place: names of weights stay; a stage has a handful of batch shapes
         return model
 
+    def contrastive(self, *names: str | int) -> ContrastiveModel:
+        """Backbone and projection head, their weights drawn from the generator of `names`."""
+        return seeded(lambda: ContrastiveModel(self.model), self.generator(*names))
 
-class Diverged(UserError):
-    """A loss is not a finite number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where a stage goes on: after whole epochs, or after some steps of the next one."""
-
-    epoch: int = 0
-    """Epochs that are over."""
-    step: int = 0
-    """Steps of the next epoch that are over."""
-    meter: dict[str, Any] | None = None
-    """What the epoch under way has summed up and drawn."""
-
-    @classmethod
-    def of(cls, resume: dict[str, Any] | None) -> Position:
-        if not resume:
-            return cls()
-        return cls(epoch=resume["epoch"], step=resume.get("step", 0), meter=resume.get("meter"))
+    def classifier(self, *names: str | int) -> Classifier:
+        """Backbone and linear head, their weights drawn from the generator of `names`."""
+        return seeded(lambda: Classifier(self.model, self.num_classes), self.generator(*names))
 
 
-class EpochLoop:
-    """An epoch under way: its random draws, how far it is, mean losses and throughput. Sums stay on the device; only
-    `metrics` and states wait for it.
+def allow_forms() -> None:
+    """Let torch.compile keep as many forms of the networks as the runs of a process have.
 
-    Args:
-        state: the stage's own part of a state, to go on after the last step.
-        start: where the stage goes on; counts if it lies inside this epoch.
+    Each stage has one for every shape of batch, with and without gradient, in train and in eval mode, and all networks
+    count as one function: beyond torch's limit of 8 the rest would run uncompiled.
     """
+    import torch._dynamo.config as dynamo  # takes seconds, where nothing is compiled too
 
-    def __init__(
-        self,
-        stage: str,
-        epoch: int,
-        epochs: int,
-        context: Context,
-        *,
-        state: Callable[[], dict[str, Any]] = dict,
-        start: Position | None = None,
-    ):
-        self._where, self._context, self._state = (stage, epoch, epochs), context, state
-        self.draws = context.generator(stage, epoch, "augment")
-        """What the epoch's augmentation is drawn from."""
-        self.done = 0
-        """Steps that are over."""
-        self._from = 0
-        self._sums: dict[str, Tensor] = {}
-        self._images, self._before_s = 0, 0.0
-        self._finite, self._good = (torch.ones((), dtype=torch.int64, device=context.world.device) for _ in range(2))
-        """Whether all losses so far were finite, and how many were before one was not, plus 1."""
-        self._total = 0
-        if start is not None and start.meter is not None and start.epoch == epoch - 1:
-            self._restore(start.step, start.meter)
-        self._start = time.perf_counter()
-
-    def _restore(self, step: int, meter: dict[str, Any]) -> None:
-        device = self._context.world.device
-        self.done = self._from = step
-        self.draws.set_state(meter["draws"])
-        # sums are a rank's own; another number of ranks shares them out anew, with the same mean
-        sums, size = meter["sums"], self._context.world.size
-        mine = [s[self._context.world.rank] if len(s) == size else s.mean() for s in sums.values()]
-        self._sums = {name: value.to(device) for name, value in zip(sums, mine)}
-        self._images, self._before_s = meter["images"], meter["time_s"]
-
-    def steps(self, items: Iterable[Step], total: int) -> Iterator[Step]:
-        """`items`, which belong to the steps that are left of `total`, with a tick and a chance to stop after each."""
-        self._total = total
-        for item in items:
-            yield item
-            self.done += 1
-            self._context.tick(*self._where, self.done, total)
-            if self.done < total:
-                stage, epoch, epochs = self._where
-                self._context.after_step(
-                    StepEnd(stage=stage, epoch=epoch, epochs=epochs, step=self.done, steps=total, state=self._here)
-                )
-
-    def add(self, images: int, **losses: Tensor) -> None:
-        """Note one step: how many images the whole world processed, and this rank's losses, the whole one first."""
-        self._images += images
-        for name, loss in losses.items():
-            value = loss.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        total = next(iter(losses.values())).detach()
-        self._finite *= total - total == 0  # false of inf and nan; few launches, and nothing to wait for
-        self._good += self._finite
-
-    def _here(self) -> dict[str, Any]:
-        """The stage's state inside this epoch; every rank has to ask for it."""
-        self._check()
-        sums = {name: self._context.world.gather(value.view(1)).cpu() for name, value in self._sums.items()}
-        return {
-            **self._state(),
-            "epoch": self._where[1] - 1,
-            "step": self.done,
-            "meter": {
-                "sums": sums,
-                "draws": self.draws.get_state(),
-                "images": self._images,
-                "time_s": self._before_s + time.perf_counter() - self._start,
-            },
-        }
-
-    def _check(self) -> None:
-        begun = self.done - self._from
-        first = int(self._context.world.gather(self._good.view(1)).min())  # counted from 1
-        if first > begun:
-            return
-        stage, epoch, _ = self._where
-        raise Diverged(
-            "the loss is not a finite number",
-            where=f"{stage}, epoch {epoch}, step {self._from + first} of {self._total}",
-            hint=f"lower {stage}.lr, or use --compute.precision fp32",
-        )
-
-    def metrics(self, **more: float) -> dict[str, float]:
-        """The epoch's means over steps and ranks.
-
-        Raises:
-            Diverged: a loss was not finite; names the first step with one.
-        """
-        self._check()
-        world = self._context.world
-        names = sorted(self._sums)
-        means = world.mean(torch.stack([self._sums[n] for n in names]) / self.done).tolist()
-        time_s = self._before_s + time.perf_counter() - self._start
-        return {
-            **dict(zip(names, means, strict=True)),
-            **more,
-            "images_per_s": self._images / time_s,
-            "time_s": time_s,
-        }
+    dynamo.recompile_limit = max(dynamo.recompile_limit, FORMS)

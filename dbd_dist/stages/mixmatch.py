@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -11,20 +12,82 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dbd_dist import optim
-from dbd_dist.config import MixMatchConfig, SplitConfig, WarmupConfig
 from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import cycling_batches
+from dbd_dist.fields import require
 from dbd_dist.losses import probability_mse, sharpen, soft_cross_entropy
 from dbd_dist.models.resnet import Classifier
-from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
+from dbd_dist.stages.context import Context
 from dbd_dist.stages.cuda_graph import CUDAGraphedStep
-from dbd_dist.stages.split import measure_losses, split
+from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
+from dbd_dist.stages.split import SampleLoss, Split, measure_losses, split
+from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixMatch(Stage):
+    """Stage 3: fine-tune everything on the kept labels and the unlabelled rest (Berthelot et al. 2019)."""
+
+    name: ClassVar[str] = "mixmatch"
+    title: ClassVar[str] = "Semi-supervised fine-tuning"
+    reads: ClassVar[tuple[str, ...]] = ("model", "optimizer", "sample_loss", "split_rule")
+    gives: ClassVar[tuple[str, ...]] = ("model", "split")
+    evaluates: ClassVar[bool] = True
+
+    epochs: int = 190
+    """The split is renewed before every epoch."""
+    steps: int = 1024
+    """Steps an epoch."""
+    batch: int = 64
+    """Labelled images a step over all workers; as many unlabelled ones, in two views each."""
+    lr: float = 0.002
+    """Learning rate of Adam."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """constant as in the released recipe; cosine anneals over all epochs."""
+    continue_optimizer: bool = True
+    """Go on with the Adam state of the warm-up, as the released code does."""
+    temperature: float = 0.5
+    """Sharpening temperature of guessed labels."""
+    mix_alpha: float = 0.75
+    """Mixing weights are drawn from Beta(mix_alpha, mix_alpha), one a step."""
+    lambda_u: float = 15.0
+    """Weight of the unlabelled loss at the end of its ramp."""
+    ramp_epochs: int | None = None
+    """Epochs over which lambda_u grows linearly from 0; `epochs` unless given. Counts MixMatch epochs only."""
+    augment: AugmentConfig = field(default_factory=augment.weak_pad)
+
+    def __post_init__(self):
+        require(
+            self, "mixmatch", epochs=">= 1", steps=">= 1", batch=">= 2", lr="> 0", temperature="> 0", mix_alpha="> 0",
+            lambda_u=">= 0", ramp_epochs=">= 1",
+        )  # fmt: skip
+
+    def run(self, context: Context, inputs: Mapping[str, Any], resume: dict[str, Any] | None) -> dict[str, Any]:
+        model = context.classifier("mixmatch", "weights")
+        model.load_state_dict(inputs["model"])
+        model = context.prepare(model)
+        optimizer = inputs["optimizer"] if self.continue_optimizer else None
+        split = fine_tune(self, inputs["split_rule"], inputs["sample_loss"], model, optimizer, context, resume)
+        return {"model": model.state_dict(), "split": split}
+
+    def check(self, images: int, image_px: int, workers: int, others: Sequence[Stage]) -> None:
+        self.check_image_px(image_px)
+        split = find_stage(others, Split)
+        kept = round(split.keep * images) if split is not None else images // 2
+        limit = min(kept, images - kept)
+        check_batch(self.name, self.batch, workers, limit, "samples on the smaller side of the split")
+
+    def sizes(self, networks: NetworkBytes) -> StageBytes:
+        return StageBytes(
+            checkpoint=3 * networks.classifier + networks.split, kept=networks.classifier + networks.split
+        )
 
 
 def fine_tune(
-    config: MixMatchConfig,
-    split_config: SplitConfig,
-    warmup: WarmupConfig,
+    config: MixMatch,
+    split_rule: Split,
+    sample_loss: SampleLoss,
     model: Classifier,
     warmup_optimizer: dict[str, Any] | None,
     context: Context,
@@ -33,7 +96,8 @@ def fine_tune(
     """Train `model` in place; the split is renewed before every epoch.
 
     Args:
-        warmup_optimizer: the state of the warm-up's Adam, to go on with; None starts afresh.
+        sample_loss: what samples are ranked by.
+        warmup_optimizer: the state of the warm-up's Adam, to continue with; None starts afresh.
         resume: the state of an earlier epoch.
 
     Returns:
@@ -42,52 +106,39 @@ def fine_tune(
     optimizer = optim.adam(model.parameters(), config.lr)
     if warmup_optimizer:
         optimizer.load_state_dict(warmup_optimizer)
-    verdict: dict[str, Tensor] = {}
-    if resume:
-        model.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
-        verdict = resume["split"]
-    start = Position.of(resume)
+    restore(resume, model, optimizer)
+    split_state: dict[str, Tensor] = resume["split"] if resume else {}
     backward = make_backward(config, model, context)
 
-    def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "split": verdict}
+    def one(epoch: int, loop: EpochLoop) -> None:
+        nonlocal split_state
+        if loop.done == 0:  # else the checkpoint holds this epoch's
+            split_state = renew(split_state, split_rule, sample_loss, model, context, epoch)
+        train_epoch(config, model, backward, optimizer, context, epoch, split_state["kept"], loop)
 
-    for epoch in range(start.epoch + 1, config.epochs + 1):
-        meter = EpochLoop("mixmatch", epoch, config.epochs, context, state=state, start=start)
-        if meter.done == 0:  # else the state holds this epoch's
-            verdict = renew(verdict, split_config, warmup, model, context, epoch)
-        train_epoch(config, model, backward, optimizer, context, epoch, verdict["kept"], meter)
-        context.report(
-            EpochEnd(
-                stage="mixmatch",
-                epoch=epoch,
-                epochs=config.epochs,
-                metrics=meter.metrics(lr=optimizer.param_groups[0]["lr"]),
-                state=lambda epoch=epoch: {**state(), "epoch": epoch},
-                model=model,
-                kept=verdict["kept"],
-            )
-        )
-    return verdict
+    run_epochs(
+        config, model, optimizer, context, resume, one,
+        more=lambda: {"split": split_state}, kept=lambda: split_state["kept"],
+    )  # fmt: skip
+    return split_state
 
 
 def renew(
-    verdict: dict[str, Tensor],
-    split_config: SplitConfig,
-    warmup: WarmupConfig,
+    split_state: dict[str, Tensor],
+    split_rule: Split,
+    sample_loss: SampleLoss,
     model: Classifier,
     context: Context,
     epoch: int,
 ) -> dict[str, Tensor]:
     """The split of an epoch, beside the first one of all."""
-    losses = measure_losses(split_config, warmup, model, context, epoch)
-    kept = split(losses, split_config)
+    losses = measure_losses(split_rule, sample_loss, model, context, epoch)
+    kept = split(losses, split_rule)
     return {
         "loss": losses,
         "kept": kept,
-        "first_loss": verdict.get("first_loss", losses),
-        "first_kept": verdict.get("first_kept", kept),
+        "first_loss": split_state.get("first_loss", losses),
+        "first_kept": split_state.get("first_kept", kept),
     }
 
 
@@ -101,7 +152,7 @@ class Backward(Protocol):
         ...
 
 
-def make_backward(config: MixMatchConfig, model: Classifier, context: Context) -> Backward:
+def make_backward(config: MixMatch, model: Classifier, context: Context) -> Backward:
     """The plain pass, or one that replays a recording of it."""
     network = context.world.data_parallel(model)
 
@@ -119,14 +170,14 @@ def make_backward(config: MixMatchConfig, model: Classifier, context: Context) -
 
 
 def train_epoch(
-    config: MixMatchConfig,
+    config: MixMatch,
     model: Classifier,
     backward: Backward,
     optimizer: torch.optim.Optimizer,
     context: Context,
     epoch: int,
     kept: Tensor,
-    meter: EpochLoop,
+    loop: EpochLoop,
 ) -> None:
     """`config.steps` steps on the labels of the `kept` (N,) images and on the others without theirs."""
     world, images = context.world, context.images
@@ -146,11 +197,11 @@ def train_epoch(
     orders, answers = orders.to(world.device), labelled[:, mine].to(world.device)
     model.train()
 
-    left = images.batches(chosen[meter.done :])
-    for step, pixels in enumerate(meter.steps(left, config.steps), start=meter.done):
+    left = images.batches(chosen[loop.done :])
+    for step, pixels in enumerate(loop.steps(left, config.steps), start=loop.done):
         height, width = pixels.shape[2:]
         params = [
-            augment.draw(config.augment, config.batch, height=height, width=width, generator=meter.draws)[mine]
+            augment.draw(config.augment, config.batch, height=height, width=width, generator=loop.draws)[mine]
             for _ in range(3)
         ]
         # labelled images, then two views of the others, in one call: on a GPU launches cost more than the work
@@ -167,7 +218,7 @@ def train_epoch(
         progress = (epoch - 1 + step / config.steps) / config.epochs
         optim.set_lr(optimizer, config.lr * (optim.cosine(progress) if config.lr_schedule == "cosine" else 1.0))
         optimizer.step()
-        meter.add(2 * config.batch, loss=loss, loss_labelled=supervised, loss_unlabelled=consistency)
+        loop.add(2 * config.batch, loss=loss, loss_labelled=supervised, loss_unlabelled=consistency)
 
 
 def mixmatch_losses(
@@ -208,7 +259,7 @@ def mixmatch_losses(
     return supervised + lambda_u * consistency, supervised, consistency
 
 
-def _mixing_weights(config: MixMatchConfig, generator: torch.Generator) -> np.ndarray:
+def _mixing_weights(config: MixMatch, generator: torch.Generator) -> np.ndarray:
     """lambda' for every step of an epoch, the same on all ranks."""
     seed = int(torch.randint(2**62, (), generator=generator))
     drawn = np.random.default_rng(seed).beta(config.mix_alpha, config.mix_alpha, size=config.steps)

@@ -3,66 +3,127 @@ touched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from data_prep.errors import UserError
 from dbd_dist import optim
-from dbd_dist.config import SimCLRConfig
 from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import epoch_batches
+from dbd_dist.fields import require
 from dbd_dist.losses import nt_xent
 from dbd_dist.models.resnet import ContrastiveModel
-from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
+from dbd_dist.stages.context import Context
+from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
+from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes
 
 Network = Callable[[Tensor], Tensor]
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """(projections of the first views, of the second) -> the loss of the whole batch."""
 
 
-def pretrain(config: SimCLRConfig, model: ContrastiveModel, context: Context, resume: dict[str, Any] | None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SimCLR(Stage):
+    """Stage 1: learn the backbone without labels (Chen et al. 2020). Defaults: CIFAR-10 as DBD's authors configure
+    it."""
+
+    name: ClassVar[str] = "simclr"
+    title: ClassVar[str] = "Self-supervised pretraining"
+    gives: ClassVar[tuple[str, ...]] = ("backbone",)
+
+    epochs: int = 1000
+    """Epochs to train."""
+    schedule_epochs: int | None = None
+    """Length of the cosine schedule; `epochs` unless given. The released recipe stops a 1000-epoch schedule at 100."""
+    batch: int = 512
+    """Images a step over all workers; each gives two views."""
+    chunk: int | None = None
+    """Images a forward pass over all workers, for batches that do not fit in memory: the loss is still that of the
+    whole batch, batch norm sees one chunk at a time, and the forward pass is computed twice. Default: the batch at
+    once."""
+    optimizer: Literal["sgd", "lars"] = "sgd"
+    """lars: SGD with a rate of its own for each layer (You et al. 2017), for batches of some thousands."""
+    lr: float = 0.4
+    """Peak learning rate."""
+    warmup_epochs: int = 0
+    """Epochs of linear learning-rate warm-up (none in the released recipe)."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    temperature: float = 0.5
+    """Temperature of NT-Xent."""
+    symmetric: bool = True
+    """Anchors from both views, as in SimCLR's paper; the released code of DBD takes the first view only."""
+    augment: AugmentConfig = field(default_factory=augment.simclr)
+    """How a view is made."""
+
+    def __post_init__(self):
+        require(
+            self, "simclr", epochs=">= 1", schedule_epochs=">= 1", batch=">= 2", lr="> 0", warmup_epochs=">= 0",
+            momentum="in [0, 1)", weight_decay=">= 0", temperature="> 0",
+        )  # fmt: skip
+        if self.chunk is not None and (self.chunk < 2 or self.batch % self.chunk):
+            raise UserError(
+                f"a batch of {self.batch} does not divide into chunks of {self.chunk}",
+                where="simclr.chunk",
+                expected="a divisor of simclr.batch from 2",
+            )
+        if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
+            raise UserError(
+                f"the schedule of {self.schedule_epochs} epochs ends before the {self.epochs} epochs of training",
+                where="simclr.schedule_epochs",
+                expected=f"at least simclr.epochs = {self.epochs}",
+            )
+
+    def run(self, context: Context, inputs: Mapping[str, Any], resume: dict[str, Any] | None) -> dict[str, Any]:
+        model = context.prepare(context.contrastive("simclr", "weights"))
+        pretrain(self, model, context, resume)
+        return {"backbone": model.backbone.state_dict()}
+
+    def check(self, images: int, image_px: int, workers: int, others: Sequence[Stage]) -> None:
+        super().check(images, image_px, workers, others)
+        if self.chunk is not None and self.chunk % workers:
+            raise UserError(
+                f"chunks of {self.chunk} cannot be shared equally by {workers} workers",
+                where="simclr.chunk",
+                expected=f"a multiple of {workers}",
+            )
+
+    def sizes(self, networks: NetworkBytes) -> StageBytes:
+        # SGD and LARS hold one value a parameter beside the weights
+        return StageBytes(checkpoint=2 * networks.contrastive, kept=networks.backbone)
+
+
+def pretrain(config: SimCLR, model: ContrastiveModel, context: Context, resume: dict[str, Any] | None) -> None:
     """Train `model` in place, from scratch or from the `resume` state of an earlier epoch."""
     optimizer = make_optimizer(config, model)
-    if resume:
-        model.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
-    start = Position.of(resume)
+    restore(resume, model, optimizer)
     network = context.world.data_parallel(model)
 
-    def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    def one(epoch: int, loop: EpochLoop) -> None:
+        train_epoch(config, model, network, optimizer, context, epoch, loop)
 
-    for epoch in range(start.epoch + 1, config.epochs + 1):
-        meter = EpochLoop("simclr", epoch, config.epochs, context, state=state, start=start)
-        train_epoch(config, model, network, optimizer, context, epoch, meter)
-        context.report(
-            EpochEnd(
-                stage="simclr",
-                epoch=epoch,
-                epochs=config.epochs,
-                metrics=meter.metrics(lr=optimizer.param_groups[0]["lr"]),
-                state=lambda epoch=epoch: {**state(), "epoch": epoch},
-                model=model,
-            )
-        )
+    run_epochs(config, model, optimizer, context, resume, one)
 
 
-def make_optimizer(config: SimCLRConfig, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(config: SimCLR, model: nn.Module) -> torch.optim.Optimizer:
     make = {"sgd": optim.sgd, "lars": optim.Lars}[config.optimizer]
     return make(model.parameters(), config.lr, config.momentum, config.weight_decay)
 
 
 def train_epoch(
-    config: SimCLRConfig,
+    config: SimCLR,
     model: nn.Module,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     context: Context,
     epoch: int,
-    meter: EpochLoop,
+    loop: EpochLoop,
 ) -> None:
     """One pass over the images; `network` is `model`, wrapped for data parallelism."""
     world, images = context.world, context.images
@@ -75,11 +136,11 @@ def train_epoch(
     def loss_of(z_first: Tensor, z_second: Tensor) -> Tensor:
         return nt_xent(z_first, z_second, config.temperature, world, symmetric=config.symmetric)
 
-    left = images.batches(order[meter.done :, mine])
-    for step, pixels in enumerate(meter.steps(left, len(order)), start=meter.done):
+    left = images.batches(order[loop.done :, mine])
+    for step, pixels in enumerate(loop.steps(left, len(order)), start=loop.done):
         height, width = pixels.shape[2:]
         both = [
-            augment.draw(config.augment, config.batch, height=height, width=width, generator=meter.draws)[mine]
+            augment.draw(config.augment, config.batch, height=height, width=width, generator=loop.draws)[mine]
             for _ in range(2)
         ]
         # in one call: on a GPU the launches of two cost more than the work
@@ -92,7 +153,7 @@ def train_epoch(
         progress = (epoch - 1 + step / len(order)) / schedule
         optim.set_lr(optimizer, config.lr * optim.cosine(progress, config.warmup_epochs / schedule))
         optimizer.step()
-        meter.add(config.batch, loss=loss)
+        loop.add(config.batch, loss=loss)
 
 
 def backward(network: Network, views: Tensor, loss_of: LossOf, context: Context) -> Tensor:

@@ -2,21 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
-from dbd_dist.config import SplitConfig, WarmupConfig
 from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import keep_lowest, rank_slice
+from dbd_dist.fields import require
 from dbd_dist.models.resnet import Classifier
 from dbd_dist.stages.context import Context
-from dbd_dist.stages.warmup import sample_losses
+from dbd_dist.stages.stage import Stage
+
+SampleLoss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, K), labels (B,)) -> the loss of each sample (B,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Stage):
+    """The filter: one global ranking of all samples by their SCE loss; the lowest keep their labels."""
+
+    name: ClassVar[str] = "split"
+    title: ClassVar[str] = "Split by loss"
+    gives: ClassVar[tuple[str, ...]] = ("split_rule",)
+    trains: ClassVar[bool] = False
+
+    keep: float = 0.5
+    """Fraction of the samples that keep their labels."""
+    augment: AugmentConfig = field(default_factory=augment.weak_pad)
+    """The one draw that losses are measured on."""
+    batch: int = 512
+    """Images a forward pass over all workers; no influence on the result."""
+
+    def __post_init__(self):
+        require(self, "split", keep="in (0, 1)", batch=">= 1")
+
+    def offers(self) -> dict[str, Any]:
+        return {"split_rule": self}
 
 
 @torch.no_grad()
-def measure_losses(
-    config: SplitConfig, warmup: WarmupConfig, model: Classifier, context: Context, epoch: int
-) -> Tensor:
+def measure_losses(config: Split, sample_loss: SampleLoss, model: Classifier, context: Context, epoch: int) -> Tensor:
     """The loss of every training sample, in eval mode on one augmented draw: float32 (N,) on the CPU, the same on
     all ranks."""
     world, images = context.world, context.images
@@ -35,11 +64,11 @@ def measure_losses(
             params = augment.draw(config.augment, total, height=pixels.shape[2], width=pixels.shape[3], generator=draws)
         with context.autocast():
             logits = model(augment.apply(config.augment, pixels, params[chunk]))
-        losses.append(sample_losses(warmup, logits, given))
+        losses.append(sample_loss(logits, given))
     model.train(was_training)
     return world.gather(torch.cat(losses)).cpu()
 
 
-def split(losses_N: Tensor, config: SplitConfig) -> Tensor:
+def split(losses_N: Tensor, config: Split) -> Tensor:
     """bool (N,): which samples keep their labels."""
     return keep_lowest(losses_N, config.keep)

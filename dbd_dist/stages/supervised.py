@@ -2,42 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 
+from data_prep.errors import UserError
 from dbd_dist import optim
-from dbd_dist.config import SupervisedConfig
 from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import epoch_batches
+from dbd_dist.fields import require
 from dbd_dist.models.resnet import Classifier
-from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
+from dbd_dist.stages.context import Context
+from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
+from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes
 
 
-def train(config: SupervisedConfig, model: Classifier, context: Context, resume: dict[str, Any] | None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Supervised(Stage):
+    """No defence: plain training on the given labels (the baseline of DBD's tables)."""
+
+    name: ClassVar[str] = "supervised"
+    title: ClassVar[str] = "Plain supervised training"
+    gives: ClassVar[tuple[str, ...]] = ("model",)
+    evaluates: ClassVar[bool] = True
+
+    epochs: int = 200
+    batch: int = 128
+    """Images a step over all workers."""
+    lr: float = 0.1
+    """Peak learning rate of SGD."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["step", "cosine"] = "step"
+    """step: times 0.1 at the milestones. cosine: to zero over all epochs."""
+    milestones: tuple[int, ...] = (100, 150)
+    """Epochs after which the step schedule divides the learning rate by ten."""
+    augment: AugmentConfig = field(default_factory=augment.weak_pad)
+
+    def __post_init__(self):
+        require(
+            self, "supervised", epochs=">= 1", batch=">= 2", lr="> 0", momentum="in [0, 1)", weight_decay=">= 0"
+        )  # fmt: skip
+        if any(m < 1 for m in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
+            raise UserError(
+                f"{self.milestones} are no milestones",
+                where="supervised.milestones",
+                expected="whole numbers from 1, each larger than the one before",
+            )
+
+    def run(self, context: Context, inputs: Mapping[str, Any], resume: dict[str, Any] | None) -> dict[str, Any]:
+        model = context.prepare(context.classifier("supervised", "weights"))
+        train(self, model, context, resume)
+        return {"model": model.state_dict()}
+
+    def sizes(self, networks: NetworkBytes) -> StageBytes:
+        return StageBytes(checkpoint=2 * networks.classifier, kept=networks.classifier)
+
+
+def train(config: Supervised, model: Classifier, context: Context, resume: dict[str, Any] | None) -> None:
     """Train `model` in place."""
     world, images = context.world, context.images
     optimizer = optim.sgd(model.parameters(), config.lr, config.momentum, config.weight_decay)
-    if resume:
-        model.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
-    start = Position.of(resume)
+    restore(resume, model, optimizer)
     network = world.data_parallel(model)
     mine = context.mine(config.batch)
 
-    def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-
-    for epoch in range(start.epoch + 1, config.epochs + 1):
+    def one(epoch: int, loop: EpochLoop) -> None:
         order = epoch_batches(len(images), config.batch, context.generator("supervised", epoch, "order"))
-        meter = EpochLoop("supervised", epoch, config.epochs, context, state=state, start=start)
         chosen = order[:, mine]
         here = chosen.to(world.device)  # once an epoch: a copy in a step would wait for the device
         network.train()
-        left = images.batches(chosen[meter.done :])
-        for step, pixels in enumerate(meter.steps(left, len(order)), start=meter.done):
+        left = images.batches(chosen[loop.done :])
+        for step, pixels in enumerate(loop.steps(left, len(order)), start=loop.done):
             params = augment.draw(
-                config.augment, config.batch, height=pixels.shape[2], width=pixels.shape[3], generator=meter.draws
+                config.augment, config.batch, height=pixels.shape[2], width=pixels.shape[3], generator=loop.draws
             )
             views = augment.apply(config.augment, pixels, params[mine])
             with context.autocast():
@@ -51,14 +92,6 @@ def train(config: SupervisedConfig, model: Classifier, context: Context, resume:
                 factor = optim.steps_down(epoch - 1, config.milestones)
             optim.set_lr(optimizer, config.lr * factor)
             optimizer.step()
-            meter.add(config.batch, loss=loss)
-        context.report(
-            EpochEnd(
-                stage="supervised",
-                epoch=epoch,
-                epochs=config.epochs,
-                metrics=meter.metrics(lr=optimizer.param_groups[0]["lr"]),
-                state=lambda epoch=epoch: {**state(), "epoch": epoch},
-                model=model,
-            )
-        )
+            loop.add(config.batch, loss=loss)
+
+    run_epochs(config, model, optimizer, context, resume, one)

@@ -2,22 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_prep.errors import UserError
 from dbd_dist import optim
-from dbd_dist.config import WarmupConfig
 from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import epoch_batches
+from dbd_dist.fields import require
 from dbd_dist.losses import symmetric_cross_entropy
 from dbd_dist.models.resnet import Classifier
-from dbd_dist.stages.context import Context, EpochEnd, EpochLoop, Position
+from dbd_dist.stages.context import Context
+from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
+from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes
 
 
-def sample_losses(config: WarmupConfig, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Warmup(Stage):
+    """Stage 2: a linear head on the frozen backbone, trained on all given labels with a loss that is robust to
+    noise."""
+
+    name: ClassVar[str] = "warmup"
+    title: ClassVar[str] = "Head warm-up"
+    reads: ClassVar[tuple[str, ...]] = ("backbone",)
+    gives: ClassVar[tuple[str, ...]] = ("model", "optimizer", "sample_loss")
+
+    epochs: int = 10
+    batch: int = 128
+    """Images a step over all workers."""
+    lr: float = 0.002
+    """Learning rate of Adam."""
+    loss: Literal["sce", "ce"] = "sce"
+    """Symmetric cross-entropy (DBD), or plain cross-entropy (the article's ablation)."""
+    sce_alpha: float = 0.1
+    """Weight of cross-entropy in SCE."""
+    sce_beta: float = 1.0
+    """Weight of reverse cross-entropy in SCE."""
+    freeze_batch_norm: bool = True
+    """Keep the frozen backbone's batch-norm statistics; False lets them drift, as the released code does."""
+    augment: AugmentConfig = field(default_factory=augment.weak_pad)
+
+    def __post_init__(self):
+        require(self, "warmup", epochs=">= 1", batch=">= 2", lr="> 0", sce_alpha=">= 0", sce_beta=">= 0")
+        if self.sce_alpha == 0 and self.sce_beta == 0:
+            raise UserError("both weights are 0, which leaves no loss", where="warmup.sce_alpha, warmup.sce_beta")
+
+    def offers(self) -> dict[str, Any]:
+        return {"sample_loss": partial(sample_losses, self)}
+
+    def run(self, context: Context, inputs: Mapping[str, Any], resume: dict[str, Any] | None) -> dict[str, Any]:
+        model = context.classifier("warmup", "weights")
+        model.backbone.load_state_dict(inputs["backbone"])
+        model = context.prepare(model)
+        optimizer = train_head(self, model, context, resume)
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def sizes(self, networks: NetworkBytes) -> StageBytes:
+        # Adam holds two values a parameter beside the weights, here of the head alone
+        warm = networks.classifier + 2 * networks.head
+        return StageBytes(checkpoint=warm, kept=warm)
+
+
+def sample_losses(config: Warmup, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     """The loss of each sample (B,): what the head is trained with, and what the split ranks by."""
     if config.loss == "ce":
         return F.cross_entropy(logits_BK.float(), labels_B, reduction="none")
@@ -25,7 +78,7 @@ def sample_losses(config: WarmupConfig, logits_BK: Tensor, labels_B: Tensor) -> 
 
 
 def train_head(
-    config: WarmupConfig, model: Classifier, context: Context, resume: dict[str, Any] | None
+    config: Warmup, model: Classifier, context: Context, resume: dict[str, Any] | None
 ) -> torch.optim.Optimizer:
     """Train the head of `model` in place; its backbone does not change.
 
@@ -35,28 +88,21 @@ def train_head(
     """
     world, images = context.world, context.images
     optimizer = optim.adam(model.parameters(), config.lr)
-    if resume:
-        model.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
-    start = Position.of(resume)
+    restore(resume, model, optimizer)
     model.backbone.requires_grad_(False)
     head = world.data_parallel(model.head)
     head.train()
     model.backbone.train(not config.freeze_batch_norm)
     mine = context.mine(config.batch)
 
-    def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-
-    for epoch in range(start.epoch + 1, config.epochs + 1):
+    def one(epoch: int, loop: EpochLoop) -> None:
         order = epoch_batches(len(images), config.batch, context.generator("warmup", epoch, "order"))
-        meter = EpochLoop("warmup", epoch, config.epochs, context, state=state, start=start)
-        chosen = order[meter.done :, mine]
+        chosen = order[loop.done :, mine]
         here = chosen.to(world.device)  # once an epoch: a copy in a step would wait for the device
-        # the meter first: `zip` looks into what comes first once more, and so ends its last step
-        for pixels, positions in zip(meter.steps(images.batches(chosen), len(order)), here):
+        # the loop first: `zip` looks into what comes first once more, and so ends its last step
+        for pixels, positions in zip(loop.steps(images.batches(chosen), len(order)), here):
             params = augment.draw(
-                config.augment, config.batch, height=pixels.shape[2], width=pixels.shape[3], generator=meter.draws
+                config.augment, config.batch, height=pixels.shape[2], width=pixels.shape[3], generator=loop.draws
             )
             labels = images.labels[positions]
             with context.autocast():
@@ -67,16 +113,8 @@ def train_head(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            meter.add(config.batch, loss=loss)
-        context.report(
-            EpochEnd(
-                stage="warmup",
-                epoch=epoch,
-                epochs=config.epochs,
-                metrics=meter.metrics(lr=config.lr),
-                state=lambda epoch=epoch: {**state(), "epoch": epoch},
-                model=model,
-            )
-        )
+            loop.add(config.batch, loss=loss)
+
+    run_epochs(config, model, optimizer, context, resume, one)
     model.backbone.requires_grad_(True)
     return optimizer

@@ -460,3 +460,15 @@ def test_ordered_map_raises_the_earliest_error_and_stops():
         with pytest.raises(ValueError, match="item 5"):
             list(threads.ordered_map(work, range(1000), workers=workers))
         assert len(done) < 30
+
+
+def test_without_ffcv_the_manifest_says_so(config, monkeypatch):
+    version = encode.metadata.version
+
+    def without(package: str) -> str:
+        if package == "ffcv":
+            raise encode.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(encode.metadata, "version", without)
+    assert quietly(config).manifest.versions["ffcv"] == "none"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from dbd_dist.data import augment
-from dbd_dist.data.augment import AugmentConfig, Params
+from dbd_dist.data.augment import AugmentConfig, Params, transform
 from dbd_dist.data.augment.batched import apply_batched, make_plan
 
 STILL = replace(augment.none(), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # shows pixels in 0-1
@@ -244,3 +244,11 @@ def test_images_must_fit_the_parameters():
         augment.apply(STILL, images_BCHW[:3], params)
     with pytest.raises(AssertionError, match="not uint8"):
         augment.apply(STILL, images_BCHW.float(), params)
+
+
+def test_a_numba_that_refuses_the_numpy_beside_it_is_none(monkeypatch):
+    def refuse(name: str) -> None:
+        raise ImportError("Numba needs NumPy 2.4 or less. Got NumPy 2.5.")
+
+    monkeypatch.setattr(transform.importlib, "import_module", refuse)
+    assert not transform._has_numba.__wrapped__()

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from dbd_dist.bench import correctness, gpu_check
-from dbd_dist.config import TrainConfig, from_dict, to_dict
+from dbd_dist.config import TrainConfig
+from dbd_dist.fields import from_dict, to_dict
 from dbd_dist.launch.local import run_local
 
 ABSENT = ("ray", "ffcv", "tyro", "tqdm", "sklearn", "matplotlib")
@@ -97,11 +98,11 @@ def test_nothing_is_begun_without_time_and_nothing_is_done_twice(tmp_path, monke
     assert not held.get("correctness")
     assert {"host", "versions", "commit", "seed"} <= held["about"].keys()
     failed = correctness.Check(name="planted", error=2.0, allowed=1.0, of="x")
-    answers = {"losses": [failed], "stages": RuntimeError("planted error")}
+    answers = {"losses": [failed], "stages": AttributeError("planted error")}
 
     def planted(group: str, device: torch.device) -> list[correctness.Check]:
         answer = answers.get(group, [])
-        if isinstance(answer, RuntimeError):
+        if isinstance(answer, AttributeError):
             raise answer
         return answer
 

@@ -25,7 +25,8 @@ import pytest
 from cluster import session, topology
 from data_prep.io.hashes import sha256_file
 from dbd_dist.cli import main
-from dbd_dist.config import TrainConfig, to_dict
+from dbd_dist.config import TrainConfig, override
+from dbd_dist.fields import to_dict
 from dbd_dist.launch import ray_train as launch
 from dbd_dist.launch.ray_train import run_ray
 from dbd_dist.reporting import format_results
@@ -45,11 +46,7 @@ WAIT_S = 240.0  # for what must happen, on a slow machine too
 
 @pytest.fixture(scope="module")
 def config(smoke_config) -> TrainConfig:
-    return replace(
-        smoke_config,
-        mixmatch=replace(smoke_config.mixmatch, epochs=FINE_TUNING),
-        compute=replace(smoke_config.compute, workers=2),
-    )
+    return override(smoke_config, {"mixmatch.epochs": FINE_TUNING, "compute.workers": 2})
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,8 +159,8 @@ def test_a_run_is_refused_while_another_has_its_folder(holder, smoke_config, tmp
     assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
 
 
-def test_what_a_killed_command_left_in_a_finished_run_goes(smoke_config, tmp_path):
-    config = replace(smoke_config, method="none")
+def test_what_a_killed_command_left_in_a_finished_run_goes(smoke_none, tmp_path):
+    config = smoke_none
     run_local(config, storage=tmp_path, name="run", quiet=True)
     before = sorted(p.name for p in (tmp_path / "run").iterdir())
     (tmp_path / "run" / lock.FILE).write_text("{}")

@@ -7,13 +7,13 @@ import logging
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from data_prep.errors import UserError
+from dbd_dist.config import override
 from dbd_dist.launch.local import run_local
 from dbd_dist.runtime import logs
 from dbd_dist.runtime.progress import ProgressFile
@@ -146,7 +146,7 @@ def test_the_events_of_a_run(smoke_config, tmp_path):
     expected = [(f"stage {word}", stage) for stage in ("simclr", "warmup", "mixmatch") for word in ("begins", "ends")]
     assert stages == expected
 
-    other = replace(smoke_config, split=replace(smoke_config.split, keep=0.25))
+    other = override(smoke_config, {"split.keep": 0.25})
     run_local(other, storage=tmp_path, name="other", quiet=True)
     stages = [(row["event"], row["stage"]) for row in read(tmp_path / "other") if row["event"].startswith("stage ")]
     assert stages == [("stage is reused", s) for s in ("simclr", "warmup")] + expected[-2:]
@@ -157,7 +157,7 @@ def test_the_events_of_a_run(smoke_config, tmp_path):
 
 
 def test_the_traceback_of_a_failed_run_is_in_its_log(smoke_config, tmp_path):
-    config = replace(smoke_config, simclr=replace(smoke_config.simclr, lr=1e30))
+    config = override(smoke_config, {"simclr.lr": 1e30})
     with pytest.raises(UserError):
         run_local(config, storage=tmp_path, name="run", quiet=True)
     last = read(tmp_path / "run")[-1]

@@ -23,16 +23,17 @@ from data_prep.dataset.manifest import open_dataset
 from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError
 from dbd_dist.cli import main
-from dbd_dist.config import from_dict
+from dbd_dist.config import override
 from dbd_dist.data.loaders import ResidentImages
 from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import Evaluator, pooled_features
+from dbd_dist.fields import from_dict
 from dbd_dist.launch.local import run_local
 from dbd_dist.models.resnet import Classifier, ModelConfig
-from dbd_dist.runtime import checkpoint
-from dbd_dist.runtime import runner as pipeline
+from dbd_dist.runtime import checkpoint, runner
 from dbd_dist.runtime.checkpoint import Checkpoints, load_state, retry_on_oserror
 from dbd_dist.runtime.progress import ProgressFile
+from dbd_dist.runtime.reporter import Reporter
 from dbd_dist.runtime.run_folder import RunFolder
 from dbd_dist.runtime.stopping import Stopped, StopRequest
 
@@ -70,9 +71,9 @@ def defended(smoke_config, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undefended(smoke_config, tmp_path_factory) -> Path:
+def undefended(smoke_none, tmp_path_factory) -> Path:
     storage = tmp_path_factory.mktemp("undefended")
-    train(replace(smoke_config, method="none"), storage)
+    train(smoke_none, storage)
     return storage
 
 
@@ -224,8 +225,8 @@ def test_crash_and_resume_equal_an_uninterrupted_run(k, defended, smoke_config, 
         assert (tmp_path / RUN / name).read_bytes() == (defended / RUN / name).read_bytes()
 
 
-def test_crash_and_resume_without_defence(undefended, smoke_config, tmp_path, monkeypatch):
-    config = replace(smoke_config, method="none")
+def test_crash_and_resume_without_defence(undefended, smoke_none, tmp_path, monkeypatch):
+    config = smoke_none
     with monkeypatch.context() as patch:
         patch.setattr("dbd_dist.runtime.runner.Checkpoints", CrashAfter)
         patch.setattr(CrashAfter, "saves_left", 1)
@@ -341,7 +342,7 @@ def test_a_notice_gets_one_checkpoint_and_the_run_goes_on(defended, smoke_config
     dataset, stages = open_dataset(smoke_config.data), tmp_path / "stages"
     folder.claim(smoke_config, dataset)
     request = StopRequest(folder.stop, notice=notice)
-    result = pipeline.run(smoke_config, dataset, folder, stages, World(), request=request)
+    result = runner.run(smoke_config, dataset, folder, stages, World(), request=request)
     assert [at for at in positions if at[2]] == [("simclr", 0, 3)]
     assert [at[:2] for at in positions if not at[2]] == EPOCHS
     assert result is not None
@@ -420,7 +421,7 @@ def crash(config, storage: Path, k: int, monkeypatch) -> None:
 
 def test_a_stage_that_another_run_finished_brings_all_its_rows(defended, smoke_config, tmp_path, monkeypatch):
     crash(smoke_config, tmp_path, 1, monkeypatch)
-    train(replace(smoke_config, split=replace(smoke_config.split, keep=0.4)), tmp_path, "another")
+    train(override(smoke_config, {"split.keep": 0.4}), tmp_path, "another")
     trained = record_epochs(monkeypatch)
     result = train(smoke_config, tmp_path)
     assert trained == EPOCHS[4:]
@@ -447,7 +448,7 @@ def test_a_state_of_another_precision_is_refused_and_stays(defended, smoke_confi
     crash(smoke_config, tmp_path, 1, monkeypatch)
     before = content(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "uses_bf16", lambda config, device: True)
+        patch.setattr(runner, "uses_bf16", lambda config, device: True)
         with pytest.raises(UserError, match="in another precision"):
             train(smoke_config, tmp_path)
     left = {name: data for name, data in content(tmp_path).items() if "logs/" not in name}
@@ -500,13 +501,13 @@ def test_a_mirror_brings_a_lost_run_back(defended, smoke_config, tmp_path, monke
 def record_epochs(monkeypatch) -> list[tuple[str, int]]:
     """The epochs that are trained from here on."""
     trained: list[tuple[str, int]] = []
-    report = pipeline._Run._report
+    report = Reporter.report
 
     def note(self, end) -> None:
         trained.append((end.stage, end.epoch))
         report(self, end)
 
-    monkeypatch.setattr(pipeline._Run, "_report", note)
+    monkeypatch.setattr(Reporter, "report", note)
     return trained
 
 
@@ -537,7 +538,7 @@ def test_the_doctor_looks_into_checkpoints(defended, tmp_path, capsys):
 def test_another_filter_reuses_pretraining_and_warmup(defended, smoke_config, tmp_path, monkeypatch):
     storage = Path(shutil.copytree(defended, tmp_path / "storage"))
     trained = record_epochs(monkeypatch)
-    config = replace(smoke_config, split=replace(smoke_config.split, keep=0.25))
+    config = override(smoke_config, {"split.keep": 0.25})
     result = train(config, storage, "other")
     assert trained == [("mixmatch", 1), ("mixmatch", 2)]
     assert result is not None
@@ -555,18 +556,18 @@ def test_another_filter_reuses_pretraining_and_warmup(defended, smoke_config, tm
 
 
 @pytest.mark.parametrize(
-    ("stage", "change", "again"),
+    ("change", "again"),
     [
-        ("warmup", {"sce_alpha": 0.2}, [("warmup", 1), ("warmup", 2)]),
-        ("simclr", {"temperature": 0.4}, EPOCHS[:4]),
+        ({"warmup.sce_alpha": 0.2}, [("warmup", 1), ("warmup", 2)]),
+        ({"simclr.temperature": 0.4}, EPOCHS[:4]),
     ],
 )
 def test_a_stage_is_not_reused_where_it_depends_on_the_change(
-    stage, change, again, defended, smoke_config, tmp_path, monkeypatch
+    change, again, defended, smoke_config, tmp_path, monkeypatch
 ):
     storage = Path(shutil.copytree(defended, tmp_path / "storage"))
     trained = record_epochs(monkeypatch)
-    config = replace(smoke_config, stop_after="warmup", **{stage: replace(getattr(smoke_config, stage), **change)})
+    config = override(smoke_config, {"stop_after": "warmup", **change})
     assert train(config, storage, "other") is None
     assert trained == again
 
@@ -614,35 +615,30 @@ def test_moved_data_and_more_threads_are_the_same_run(defended, smoke_config, di
 @pytest.mark.parametrize(
     ("field", "change", "workers", "expected"),
     [
-        ("simclr.batch", {"simclr": {"batch": 241}}, 1, "at most 240"),
-        ("warmup.batch", {"warmup": {"batch": 512}}, 1, "at most 240"),
-        ("mixmatch.batch", {"mixmatch": {"batch": 122}}, 2, "at most 120"),
-        ("mixmatch.batch", {"split": {"keep": 0.95}}, 1, "at most 12"),
-        ("simclr.batch", {"simclr": {"batch": 61}}, 2, "a multiple of 2, at least 4"),
-        ("mixmatch.batch", {"mixmatch": {"batch": 8}}, 8, "a multiple of 8, at least 16"),
+        ("simclr.batch", {"simclr.batch": 241}, 1, "at most 240"),
+        ("warmup.batch", {"warmup.batch": 512}, 1, "at most 240"),
+        ("mixmatch.batch", {"mixmatch.batch": 122}, 2, "at most 120"),
+        ("mixmatch.batch", {"split.keep": 0.95}, 1, "at most 12"),
+        ("simclr.batch", {"simclr.batch": 61}, 2, "a multiple of 2, at least 4"),
+        ("mixmatch.batch", {"mixmatch.batch": 8}, 8, "a multiple of 8, at least 16"),
     ],
 )
 def test_batches_that_do_not_fit(field, change, workers, expected, smoke_config, digits):
-    stages = {stage: replace(getattr(smoke_config, stage), **values) for stage, values in change.items()}
     # batches that every number of workers here shares, so that the one in question is the only fault
-    config = replace(smoke_config, simclr=replace(smoke_config.simclr, batch=80), warmup=replace(
-        smoke_config.warmup, batch=80))  # fmt: skip
-    config = replace(config, **stages)
+    config = override(smoke_config, {"simclr.batch": 80, "warmup.batch": 80, **change})
     with pytest.raises(UserError) as caught:
-        pipeline.check(config, open_dataset(digits), workers)
+        runner.check(config, open_dataset(digits), workers)
     assert str(caught.value.where) == field
     assert caught.value.expected == expected
 
 
-def test_batches_of_stages_that_do_not_run_are_no_fault(smoke_config, digits):
-    huge = replace(smoke_config, supervised=replace(smoke_config.supervised, batch=10_000))
-    pipeline.check(huge, open_dataset(digits), 1)
+def test_a_batch_larger_than_the_data_set_without_defence(smoke_none, digits):
     with pytest.raises(UserError, match=r"supervised\.batch"):
-        pipeline.check(replace(huge, method="none"), open_dataset(digits), 1)
+        runner.check(override(smoke_none, {"supervised.batch": 10_000}), open_dataset(digits), 1)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint_before(smoke_config, tmp_path):
-    config = replace(smoke_config, mixmatch=replace(smoke_config.mixmatch, lr=1e30))
+    config = override(smoke_config, {"mixmatch.lr": 1e30})
     with pytest.raises(
         UserError, match=r"mixmatch, epoch 1, step \d+ of \d+: the loss is not a finite number"
     ) as caught:

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
@@ -352,3 +353,15 @@ def test_joined_parameters_give_the_images_of_separate_calls():
         together = augment.apply(config, images, augment.join(parts))
         apart = [augment.apply(config, i, p) for i, p in zip(images.split([4, 6]), parts)]
         assert torch.equal(together, torch.cat(apart))
+
+
+def test_every_form_of_the_networks_is_compiled(monkeypatch):
+    counter, compile_ = CompileCounter(), nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile_(self, backend=counter, **how))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    torch.compiler.reset()
+    model = replace(tiny.make_context(World(), tiny.make_images()), compile=True).prepare(nn.Linear(3, 2))
+    for batch in range(2, 14):
+        model(torch.zeros(batch, 3))
+    assert counter.frame_count == 12
+    torch.compiler.reset()

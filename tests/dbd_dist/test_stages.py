@@ -235,7 +235,7 @@ def test_losses_of_the_filter_against_a_loop(alone, batch):
     model.train()
     before = tiny.weights_of(model)
     config = replace(tiny.SPLIT, batch=batch)
-    losses = split.measure_losses(config, tiny.WARMUP, model, context, epoch=3)
+    losses = split.measure_losses(config, tiny.SAMPLE_LOSS, model, context, epoch=3)
     assert model.training
     assert_same(before, tiny.weights_of(model))
 
@@ -254,7 +254,7 @@ def test_losses_of_the_filter_against_a_loop(alone, batch):
     kept = split.split(losses, replace(config, keep=0.3))
     by_loss = sorted(range(37), key=lambda i: float(losses[i]))
     assert {i for i in range(37) if kept[i]} == set(by_loss[:11])  # round(0.3 * 37)
-    assert not torch.equal(losses, split.measure_losses(config, tiny.WARMUP, model, context, epoch=4))
+    assert not torch.equal(losses, split.measure_losses(config, tiny.SAMPLE_LOSS, model, context, epoch=4))
 
 
 # -- stage 3
@@ -435,26 +435,26 @@ def test_guessed_labels_carry_no_gradient():
     torch.testing.assert_close(*gradients)
 
 
-def test_fine_tuning_goes_on_with_the_optimiser_of_the_warm_up(alone):
+def test_fine_tuning_continues_with_the_optimiser_of_the_warm_up(alone):
     def train(state: Callable[[dict[str, Any]], dict[str, Any] | None]) -> dict[str, Tensor]:
         context = tiny.make_context(alone, tiny.make_images())
         model = tiny.make_classifier(context)
         optimizer = warmup.train_head(tiny.WARMUP, model, context, None)
         held = state(optimizer.state_dict())
-        mixmatch.fine_tune(tiny.MIXMATCH, tiny.SPLIT, tiny.WARMUP, model, held, context, None)
+        mixmatch.fine_tune(tiny.MIXMATCH, tiny.SPLIT, tiny.SAMPLE_LOSS, model, held, context, None)
         return tiny.weights_of(model)
 
     assert "head.weight" in differ(train(lambda state: state), train(lambda state: None))
 
 
-def test_verdict_keeps_the_first_split(alone):
-    verdicts = []
+def test_split_state_keeps_the_first_split(alone):
+    splits = []
     context = tiny.make_context(alone, tiny.make_images())
     for epochs in (1, 3):
         model = tiny.make_classifier(context)
         config = replace(tiny.MIXMATCH, epochs=epochs, lr_schedule="constant", ramp_epochs=3)
-        verdicts.append(mixmatch.fine_tune(config, tiny.SPLIT, tiny.WARMUP, model, None, context, None))
-    short, long = verdicts
+        splits.append(mixmatch.fine_tune(config, tiny.SPLIT, tiny.SAMPLE_LOSS, model, None, context, None))
+    short, long = splits
     assert torch.equal(short["first_loss"], short["loss"])
     assert torch.equal(long["first_loss"], short["first_loss"])
     assert torch.equal(long["first_kept"], short["kept"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dbd_dist.config import to_dict
+from dbd_dist.fields import to_dict
 from dbd_dist.runtime import logs, watchdog
 
 LIMIT_S = 4.0

@@ -15,25 +15,25 @@ from torch import Tensor, nn
 
 from data_prep.dataset.manifest import open_dataset
 from dbd_dist import seeds
-from dbd_dist.config import MixMatchConfig, SimCLRConfig, SplitConfig, SupervisedConfig, WarmupConfig
 from dbd_dist.craft import job as crafting
 from dbd_dist.data import augment
 from dbd_dist.data.loaders import Images, ResidentImages
 from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import Evaluator
 from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig, seeded
-from dbd_dist.stages import mixmatch, simclr, split, supervised, warmup
+from dbd_dist.stages import MixMatch, SimCLR, Split, Supervised, Warmup, mixmatch, simclr, split, supervised, warmup
 from dbd_dist.stages.context import Context, EpochEnd
 
 CLASSES = 4
 MODEL = ModelConfig(depths=(1, 1), widths=(8, 16), projection_dim=16)
 WEAK = replace(augment.weak_pad(), pad_px=2)
 
-SIMCLR = SimCLRConfig(epochs=1, batch=24, lr=0.1)
-WARMUP = WarmupConfig(epochs=1, batch=24, lr=0.01, augment=WEAK)
-SPLIT = SplitConfig(batch=10, augment=WEAK)
-MIXMATCH = MixMatchConfig(epochs=1, steps=3, batch=12, augment=WEAK)
-SUPERVISED = SupervisedConfig(epochs=1, batch=24, augment=WEAK)
+SIMCLR = SimCLR(epochs=1, batch=24, lr=0.1)
+WARMUP = Warmup(epochs=1, batch=24, lr=0.01, augment=WEAK)
+SPLIT = Split(batch=10, augment=WEAK)
+MIXMATCH = MixMatch(epochs=1, steps=3, batch=12, augment=WEAK)
+SAMPLE_LOSS = WARMUP.offers()["sample_loss"]
+SUPERVISED = Supervised(epochs=1, batch=24, augment=WEAK)
 
 
 def make_images(count: int = 48, px: int = 16, device: torch.device | str = "cpu") -> ResidentImages:
@@ -68,21 +68,19 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 # -- a stage each: (config, context, model, resume) -> the model, trained in place
 
 
-def run_simclr(config: SimCLRConfig, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+def run_simclr(config: SimCLR, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
     simclr.pretrain(config, model, context, resume)
 
 
-def run_warmup(config: WarmupConfig, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+def run_warmup(config: Warmup, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
     warmup.train_head(config, model, context, resume)
 
 
-def run_mixmatch(config: MixMatchConfig, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
-    mixmatch.fine_tune(config, SPLIT, WARMUP, model, None, context, resume)
+def run_mixmatch(config: MixMatch, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+    mixmatch.fine_tune(config, SPLIT, SAMPLE_LOSS, model, None, context, resume)
 
 
-def run_supervised(
-    config: SupervisedConfig, context: Context, model: Any, resume: dict[str, Any] | None = None
-) -> None:
+def run_supervised(config: Supervised, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
     supervised.train(config, model, context, resume)
 
 
@@ -172,7 +170,7 @@ def sync_norm(world: World, x: Tensor, upstream: Tensor, weight: Tensor, bias: T
 def split_losses(world: World, count: int) -> Tensor:
     """The filter's losses of `count` samples, which the ranks need not share equally."""
     context = make_context(world, make_images(count))
-    return split.measure_losses(SPLIT, WARMUP, make_classifier(context), context, epoch=1)
+    return split.measure_losses(SPLIT, SAMPLE_LOSS, make_classifier(context), context, epoch=1)
 
 
 def examine(world: World, folder: Path) -> list[Any]:

@@ -99,7 +99,7 @@ class Material:
     def artefact(self) -> Path:
         arrays = {"pattern": np.full((16, 16, 3), 9, np.uint8), "mask": np.full((16, 16), 26, np.uint8)}
         write_artefact(
-            self.root / "artefact", "adaptive", arrays, target=3, fingerprint=self.fingerprint,
+            self.root / "artefact", "adaptive", arrays, image_px=16, target=3, fingerprint=self.fingerprint,
             settings={"lr": 0.1}, evidence={}, versions={},
         )  # fmt: skip
         return self.root / "artefact"
@@ -109,7 +109,7 @@ class Material:
         index = np.flatnonzero(FEW.open().train.labels == 3)
         arrays = {"index": index, "images": np.zeros((len(index), 16, 16, 3), np.uint8)}
         write_artefact(
-            self.root / "perturbed", "label-consistent", arrays, target=3, fingerprint=self.fingerprint,
+            self.root / "perturbed", "label-consistent", arrays, image_px=16, target=3, fingerprint=self.fingerprint,
             settings={"rate": 0.1, "seed": 0}, evidence={}, versions={},
         )  # fmt: skip
         return self.root / "perturbed"
@@ -142,15 +142,15 @@ class Material:
         from dbd_dist.runtime.run_folder import RunFolder
 
         dataset = open_dataset(self.dataset)
-        config = replace(preset("smoke").train, data=dataset.folder.resolve(), method="none")
         config = replace(
-            config, model=ModelConfig(depths=(1,), widths=(4,), projection_dim=2),
-            supervised=replace(config.supervised, batch=10), compute=ComputeConfig(device="cpu", workers=1),
+            preset("smoke").change(supervised={"batch": 10}).config("none"), data=dataset.folder.resolve(),
+            model=ModelConfig(depths=(1,), widths=(4,), projection_dim=2),
+            compute=ComputeConfig(device="cpu", workers=1),
         )  # fmt: skip
         folder, n = RunFolder(self.root / "run"), dataset.manifest.counts["train"]
         folder.claim(config, dataset)
         network = Classifier(config.model, 10)
-        folder.write_model(network, config, dataset, config.normalise)
+        folder.write_model(network.state_dict(), config, dataset, config.normalise)
         folder.write_backbone(network.backbone.state_dict(), config, dataset, config.normalise)
         loss = torch.linspace(0, 5, n)
         kept = torch.arange(n) < n // 2
@@ -333,11 +333,11 @@ def stubs() -> Iterator[None]:
     from unittest import mock
 
     from dbd_dist.launch.local import prepare_folder
-    from dbd_dist.runtime import runner as pipeline
+    from dbd_dist.runtime import runner
 
     def launch(config: Any, storage: Path, name: str, launcher: str, *, quiet: bool = False) -> None:
         _, dataset, _ = prepare_folder(config, storage, name)
-        pipeline.check(config, dataset, 1)
+        runner.check(config, dataset, 1)
 
     def sweep(base: Any, space: Any, *, storage: Path, name: str, parallel: int | None) -> list[Any]:
         open_dataset(base.data)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
+from dbd_dist.config import override
 from dbd_dist.presets import preset
-from dbd_dist.runtime import runner as pipeline
-from tune_spaces.overrides import override
-from tune_spaces.spaces import SPACES, Space, space
+from dbd_dist.runtime import keys
+from tune_spaces.space import Space
+from tune_spaces.spaces import SPACES, space
 
 EVERY = [(name, smoke) for name in SPACES for smoke in (False, True)]
 
@@ -29,7 +29,7 @@ def points(chosen: Space) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("name", "smoke"), EVERY)
 def test_every_point_is_another_configuration(name, smoke):
     chosen = space(name, smoke=smoke)
-    base = preset("smoke" if smoke else "demo").train
+    base = preset("smoke" if smoke else "demo").config()
     configs = [override(base, point) for point in points(chosen)]
     assert all(a != b for a, b in itertools.combinations(configs, 2))
     assert chosen.points == points(chosen)
@@ -40,16 +40,15 @@ def test_every_point_is_another_configuration(name, smoke):
 def test_no_point_changes_the_shared_stage_and_all_change_what_follows(name, smoke, digits):
     chosen = space(name, smoke=smoke)
     assert chosen.shared_stage is not None
-    base = preset("smoke").train
-    keys = [stage_keys(override(base, point), digits) for point in points(chosen)]
-    assert len({key[chosen.shared_stage] for key in keys}) == 1
-    assert len({key["mixmatch"] for key in keys}) == chosen.size
+    base = preset("smoke").config()
+    found = [stage_keys(override(base, point), digits) for point in points(chosen)]
+    assert len({key[chosen.shared_stage] for key in found}) == 1
+    assert len({key["mixmatch"] for key in found}) == chosen.size
 
 
 def stage_keys(config, digits) -> dict[str, str]:
     """What the pipeline finds stages by."""
-    run = SimpleNamespace(config=config, dataset=open_dataset(digits), bf16=False)
-    return pipeline._Run._keys(run)  # type: ignore[arg-type]
+    return keys.stage_keys(config, open_dataset(digits), bf16=False)
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -15,13 +15,24 @@ from cluster import session
 from data_prep.dataset.manifest import open_dataset
 from data_prep.io.hashes import sha256_file
 from dbd_dist.cli import main
+from dbd_dist.config import override
 from dbd_dist.presets import preset
 from dbd_dist.runtime import lock
 from dbd_dist.runtime.disk import of_run
-from tune_spaces.spaces import SMOKE, space
+from tune_spaces.spaces import SPACES, space
 
 GRID = {"split.keep": (0.5,), "warmup.sce_alpha": (0.1, 1.0), "warmup.sce_beta": (1.0,)}
 """A quarter of what `dbd tune sce --smoke` runs: every trial takes its seconds."""
+
+
+class Fixed:
+    """A preset of one configuration."""
+
+    def __init__(self, preset, config):
+        self.prepare, self.compute, self._config = preset.prepare, preset.compute, config
+
+    def config(self, method: str = "dbd"):
+        return self._config
 
 
 def content(*folders: Path) -> dict[Path, str]:
@@ -42,7 +53,7 @@ def rows_of(output: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_sweep_pretrains_once_and_its_name_finds_it_again(tmp_path, ray_here, monkeypatch, capsys):
-    monkeypatch.setitem(SMOKE, "sce", GRID)
+    monkeypatch.setitem(SPACES._parts(), "sce", replace(SPACES["sce"], smoke=GRID))
     storage = tmp_path / "runs"
     sweep = storage / "sweep"
     argv = ["tune", "sce", "--smoke", "--storage", str(storage), "--name", "sweep"]
@@ -113,9 +124,9 @@ def test_names_that_are_empty_or_leave_the_storage(refused, name):
 
 
 def test_a_point_that_does_not_fit_the_data(refused, digits, smoke_config, monkeypatch):
-    wide = replace(smoke_config, mixmatch=replace(smoke_config.mixmatch, batch=64))
+    wide = override(smoke_config, {"mixmatch.batch": 64})
     smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: replace(smoke, train=wide))
+    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: Fixed(smoke, wide))
     message = refused("filter", "--smoke", "--data", str(digits))
     assert "mixmatch.batch" in message
     assert "at most 48" in message  # at split.keep = 0.2, the first point
@@ -127,7 +138,7 @@ def test_another_space_in_the_same_folder(refused, digits, smoke_config, monkeyp
     grid = {field: list(values) for field, values in space("sce", smoke=True).grid.items()}
     (folder / "grid.json").write_text(json.dumps(grid))
     smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: replace(smoke, train=smoke_config))
+    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: Fixed(smoke, smoke_config))
     message = refused("filter", "--smoke", "--data", str(digits), "--name", "mine")
     assert "another grid" in message
     assert str(folder) in message
@@ -135,7 +146,7 @@ def test_another_space_in_the_same_folder(refused, digits, smoke_config, monkeyp
 
 def test_a_sweep_that_another_command_runs(refused, digits, smoke_config, monkeypatch, tmp_path):
     smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: replace(smoke, train=smoke_config))
+    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: Fixed(smoke, smoke_config))
     folder = tmp_path / "runs" / "mine"
     with lock.held(folder / lock.FILE, str(folder)):
         message = refused("sce", "--smoke", "--data", str(digits), "--name", "mine")
@@ -145,7 +156,7 @@ def test_a_sweep_that_another_command_runs(refused, digits, smoke_config, monkey
 
 def test_no_room_for_all_trials(refused, digits, smoke_config, monkeypatch):
     smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: replace(smoke, train=smoke_config))
+    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: Fixed(smoke, smoke_config))
     one = of_run(smoke_config, open_dataset(digits)).total
     monkeypatch.setattr("dbd_dist.runtime.disk.shutil.disk_usage", lambda path: SimpleNamespace(free=7 * one))
     message = refused("sce", "--smoke", "--data", str(digits), "--name", "mine")  # eight trials

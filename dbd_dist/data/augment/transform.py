@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 
 import torch
 from torch import Tensor
@@ -37,8 +37,13 @@ def apply(config: AugmentConfig, images_BCHW: Tensor, params: Params) -> Tensor:
 
 @functools.cache
 def _has_numba() -> bool:
-    """Numba comes with FFCV; without it a CPU runs what other devices run, to the same results."""
-    return importlib.util.find_spec("numba") is not None
+    """Numba comes with FFCV; without it, or with one that refuses the NumPy beside it, a CPU runs what other devices
+    run, to the same results."""
+    try:
+        importlib.import_module("numba")
+    except ImportError:
+        return False
+    return True
 
 
 def normalise(config: AugmentConfig, images_BCHW: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
-from dbd_dist.config import TrainConfig, to_dict
-from tune_spaces.overrides import override
+from dbd_dist.config import TrainConfig, override
+from dbd_dist.fields import to_dict
 
 
 def changed(config: TrainConfig, other: TrainConfig) -> dict[str, object]:
@@ -30,7 +30,7 @@ def changed(config: TrainConfig, other: TrainConfig) -> dict[str, object]:
     [
         {"seed": 3},
         {"split.keep": 0.25},
-        {"split.keep": 0.25, "warmup.sce_alpha": 2.0, "method": "none"},
+        {"split.keep": 0.25, "warmup.sce_alpha": 2.0, "seed": 1},
         {"simclr.augment.jitter_p": 0.125},
         {"compute.workers": 4},  # None before
     ],
@@ -53,7 +53,7 @@ def test_nothing_to_change():
 def test_types_are_those_of_the_fields():
     config = override(TrainConfig(), {"model.widths": [8, 16, 32, 64], "mixmatch.lambda_u": 3, "data": "here"})
     assert config.model.widths == (8, 16, 32, 64)
-    assert isinstance(config.mixmatch.lambda_u, float)
+    assert isinstance(config.method.mixmatch.lambda_u, float)
     assert config.data == Path("here")
 
 

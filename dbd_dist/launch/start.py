@@ -1,0 +1,74 @@
+"""Starting a run: what is checked beforehand, the preset's own data set, and which launcher runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from data_prep.dataset.manifest import read_manifest
+from data_prep.errors import UserError
+from dbd_dist.config import TrainConfig
+from dbd_dist.presets import Preset
+
+STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs")
+"""Where run folders lie unless a command says otherwise."""
+
+
+def prepare_for(chosen: Preset, seed: int, storage: Path) -> Path:
+    """The preset's own data set under the storage, prepared if it is not there; poisoned with the run's seed."""
+    from data_prep.pipeline import prepare
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "under torchrun every rank would prepare the data set",
+            where="--data",
+            hint="run `dbd prepare` first and name its folder",
+        )
+    return prepare(dataclasses.replace(chosen.prepare, seed=seed, datasets=storage / "datasets")).folder.resolve()
+
+
+def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
+    """What can be refused before a data set is prepared.
+
+    Raises:
+        UserError: the name, or a device that is not there.
+    """
+    from dbd_dist.launch.local import check_name
+
+    check_name(name)
+    if config.data is not None:
+        config.check_image_px(read_manifest(config.data).image_px)
+    if launcher == "local":
+        from dbd_dist.distributed.world import check_device
+
+        check_device(config.compute.device)
+
+
+def check_storage(storage: Path) -> None:
+    """Refuse what is not a folder that can be written.
+
+    Raises:
+        UserError: an object store's address, a file, or no permission.
+    """
+    from cluster import storage as places
+
+    places.check_writable(places.resolve(storage))
+
+
+def launch(
+    config: TrainConfig, storage: Path, name: str, launcher: str, *, quiet: bool = False
+) -> dict[str, Any] | None:
+    """Run it; importing Ray, or not."""
+    if launcher == "local":
+        from dbd_dist.launch.local import run_local
+
+        return run_local(config, storage=storage, name=name, quiet=quiet)
+    try:
+        from dbd_dist.launch.ray_train import run_ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UserError("Ray is not installed", where="--launcher ray", hint="use --launcher local") from error
+    return run_ray(config, storage=storage, name=name, quiet=quiet)

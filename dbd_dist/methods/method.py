@@ -1,0 +1,97 @@
+"""What a method is: a frozen dataclass whose fields are its stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from torch import nn
+
+from data_prep.errors import UserError
+from dbd_dist.stages.stage import Stage
+
+AnyMethod = TypeVar("AnyMethod", bound="Method")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to train on data that may be poisoned. Its fields are stages, in the order in which they run."""
+
+    name: ClassVar[str]
+    """Names the method in ``--method``, folders and results."""
+    title: ClassVar[str]
+    """For people."""
+    defends: ClassVar[bool] = True
+    """Is meant to keep backdoors out; what does not is the baseline of every table."""
+    needs_clean: ClassVar[bool] = False
+    """Needs clean images of the defender's own."""
+    defaults: ClassVar[Mapping[str, Mapping[str, Stage]]] = {}
+    """Stages for presets that have none of that name: preset -> field -> stage; "*" is for every preset."""
+
+    def __post_init__(self):
+        self.check_names()
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order."""
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def trained(self) -> tuple[Stage, ...]:
+        """The stages that have epochs, in order."""
+        return tuple(stage for stage in self.stages() if stage.trains)
+
+    def at_test_time(self, model: nn.Module) -> nn.Module:
+        """The classifier that is measured and used: `model` (images (B, 3, H, W) -> logits), perhaps with a change of
+        its input."""
+        return model
+
+    def check_names(self) -> None:
+        """Hold what stages read against what earlier ones give.
+
+        Raises:
+            UserError: a stage reads what nobody gives, two stages have one name, or there is no model at the end.
+        """
+        given: set[str] = set()
+        names = [stage.name for stage in self.stages()]
+        if len(names) != len(set(names)):
+            raise UserError(f"two stages have one name: {', '.join(names)}", where=f"method {self.name}")
+        for stage in self.stages():
+            missing = [name for name in stage.reads if name not in given]
+            if missing:
+                raise UserError(
+                    f"the stage {stage.name} reads {', '.join(missing)}, which no stage before it gives",
+                    where=f"method {self.name}",
+                    expected=f"one of {', '.join(sorted(given))}" if given else "a stage before it that gives it",
+                )
+            given |= set(stage.gives)
+        if "model" not in given:
+            raise UserError("no stage gives a model", where=f"method {self.name}")
+
+    @classmethod
+    def from_stages(cls: type[AnyMethod], stages: Mapping[str, Stage], preset: str) -> AnyMethod:
+        """The method with the settings that a preset has for its stages.
+
+        Args:
+            stages: of the preset, by name.
+            preset: its name.
+
+        Raises:
+            UserError: neither the preset nor the method has settings for one of the stages.
+        """
+        hints = get_type_hints(cls)
+        own = {**cls.defaults.get("*", {}), **cls.defaults.get(preset, {})}
+        chosen: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            found = stages.get(field.name)
+            if found is None or not isinstance(found, hints[field.name]):
+                found = own.get(field.name)
+            if found is None:
+                raise UserError(
+                    f"the preset {preset} has no settings for {field.name}, a stage of {cls.name}",
+                    where="--method",
+                    expected=f"a method of the stages {', '.join(stages)}",
+                    hint="choose another preset, or give the method's class `defaults` for this one",
+                )
+            chosen[field.name] = found
+        return cls(**chosen)

@@ -1,0 +1,106 @@
+"""What a finished run leaves behind: its exports, tables and result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data_prep.dataset.manifest import Dataset
+from dbd_dist import seeds
+from dbd_dist.config import TrainConfig
+from dbd_dist.evaluation.evaluator import EvalResult, Evaluator, pooled_features
+from dbd_dist.runtime.checkpoint import retry_on_oserror
+from dbd_dist.runtime.keys import method_hash
+from dbd_dist.runtime.run_folder import RunFolder, describe
+from dbd_dist.stages.context import Context
+
+FEATURE_SAMPLES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Writes what a run leaves; rank 0 alone calls it, but for `measure`."""
+
+    config: TrainConfig
+    dataset: Dataset
+    folder: RunFolder
+    context: Context
+    evaluator: Evaluator
+
+    def write(self, write: Callable[[], None]) -> None:
+        """Call `write`, again while the storage fails.
+
+        Raises:
+            UserError: see `retry_on_oserror`.
+        """
+        retry_on_oserror(write, self.folder.path, self.config.compute.patience_s)
+
+    def backbone(self, state: dict[str, Any]) -> None:
+        """Export the self-supervised backbone."""
+        self.write(lambda: self.folder.write_backbone(state, self.config, self.dataset, self.config.normalise))
+
+    def measure(self, given: dict[str, Any]) -> EvalResult:
+        """Measure the finished model; every rank takes part."""
+        model = self.context.classifier("result")
+        model.load_state_dict(given["model"])
+        model.to(self.context.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self.evaluator.measure(self.config.method.at_test_time(model))
+
+    def finish(self, given: dict[str, Any], measured: EvalResult) -> None:
+        """Write the model, the tables and, last, the result.
+
+        Args:
+            given: what the stages gave, by name.
+        """
+        split = given.get("split")
+        if split is not None:
+            self.write(lambda: self.folder.write_split(split))
+        self._write_features(given)
+        self.write(lambda: self.folder.write_model(given["model"], self.config, self.dataset, self.config.normalise))
+        result = self._result(split, measured)
+        self.write(self.folder.write_rows)
+        self.write(lambda: self.folder.write_result(result))
+
+    def _write_features(self, given: dict[str, Any]) -> None:
+        """Penultimate features of some images: of the self-supervised backbone where there is one, else the model's."""
+        context, images = self.context, self.context.images
+        model = context.classifier("features")
+        if "backbone" in given:
+            model.backbone.load_state_dict(given["backbone"])
+        else:
+            model.load_state_dict(given["model"])
+        model.to(context.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        chosen = seeds.generator(self.config.seed, "features")
+        positions = torch.randperm(len(images), generator=chosen)[:FEATURE_SAMPLES].sort().values
+        pixels = next(iter(images.batches([positions])))
+        pooled = pooled_features(model.backbone, pixels, self.config.normalise)
+        kind = "ssl" if "backbone" in given else "supervised"
+        self.write(lambda: self.folder.write_features(positions, pooled, kind))
+
+    def _result(self, split: dict[str, Any] | None, measured: EvalResult) -> dict[str, Any]:
+        config, manifest, images = self.config, self.dataset.manifest, self.context.images
+        nothing = torch.zeros(len(images), dtype=torch.bool)
+        counts = self.evaluator.count_kept(nothing if split is None else split["kept"])
+        if split is None:
+            counts |= {"kept": None, "kept_poisoned": None}
+        stages = [stage.name for stage in config.method.trained()]
+        return {
+            "method": config.method.name,
+            "defends": config.method.defends,
+            "preset": config.preset,
+            "dataset": manifest.name,
+            "data_hash": manifest.data_hash,
+            "attack": manifest.attack["kind"],
+            "seed": config.seed,
+            **dataclasses.asdict(measured),
+            **counts,
+            "train_size": len(images),
+            "seconds": {s: round(sum(r["time_s"] for r in self.folder.rows(s)), 2) for s in stages},
+            "reused_stages": [s for s in stages if any(r.get("reused") for r in self.folder.rows(s))],
+            "config_hash": method_hash(config),
+            **describe(self.context.world, config, self.context.bf16),
+        }
