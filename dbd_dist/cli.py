@@ -27,7 +27,8 @@ COMMANDS = {
 
 PATHS = (
     "--storage", "--data", "--out", "--root", "--datasets", "--artefact", "--surrogate", "--backbone", "--json",
-    "--config", "--compute.stage", "--pattern", "--source.root", "--attack.artefact", "--attack.pattern",
+    "--config", "--compute.stage", "--model.weights", "--pattern", "--source.root", "--attack.artefact",
+    "--attack.pattern",
 )  # fmt: skip
 """Flags whose values are paths."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.fields import from_dict, parse, require, to_dict
 from dbd_dist.methods import DBD, METHODS, Method
-from dbd_dist.models.resnet import ModelConfig
+from dbd_dist.models.config import ModelConfig
 from dbd_dist.stages import STAGES
 
 
@@ -93,6 +93,13 @@ class TrainConfig:
     def __post_init__(self):
         require(self, "config", evaluate_every=">= 0", seed=">= 0")
         self.normalise  # noqa: B018
+        for stage in self.method.trained():
+            if getattr(stage, "epochs", 1) == 0 and self.model.weights is None:
+                raise UserError(
+                    "no epoch of training, and no weights to take in its place",
+                    where=f"{stage.name}.epochs",
+                    expected="at least 1, or --model.weights FILE",
+                )
         stops = [stage.name for stage in self.method.trained()[:-1]]
         if self.stop_after is not None and self.stop_after not in stops:
             raise UserError(
@@ -128,10 +135,11 @@ class TrainConfig:
                 )
         return augment.none(mean=theirs.mean, std=theirs.std)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the method by its name, and its stages beside the other parts."""
-        values = {f.name: to_dict(getattr(self, f.name)) for f in fields(self) if f.name != "method"}
-        return {**values, "method": self.method.name, **to_dict(self.method)}
+    def to_dict(self, *, every_field: bool = False) -> dict[str, Any]:
+        """Plain JSON values: the method by its name, and its stages beside the other parts. See `fields.to_dict`."""
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "method"}
+        values = {name: to_dict(value, every_field=every_field) for name, value in shared.items()}
+        return {**values, "method": self.method.name, **to_dict(self.method, every_field=every_field)}
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "config") -> TrainConfig:
@@ -157,7 +165,10 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     Raises:
         UserError: there is no such field, or the value is not allowed.
     """
-    content = config.to_dict()
+    backbone = values.get("model.backbone")
+    if isinstance(backbone, str):  # a preset's depths are those of its own backbone
+        config = replace(config, model=config.model.with_backbone(backbone))
+    content = config.to_dict(every_field=True)
     for dotted, value in values.items():
         place: Any = content
         *parents, last = dotted.split(".")

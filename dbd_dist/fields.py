@@ -37,16 +37,29 @@ def require(config: Any, prefix: str, **rules: str) -> None:
             raise UserError(f"{value!r} is not allowed", where=f"{prefix}.{name}", expected=f"a number {rule}")
 
 
-def to_dict(config: Any) -> Any:
+def to_dict(config: Any, *, every_field: bool = False) -> Any:
     """A config as plain JSON values: dataclasses become objects, tuples lists, paths strings. What has a `to_dict`
-    of its own says it itself."""
+    of its own says it itself.
+
+    Fields with the metadata `omit_default` are left out at their default, and so are those that the config lists in an
+    attribute `unused`: hashes made before there was such a field stay valid. `every_field` keeps them.
+    """
     if hasattr(config, "to_dict") and not isinstance(config, type):
-        return config.to_dict()
+        return config.to_dict(every_field=every_field)
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {
+            f.name: to_dict(getattr(config, f.name), every_field=every_field)
+            for f in dataclasses.fields(config)
+            if every_field or not _is_omitted(config, f)
+        }
     if isinstance(config, tuple | list):
-        return [to_dict(v) for v in config]
+        return [to_dict(v, every_field=every_field) for v in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def _is_omitted(config: Any, field: dataclasses.Field) -> bool:
+    at_default = field.metadata.get("omit_default", False) and getattr(config, field.name) == field.default
+    return at_default or field.name in getattr(config, "unused", ())
 
 
 def from_dict(kind: type[Config], values: Any, where: str = "config") -> Config:

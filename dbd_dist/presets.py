@@ -18,7 +18,7 @@ from dbd_dist.config import ComputeConfig, TrainConfig
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.methods import METHODS
-from dbd_dist.models.resnet import ModelConfig
+from dbd_dist.models.config import ModelConfig
 from dbd_dist.stages import MixMatch, SimCLR, Split, Stage, Supervised, Warmup
 
 

@@ -20,8 +20,9 @@ from data_prep.errors import UserError
 from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.config import TrainConfig
+from dbd_dist.models.config import ModelConfig
 from dbd_dist.models.exported import read_exported
-from dbd_dist.models.resnet import Classifier, ModelConfig
+from dbd_dist.models.heads import Classifier
 from dbd_dist.runtime.run_folder import RunFolder
 
 JSON = ("manifest.json", "artefact.json", "model.json", "backbone.json")

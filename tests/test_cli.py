@@ -17,7 +17,7 @@ from cluster import topology
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
 from dbd_dist.cli import COMMANDS, main
-from dbd_dist.models.resnet import Classifier
+from dbd_dist.models.heads import Classifier
 from dbd_dist.presets import PRESETS
 from dbd_dist.runtime.run_folder import RunFolder
 

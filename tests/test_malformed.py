@@ -27,7 +27,7 @@ from data_prep.dataset.manifest import open_dataset
 from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.cli import main
-from dbd_dist.models.resnet import Classifier
+from dbd_dist.models.heads import Classifier
 from dbd_dist.runtime.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow  # each is quick; together they take a minute

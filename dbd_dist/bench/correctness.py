@@ -15,7 +15,8 @@ from dbd_dist.data.augment.batched import apply_batched, make_plan
 from dbd_dist.data.loaders import ResidentImages, copied_ahead
 from dbd_dist.distributed.world import World
 from dbd_dist.losses import nt_xent, probability_mse, soft_cross_entropy, symmetric_cross_entropy
-from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig, seeded
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 from dbd_dist.stages import MixMatch, SimCLR, Split, Supervised, Warmup, mixmatch, simclr, split, supervised, warmup
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop

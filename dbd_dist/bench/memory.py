@@ -15,7 +15,7 @@ from data_prep.errors import UserError
 from dbd_dist import optim
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.bench.step import CLASSES, make_context, network_for
-from dbd_dist.models.resnet import Classifier, ContrastiveModel
+from dbd_dist.models.heads import Classifier, ContrastiveModel
 from dbd_dist.stages import MixMatch, SimCLR, mixmatch, simclr
 from dbd_dist.stages.epoch_loop import EpochLoop
 

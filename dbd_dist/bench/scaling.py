@@ -31,7 +31,8 @@ from data_prep.errors import UserError
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.data.loaders import ResidentImages
 from dbd_dist.distributed.world import World
-from dbd_dist.models.resnet import ContrastiveModel, ModelConfig
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.heads import ContrastiveModel
 from dbd_dist.stages import SimCLR, simclr
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop

@@ -10,7 +10,7 @@ from dbd_dist.bench.floor import flops, peak_flops
 from dbd_dist.bench.row import Row, Setup
 from dbd_dist.bench.step import CLASSES, PX, make_context, network_for
 from dbd_dist.bench.timing import rounds
-from dbd_dist.models.resnet import Classifier
+from dbd_dist.models.heads import Classifier
 from dbd_dist.stages import Split, Warmup
 from dbd_dist.stages.split import measure_losses
 

@@ -17,7 +17,8 @@ from dbd_dist.data import augment
 from dbd_dist.data.loaders import ResidentImages
 from dbd_dist.distributed.world import World
 from dbd_dist.losses import nt_xent
-from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.heads import Classifier, ContrastiveModel
 from dbd_dist.stages import MixMatch, SimCLR, mixmatch, simclr
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop

@@ -36,6 +36,9 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, train, print the result."""
     started, rest, prepared = _start(argv)
+    backbone = _value("--model.backbone", rest)
+    if backbone is not None:  # a preset's depths are those of its own backbone
+        started = dataclasses.replace(started, model=started.model.with_backbone(backbone))
     arguments = tyro.cli(
         Arguments,
         args=rest,
@@ -77,7 +80,7 @@ def main(argv: list[str]) -> int:
 
 def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
     """The configuration to start from, the flags that are left, and the preset with its data where it is one."""
-    method = _method(argv)
+    method = _value("--method", argv)
     if argv and argv[0].startswith("--config"):
         path, rest = (argv[0].split("=", 1)[1], argv[1:]) if "=" in argv[0] else (([*argv, ""])[1], argv[2:])
         stored = _stored(Path(path))
@@ -100,13 +103,13 @@ def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
     return chosen.config(method or "dbd"), argv[1:], chosen
 
 
-def _method(argv: list[str]) -> str | None:
-    """What --method says, before anything is parsed: the flags depend on it."""
-    for at, word in enumerate(argv):
-        if word.startswith("--method="):
+def _value(flag: str, argv: list[str]) -> str | None:
+    """What a flag says, before anything is parsed: others depend on it."""
+    for word, following in zip(argv, [*argv[1:], None]):
+        if word.startswith(f"{flag}="):
             return word.partition("=")[2]
-        if word == "--method" and at + 1 < len(argv):
-            return argv[at + 1]
+        if word == flag:
+            return following
     return None
 
 

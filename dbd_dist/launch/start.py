@@ -10,6 +10,7 @@ from typing import Any
 from data_prep.dataset.manifest import read_manifest
 from data_prep.errors import UserError
 from dbd_dist.config import TrainConfig
+from dbd_dist.models.given import check_weights
 from dbd_dist.presets import Preset
 
 STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs")
@@ -38,6 +39,8 @@ def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
     from dbd_dist.launch.local import check_name
 
     check_name(name)
+    if os.environ.get("RANK", "0") == "0":
+        check_weights(config.model)
     if config.data is not None:
         config.check_image_px(read_manifest(config.data).image_px)
     if launcher == "local":

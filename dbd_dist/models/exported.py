@@ -23,7 +23,8 @@ from data_prep.errors import UserError
 from data_prep.io.hashes import sha256_file, sha256_json
 from data_prep.io.json import read_json
 from dbd_dist.fields import from_dict
-from dbd_dist.models.resnet import Backbone, Classifier, ModelConfig
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.heads import Classifier
 
 _FIELDS = {"network", "image_px", "input", "mean", "std"}
 _SEALS = {"weights", "checksum"}
@@ -47,7 +48,7 @@ class Exported:
     """Of the channels, for pixels in 0-1."""
 
     def build(self, device: torch.device) -> nn.Module:
-        """The network in eval mode, its weights frozen: a Classifier, or a Backbone where there are no classes.
+        """The network in eval mode, its weights frozen: a Classifier, or a backbone where there are no classes.
 
         Raises:
             UserError: the weights are damaged, not finite, or another network's.
@@ -57,7 +58,7 @@ class Exported:
             state = {name: value.clone() for name, value in load_file(str(self.weights)).items()}
             with torch.device("meta"):  # takes no memory: a description can ask for any size, the file cannot
                 if self.class_names is None:
-                    model: nn.Module = Backbone(self.network)
+                    model: nn.Module = self.network.build_backbone()
                 else:
                     model = Classifier(self.network, len(self.class_names))
             for name, wanted in model.state_dict().items():

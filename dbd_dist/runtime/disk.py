@@ -18,7 +18,7 @@ from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft.craft import Craft, TrainingSet
-from dbd_dist.models.resnet import Classifier, ContrastiveModel
+from dbd_dist.models.heads import Classifier, ContrastiveModel
 from dbd_dist.runtime.checkpoint import CHECKPOINTS_KEPT
 from dbd_dist.runtime.results import FEATURE_SAMPLES
 from dbd_dist.stages.stage import NetworkBytes

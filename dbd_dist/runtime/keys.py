@@ -6,7 +6,8 @@ from typing import Any
 
 from data_prep.dataset.manifest import Dataset
 from dbd_dist.config import TrainConfig
-from dbd_dist.fields import digest, to_dict
+from dbd_dist.fields import digest
+from dbd_dist.models.given import model_key
 
 REVISION = 3
 """Counted up whenever a change of the code changes what every stage computes; `Stage.revision` is a stage's own."""
@@ -22,7 +23,7 @@ def stage_keys(config: TrainConfig, dataset: Dataset, *, bf16: bool) -> dict[str
         "revision": REVISION,
         "data": dataset.manifest.data_hash,
         "seed": config.seed,
-        "model": to_dict(config.model),
+        "model": model_key(config.model),
         "bf16": bf16,
         "sync_bn": config.compute.sync_bn,
     }
@@ -54,5 +55,6 @@ def method_hash(config: TrainConfig) -> str:
     """A hash over what decides a run's result: everything but where its data lies and what it runs on."""
     values = config.to_dict()
     del values["data"], values["preset"]
+    values["model"] = model_key(config.model)
     values["compute"] = {name: values["compute"][name] for name in ("precision", "sync_bn")}
     return digest(values)

@@ -27,7 +27,7 @@ from data_prep.io.json import read_json
 from dbd_dist.config import TrainConfig
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.distributed.world import World
-from dbd_dist.fields import to_dict
+from dbd_dist.models.given import network_values
 from dbd_dist.runtime import lock, logs, stopping
 from dbd_dist.runtime.keys import method_hash
 
@@ -260,7 +260,7 @@ class RunFolder:
         aside, path = self.path / f".{stem}.safetensors", self.path / f"{stem}.safetensors"
         aside.write_bytes(save(weights))
         description = {
-            "network": to_dict(config.model),
+            "network": network_values(config.model),
             **more,
             "image_px": dataset.manifest.image_px,
             "input": "RGB in 0-1, minus mean, over std",

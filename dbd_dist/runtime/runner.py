@@ -47,14 +47,7 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
         UserError: the configuration does not fit the data set or the number of workers.
     """
     manifest = dataset.manifest
-    if manifest.image_px < config.model.min_image_px:
-        raise UserError(
-            f"images of {manifest.image_px} px are too small for a network of {len(config.model.widths)} stages with "
-            f"the {config.model.stem} stem",
-            where=dataset.folder,
-            expected=f"at least {config.model.min_image_px} px",
-            hint="use --model.stem cifar or fewer --model.widths, or prepare larger images",
-        )
+    config.model.check_image_px(manifest.image_px, dataset.folder)
     stages = config.method.stages()
     for stage in stages:
         stage.check(manifest.counts["train"], manifest.image_px, workers, stages)

@@ -14,7 +14,9 @@ from dbd_dist import seeds
 from dbd_dist.data.loaders import Images
 from dbd_dist.data.sampling import rank_slice
 from dbd_dist.distributed.world import World
-from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig, seeded
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.given import load_backbone_weights
+from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -103,12 +105,17 @@ class Context:
         return model
 
     def contrastive(self, *names: str | int) -> ContrastiveModel:
-        """Backbone and projection head, their weights drawn from the generator of `names`."""
-        return seeded(lambda: ContrastiveModel(self.model), self.generator(*names))
+        """Backbone and projection head, their weights drawn from the generator of `names`; the backbone's as given
+        where the configuration names a file of them."""
+        model = seeded(lambda: ContrastiveModel(self.model), self.generator(*names))
+        load_backbone_weights(self.model, model.backbone)
+        return model
 
     def classifier(self, *names: str | int) -> Classifier:
-        """Backbone and linear head, their weights drawn from the generator of `names`."""
-        return seeded(lambda: Classifier(self.model, self.num_classes), self.generator(*names))
+        """Backbone and linear head, in the same way."""
+        model = seeded(lambda: Classifier(self.model, self.num_classes), self.generator(*names))
+        load_backbone_weights(self.model, model.backbone)
+        return model
 
 
 def allow_forms() -> None:

@@ -17,7 +17,7 @@ from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import cycling_batches
 from dbd_dist.fields import require
 from dbd_dist.losses import probability_mse, sharpen, soft_cross_entropy
-from dbd_dist.models.resnet import Classifier
+from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.cuda_graph import CUDAGraphedStep
 from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs

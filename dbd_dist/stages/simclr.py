@@ -18,7 +18,7 @@ from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import epoch_batches
 from dbd_dist.fields import require
 from dbd_dist.losses import nt_xent
-from dbd_dist.models.resnet import ContrastiveModel
+from dbd_dist.models.heads import ContrastiveModel
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes
@@ -38,7 +38,7 @@ class SimCLR(Stage):
     gives: ClassVar[tuple[str, ...]] = ("backbone",)
 
     epochs: int = 1000
-    """Epochs to train."""
+    """Epochs to train; 0 takes the weights of --model.weights as they are."""
     schedule_epochs: int | None = None
     """Length of the cosine schedule; `epochs` unless given. The released recipe stops a 1000-epoch schedule at 100."""
     batch: int = 512
@@ -64,7 +64,7 @@ class SimCLR(Stage):
 
     def __post_init__(self):
         require(
-            self, "simclr", epochs=">= 1", schedule_epochs=">= 1", batch=">= 2", lr="> 0", warmup_epochs=">= 0",
+            self, "simclr", epochs=">= 0", schedule_epochs=">= 1", batch=">= 2", lr="> 0", warmup_epochs=">= 0",
             momentum="in [0, 1)", weight_decay=">= 0", temperature="> 0",
         )  # fmt: skip
         if self.chunk is not None and (self.chunk < 2 or self.batch % self.chunk):

@@ -18,7 +18,7 @@ from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import epoch_batches
 from dbd_dist.fields import require
 from dbd_dist.losses import symmetric_cross_entropy
-from dbd_dist.models.resnet import Classifier
+from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes

@@ -22,7 +22,7 @@ from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig
-from dbd_dist.models.resnet import Classifier
+from dbd_dist.models.heads import Classifier
 from dbd_dist.runtime.run_folder import RunFolder
 
 CHECKS = ["manifest", "files", "tables", "labels", "images", "samples", "truth", "preview"]

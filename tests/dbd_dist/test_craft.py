@@ -40,7 +40,7 @@ from dbd_dist.craft.label_consistent import LabelConsistent, LabelConsistentAtta
 from dbd_dist.craft.trigger import Trigger, fixed_mask, stamp, stamp_quantised
 from dbd_dist.data import augment
 from dbd_dist.models.exported import read_exported
-from dbd_dist.models.resnet import Backbone, Classifier, seeded
+from dbd_dist.models.heads import Classifier, seeded
 from dbd_dist.runtime import lock
 from dbd_dist.runtime.checkpoint import load_state
 from dbd_dist.runtime.run_folder import RunFolder
@@ -73,7 +73,7 @@ def run(clean, tmp_path_factory) -> Path:
     """A run folder with the exports of networks that learnt nothing."""
     config, folder = TrainConfig(model=tiny.MODEL), RunFolder(tmp_path_factory.mktemp("run"))
     classifier = seeded(lambda: Classifier(tiny.MODEL, 10), seeds.generator(1, "classifier"))
-    backbone = seeded(lambda: Backbone(tiny.MODEL), seeds.generator(1, "backbone"))
+    backbone = seeded(lambda: tiny.MODEL.build_backbone(), seeds.generator(1, "backbone"))
     folder.write_model(classifier.state_dict(), config, clean, config.normalise)
     folder.write_backbone(backbone.state_dict(), config, clean, config.normalise)
     return folder.path
@@ -508,7 +508,7 @@ def test_another_network_at_the_same_place_is_refused(clean, run, refused, place
     assert main(["craft", *flags("adaptive", clean, run)]) == 0
     other = Path(shutil.copytree(run, tmp_path / "other"))
     folder, config = RunFolder(other), TrainConfig(model=tiny.MODEL)
-    folder.write_backbone(Backbone(tiny.MODEL).state_dict(), config, clean, config.normalise)
+    folder.write_backbone(tiny.MODEL.build_backbone().state_dict(), config, clean, config.normalise)
     assert "another backbone_sha256" in refused(*flags("adaptive", clean, other))
     assert main(["craft", *flags("adaptive", clean, other / "backbone.safetensors", "--overwrite")]) == 0
 

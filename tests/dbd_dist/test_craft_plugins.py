@@ -26,7 +26,7 @@ from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import CRAFTS
 from dbd_dist.models.exported import read_exported
-from dbd_dist.models.resnet import Classifier, seeded
+from dbd_dist.models.heads import Classifier, seeded
 from dbd_dist.runtime.run_folder import RunFolder
 
 DIGITS = ("digits", "--train-per-class", "30", "--test-per-class", "2")

@@ -1,6 +1,11 @@
-"""The networks against torchvision's."""
+"""The networks against torchvision's; the configuration."""
 
 from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +13,10 @@ import torchvision
 from torch import nn
 
 from data_prep.errors import UserError
-from dbd_dist.models.resnet import Backbone, Classifier, ContrastiveModel, ModelConfig, seeded
+from dbd_dist.config import TrainConfig, override
+from dbd_dist.fields import digest, from_dict, to_dict
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -41,7 +49,7 @@ def test_backbone_with_the_weights_of_torchvision_gives_its_outputs(name, config
 
 def test_stem_for_small_images_keeps_the_resolution():
     config = ModelConfig(depths=(1, 1, 1), widths=(8, 16, 32))
-    backbone = Backbone(config)
+    backbone = config.build_backbone()
     assert (backbone.conv1.kernel_size, backbone.conv1.stride) == ((3, 3), (1, 1))
     assert isinstance(backbone.maxpool, nn.Identity)
     sides = []
@@ -63,7 +71,7 @@ def test_stem_for_small_images_keeps_the_resolution():
 )
 def test_smallest_image_leaves_two_by_two_positions(config, px):
     assert config.min_image_px == px
-    backbone = Backbone(config).eval()
+    backbone = config.build_backbone().eval()
     shapes = []
     backbone.get_submodule(f"layer{len(config.widths)}").register_forward_hook(lambda *a: shapes.append(a[2].shape))
     with torch.no_grad():
@@ -130,3 +138,90 @@ def test_networks_that_cannot_be_built(options, where):
     with pytest.raises(UserError) as caught:
         ModelConfig(**options)
     assert str(caught.value.where) == where
+
+
+# -- the configuration
+
+DEMO = ModelConfig(depths=(1, 1, 1), widths=(16, 32, 64), projection_dim=64)
+OLD = {
+    "block": "basic", "depths": [2, 2, 2, 2], "widths": [64, 128, 256, 512], "stem": "cifar", "projection_dim": 128,
+}  # fmt: skip
+"""A network as descriptions from before there was a choice of backbones have it."""
+
+
+def test_old_descriptions_and_hashes_stay_valid():
+    assert from_dict(ModelConfig, OLD) == ModelConfig()
+    assert to_dict(ModelConfig()) == OLD
+    assert digest(ModelConfig()) == "756da576ca9547e6"
+    assert digest(DEMO) == "6882b726f38f1a63"
+    assert digest(ModelConfig(stem="imagenet")) == "a3b429b04d3f464d"
+
+
+def test_weights_are_drawn_as_before():
+    """The first and the last draws of two networks, noted before there was a choice of backbones."""
+    model = seeded(lambda: Classifier(DEMO, 10), generator(5))
+    found = [model.backbone.conv1.weight.flatten()[0].item(), model.head.bias[-1].item()]
+    assert found == pytest.approx([0.10331524, -0.06433165])
+    config = ModelConfig(depths=(1, 2), widths=(8, 16), block="bottleneck")
+    model = seeded(lambda: ContrastiveModel(config), generator(5))
+    found = [model.backbone.conv1.weight.flatten()[0].item(), model.projection[3].bias[-1].item()]
+    assert found == pytest.approx([0.16724485, 0.05726148])
+
+
+def test_unused_fields_are_not_written():
+    config = ModelConfig(backbone="resnet50", stem="imagenet", projection_dim=64)
+    assert to_dict(config) == {"stem": "imagenet", "projection_dim": 64, "backbone": "resnet50"}
+    assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
+    assert to_dict(config, every_field=True).keys() == {f.name for f in dataclasses.fields(ModelConfig)}
+
+
+@pytest.mark.parametrize(
+    ("options", "where", "words"),
+    [
+        ({"backbone": "resnet18", "depths": (1, 1, 1, 1)}, "model.depths", "resnet18 has a shape of its own"),
+        ({"backbone": "resnet50", "block": "bottleneck"}, "model.block", "takes no block"),
+        ({"backbone": "wide_resnet28_2", "stem": "imagenet", "widths": (8,)}, "model.widths, model.stem", "takes no"),
+        ({"backbone": "resnet81"}, "model.backbone", "did you mean 'resnet18'"),
+        ({"backbone": "resnet18:x"}, "model.backbone", "Expected: resnet18."),
+        ({"backbone": "timm"}, "model.backbone", "Expected: timm:NAME."),
+        ({"backbone": "timm:regnety_0002"}, "model.backbone", "did you mean regnety_002"),
+        ({"backbone": "timm:hf-hub:timm/resnet18"}, "model.backbone", "timm has no network"),
+        ({"backbone": ""}, "model.backbone", "there is no backbone ''"),
+    ],
+)
+def test_backbones_that_are_refused(options, where, words):
+    with pytest.raises(UserError) as caught:
+        ModelConfig(**options)
+    assert str(caught.value.where) == where
+    assert words in str(caught.value)
+
+
+def test_timm_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"pip install 'dbd-dist\[timm\]'"):
+        ModelConfig(backbone="timm:resnet18")
+
+
+def test_image_sizes_that_do_not_fit(tmp_path):
+    ModelConfig().check_image_px(16, tmp_path)
+    with pytest.raises(UserError, match="images of 15 px are too small for the backbone resnet of 4 stages"):
+        ModelConfig().check_image_px(15, tmp_path)
+    with pytest.raises(UserError, match="at least 64 px"):
+        ModelConfig(backbone="timm:regnety_002").check_image_px(32, tmp_path)
+    fixed = ModelConfig(backbone="timm:vit_tiny_patch16_224")
+    fixed.check_image_px(224, tmp_path)
+    for px, size in ((64, "small"), (256, "large")):
+        with pytest.raises(UserError, match=rf"too {size} for the backbone timm:vit_tiny.*Expected: 224 px"):
+            fixed.check_image_px(px, tmp_path)
+
+
+def test_another_backbone_for_a_preset():
+    """A preset's depths are those of its own backbone; what the other one takes as well stays."""
+    demo = TrainConfig(model=DEMO)
+    assert override(demo, {"model.backbone": "resnet34"}).model == ModelConfig(backbone="resnet34", projection_dim=64)
+    assert override(demo, {"model.backbone": "resnet"}) == demo
+    large = ModelConfig(stem="imagenet")
+    assert large.with_backbone("resnet50").stem == "imagenet"
+    assert large.with_backbone("preact_resnet18").stem == "cifar"
+    assert override(demo, {"model.backbone": "preact_resnet18"}).model.backbone == "preact_resnet18"
+    assert override(demo, {"model.projection_dim": 8}).model == replace(DEMO, projection_dim=8)

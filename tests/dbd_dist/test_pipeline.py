@@ -29,7 +29,8 @@ from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import Evaluator, pooled_features
 from dbd_dist.fields import from_dict
 from dbd_dist.launch.local import run_local
-from dbd_dist.models.resnet import Classifier, ModelConfig
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.heads import Classifier
 from dbd_dist.runtime import checkpoint, runner
 from dbd_dist.runtime.checkpoint import Checkpoints, load_state, retry_on_oserror
 from dbd_dist.runtime.progress import ProgressFile

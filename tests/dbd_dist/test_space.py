@@ -16,7 +16,7 @@ from dbd_dist.craft.adaptive import Adaptive
 from dbd_dist.craft.craft import TrainingSet
 from dbd_dist.craft.label_consistent import LabelConsistent
 from dbd_dist.launch.local import run_local
-from dbd_dist.models.resnet import ModelConfig
+from dbd_dist.models.config import ModelConfig
 from dbd_dist.runtime import disk as space
 from dbd_dist.runtime.checkpoint import Checkpoints
 

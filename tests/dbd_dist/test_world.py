@@ -151,3 +151,9 @@ def test_the_filter_ranks_the_same_losses_on_two_ranks(two_ranks, alone):
 
 def test_two_ranks_measure_what_one_measures(two_ranks, alone, digits):
     assert two_ranks(tiny.examine, digits) == [tiny.examine(alone, digits)] * 2
+
+
+def test_features_of_a_backbone_are_those_of_one_process(alone, two_ranks):
+    whole = tiny.features(alone, "wide_resnet28_2")
+    one, other = two_ranks(tiny.features, "wide_resnet28_2")
+    np.testing.assert_allclose(np.concatenate([one, other]), whole.numpy(), rtol=1e-3, atol=1e-4)

@@ -20,7 +20,8 @@ from dbd_dist.data import augment
 from dbd_dist.data.loaders import Images, ResidentImages
 from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import Evaluator
-from dbd_dist.models.resnet import Classifier, ContrastiveModel, ModelConfig, seeded
+from dbd_dist.models.config import ModelConfig
+from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 from dbd_dist.stages import MixMatch, SimCLR, Split, Supervised, Warmup, mixmatch, simclr, split, supervised, warmup
 from dbd_dist.stages.context import Context, EpochEnd
 
@@ -165,6 +166,17 @@ def sync_norm(world: World, x: Tensor, upstream: Tensor, weight: Tensor, bias: T
         "num_batches_tracked": norm.num_batches_tracked,
         "eval_output": world.gather(after.detach()),
     }
+
+
+def features(world: World, backbone: str) -> Tensor:
+    """Features (b, D) of this rank's part of four images, normalised over all four."""
+    config = ModelConfig(backbone=backbone)
+    network = seeded(config.build_backbone, seeds.generator(1, "backbone"))
+    network = make_context(world, make_images()).prepare(network).train()
+    pixels = torch.randn(4, 3, config.min_image_px, config.min_image_px, generator=seeds.generator(1, "images"))
+    part = pixels.chunk(world.size)[world.rank]
+    with torch.no_grad():
+        return network(part.contiguous(memory_format=torch.channels_last))
 
 
 def split_losses(world: World, count: int) -> Tensor:

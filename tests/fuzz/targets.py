@@ -137,7 +137,8 @@ class Material:
         import torch
 
         from dbd_dist.config import ComputeConfig
-        from dbd_dist.models.resnet import Classifier, ModelConfig
+        from dbd_dist.models.config import ModelConfig
+        from dbd_dist.models.heads import Classifier
         from dbd_dist.presets import preset
         from dbd_dist.runtime.run_folder import RunFolder
 
