@@ -2,24 +2,95 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
-from dataclasses import field, make_dataclass
-from typing import Annotated, Union
+from dataclasses import field, fields, make_dataclass
+from typing import Annotated, Any, Union
 
 import tyro
 
 from data_prep.attacks import ATTACKS, NoAttack
+from data_prep.config import PrepareConfig
 from data_prep.errors import UserError
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
+from data_prep.registry import Registry
+from data_prep.sources import SOURCES
 
 
 def command() -> type[PrepareConfig]:
-    """`PrepareConfig` with a subcommand for each attack of the registry."""
-    parts = [Annotated[attack, tyro.conf.subcommand(name)] for name, attack in ATTACKS.items()]
-    attack = ("attack", Union[tuple(parts)], field(default_factory=NoAttack))  # noqa: UP007
-    made = make_dataclass("PrepareConfig", [attack], bases=(PrepareConfig,), frozen=True, kw_only=True)
+    """`PrepareConfig` with a subcommand for each source and each attack that is registered."""
+    parts = [
+        ("source", _subcommands(SOURCES), field()),
+        ("attack", _subcommands(ATTACKS), field(default_factory=NoAttack)),
+    ]
+    made = make_dataclass("PrepareConfig", parts, bases=(PrepareConfig,), frozen=True, kw_only=True)
     made.__doc__ = PrepareConfig.__doc__
     return made
+
+
+def _subcommands(registry: Registry[type[Any]]) -> Any:
+    return Union[tuple(Annotated[part, tyro.conf.subcommand(name)] for name, part in registry.items())]  # noqa: UP007
+
+
+def parse(argv: list[str]) -> PrepareConfig:
+    """The config of a command line.
+
+    Raises:
+        UserError: flags that contradict each other.
+        SystemExit: flags that do not parse (2), or --help (0).
+    """
+    parsed = tyro.cli(
+        command(),
+        prog="dbd prepare",
+        args=_renamed(argv),
+        config=(
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.CascadeSubcommandArgs,
+        ),
+    )
+    config = PrepareConfig(**{f.name: getattr(parsed, f.name) for f in fields(PrepareConfig)})
+    for name in ("rate", "target", "protocol"):
+        value = getattr(config, name)
+        if not config.has_attack and value != getattr(PrepareConfig, name):
+            raise UserError(
+                f"{name} {value} is given, and no attack",
+                where=name,
+                expected=f"no {name}, or an attack",
+                hint="name an attack after the source, e.g. badnets",
+            )
+    return config
+
+
+def _renamed(argv: list[str]) -> list[str]:
+    """The flags, with the old name of --protocol replaced."""
+    names = [arg.partition("=")[0] for arg in argv]
+    if "--setting" not in names:
+        return argv
+    if "--protocol" in names:
+        raise UserError("both --setting and --protocol are given", hint="leave out --setting, its old name")
+    print("note: --setting is called --protocol now", file=sys.stderr)
+    return [arg.replace("--setting", "--protocol", 1) if name == "--setting" else arg for arg, name in zip(argv, names)]
+
+
+def _as_typed(error: UserError) -> UserError:
+    """The error with its fields called as the flags that were typed."""
+    parts = [PrepareConfig, *SOURCES.values(), *ATTACKS.values()]
+    names = {f.name for part in parts for f in fields(part)}
+
+    def flags(text: str | None) -> str | None:
+        if text is None:
+            return None
+        for name in names:
+            if "_" in name:
+                text = re.sub(rf"(?<![\w/'-]){name}\b", f"--{name.replace('_', '-')}", text)
+        return text
+
+    where = error.where
+    if isinstance(where, str):
+        where = ", ".join(f"--{n.replace('_', '-')}" if n in names else n for n in where.split(", "))
+    return UserError(flags(error.what) or "", where=where, expected=flags(error.expected), hint=flags(error.hint))
 
 
 def main(argv: list[str]) -> int:
@@ -29,26 +100,11 @@ def main(argv: list[str]) -> int:
         UserError: anything that the user can mend.
         SystemExit: flags that do not parse (2), or --help (0).
     """
-    config = tyro.cli(
-        command(),
-        prog="dbd prepare",
-        args=argv,
-        config=(
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.OmitSubcommandPrefixes,
-            tyro.conf.CascadeSubcommandArgs,
-        ),
-    )
-    for name, unset in (("rate", None), ("target", None), ("setting", PrepareConfig.setting)):
-        if not config.has_attack and getattr(config, name) != unset:
-            raise UserError(
-                f"{name} {getattr(config, name)} is given, and no attack",
-                where=name,
-                expected=f"no {name}, or an attack",
-                hint="name an attack after the source, e.g. badnets",
-            )
     start = time.monotonic()
-    dataset = prepare(config)
+    try:
+        dataset = prepare(parse(argv))
+    except UserError as error:
+        raise _as_typed(error) from error
     manifest, seconds = dataset.manifest, time.monotonic() - start
     size = sum(record.bytes for record in manifest.files.values())
     counts = manifest.counts

@@ -1,14 +1,90 @@
-"""Which training samples are poisoned: pure, seeded, an exact count."""
+"""Who is poisoned, who is a cover, with which labels and triggers: pure, seeded, drawn before a byte is written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
 
+from data_prep.attacks.attack import Attack, Trigger
 from data_prep.attacks.protocols import Selection
 from data_prep.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisonPlan:
+    """What happens to every image of a data set."""
+
+    attack: Attack
+    poisoned: np.ndarray
+    """bool (n,): training images that carry the trigger, for the attacker's label."""
+    cover: np.ndarray
+    """bool (n,): training images that carry a trigger and keep their label; none is poisoned."""
+    labels: np.ndarray
+    """int64 (n,): as training is given them."""
+    label_map: tuple[int, ...]
+    """The label that triggered images of each class are to be given; empty without an attack."""
+
+    def train_trigger(self, image_px: int) -> Trigger:
+        """What is done to training images of image_px x image_px: the attack's triggers where it is their turn."""
+        if not self.attack.poisons:
+            return lambda images, index: images
+        roles = (
+            (self.poisoned, self.attack.train_trigger(image_px)),
+            (self.cover, self.attack.cover_trigger(image_px)),
+        )
+
+        def trigger(images: np.ndarray, index: np.ndarray) -> np.ndarray:
+            out = images.copy()
+            for role, apply in roles:
+                hit = role[index]
+                if hit.any():
+                    out[hit] = apply(images[hit], index[hit])
+            return out
+
+        return trigger
+
+    def test_trigger(self, image_px: int) -> Trigger | None:
+        """What is done to the test images of the triggered split; None where there is no such split."""
+        return self.attack.test_trigger(image_px) if self.attack.poisons else None
+
+
+def draw_plan(
+    labels: np.ndarray,
+    attack: Attack,
+    *,
+    rate: float,
+    target: int,
+    num_classes: int,
+    seed: int,
+    selection: Selection = "exact",
+) -> PoisonPlan:
+    """Draw who is poisoned and who is a cover; see `choose_poisoned` and `choose_covers`.
+
+    Args:
+        labels: int (n,), the true labels of the training images.
+        attack: with what its protocol decides.
+        rate, target, num_classes, seed, selection: as for `choose_poisoned`; without an attack they mean nothing.
+    """
+    poisoned, cover, given = np.zeros(len(labels), dtype=bool), np.zeros(len(labels), dtype=bool), labels.copy()
+    if not attack.poisons:
+        return PoisonPlan(attack=attack, poisoned=poisoned, cover=cover, labels=given, label_map=())
+    poisoned = choose_poisoned(
+        labels,
+        rate=rate,
+        target=target,
+        num_classes=num_classes,
+        seed=seed,
+        eligible=attack.eligible(labels, target),
+        selection=selection,
+    )
+    if attack.covers_per_poisoned:
+        cover = choose_covers(poisoned, ratio=attack.covers_per_poisoned, seed=seed)
+    label_map = attack.relabel(np.arange(num_classes), target, num_classes)
+    given[poisoned] = label_map[labels[poisoned]]
+    return PoisonPlan(attack=attack, poisoned=poisoned, cover=cover, labels=given, label_map=tuple(label_map.tolist()))
 
 
 def check_rate(rate: object) -> float:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.attacks import BadNets, Blended
+from data_prep.config import PrepareConfig
 from data_prep.errors import UserError
-from data_prep.pipeline import PrepareConfig
 from data_prep.sources import Cifar10, Digits, ImageFolder
 from dbd_dist.config import ComputeConfig, TrainConfig
 from dbd_dist.data import augment

@@ -66,7 +66,8 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset folder: 240 training and 50 test images of digits, 16 px, 24 of them poisoned. Not to be changed."""
     from data_prep.attacks import BadNets
-    from data_prep.pipeline import PrepareConfig, prepare
+    from data_prep.config import PrepareConfig
+    from data_prep.pipeline import prepare
     from data_prep.sources import Digits
 
     config = PrepareConfig(

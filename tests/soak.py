@@ -34,8 +34,9 @@ from typing import Any
 import psutil
 
 from data_prep.attacks import BadNets
+from data_prep.config import PrepareConfig
 from data_prep.io.hashes import sha256_file
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.config import TrainConfig
 from dbd_dist.fields import to_dict

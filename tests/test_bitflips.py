@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from data_prep.artefacts import read_artefact, write_artefact
 from data_prep.attacks import BadNets
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.config import TrainConfig
 from dbd_dist.models.config import ModelConfig

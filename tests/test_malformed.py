@@ -22,8 +22,9 @@ from PIL import Image
 
 from data_prep.artefacts import write_artefact
 from data_prep.attacks import NoAttack
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import open_dataset
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.cli import main
 from dbd_dist.models.heads import Classifier

@@ -1,12 +1,13 @@
-"""Backdoor triggers: what an attacker does to images and labels. One attack a file: a pure function, uint8 in, uint8
-out, and a frozen config that says whom it poisons, with what label. A new attack is one more of each."""
+"""Backdoor attacks: what an attacker does to images and labels. One attack a file: a pure function, uint8 in, uint8
+out, and a frozen config that says whom it poisons, with what label. A new one is one more line here."""
 
-from data_prep.attacks.adap import AdapBlend, AdapPatch, adap_blend, adap_patch
+from data_prep.attacks.adap_blend import AdapBlend, adap_blend
+from data_prep.attacks.adap_patch import AdapPatch, adap_patch
 from data_prep.attacks.attack import Attack, NoAttack, PoisonLabel, Trigger
 from data_prep.attacks.badnets import BadNets, badnets, checkerboard
 from data_prep.attacks.blended import Blended, blended
 from data_prep.attacks.crafted import Crafted, OptimisedPattern, PerturbedImages
-from data_prep.attacks.protocols import SETTINGS, Setting, SettingName
+from data_prep.attacks.protocols import PROTOCOLS, Protocol, ProtocolName
 from data_prep.attacks.sig import Sig, sig
 from data_prep.attacks.wanet import WaNet, wanet
 from data_prep.registry import Registry
@@ -25,10 +26,11 @@ ATTACKS: Registry[type[Attack]] = Registry(
     base=Attack,
     needs=("name",),
 )
+"""Name -> class, as `dbd prepare SOURCE NAME` has it."""
 
 __all__ = [
     "ATTACKS",
-    "SETTINGS",
+    "PROTOCOLS",
     "AdapBlend",
     "AdapPatch",
     "Attack",
@@ -39,8 +41,8 @@ __all__ = [
     "OptimisedPattern",
     "PerturbedImages",
     "PoisonLabel",
-    "Setting",
-    "SettingName",
+    "Protocol",
+    "ProtocolName",
     "Sig",
     "Trigger",
     "WaNet",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from PIL import Image
 
-from data_prep.attacks.protocols import SettingName
+from data_prep.attacks.protocols import ProtocolName
 from data_prep.errors import UserError
 from data_prep.images import read_opaque_image
 from data_prep.io.hashes import sha256_file
@@ -33,6 +33,11 @@ class Attack:
     """Needs an artefact of `dbd craft`."""
 
     @property
+    def poisons(self) -> bool:
+        """Is anything poisoned?"""
+        return True
+
+    @property
     def has_target(self) -> bool:
         """Is there one label that all triggered images aim at?"""
         return True
@@ -42,8 +47,8 @@ class Attack:
         """Cover images for each poisoned one: they carry a trigger too and keep their label."""
         return 0.0
 
-    def with_protocol(self, setting: SettingName) -> Attack:
-        """This attack with the numbers that a named setting decides filled in."""
+    def with_protocol(self, protocol: ProtocolName) -> Attack:
+        """This attack, with the numbers of its own that a protocol decides."""
         return self
 
     def eligible(self, labels: np.ndarray, target: int) -> np.ndarray:
@@ -52,7 +57,7 @@ class Attack:
 
     def relabel(self, labels: np.ndarray, target: int, num_classes: int) -> np.ndarray:
         """The labels that triggered images aim at, and that poisoned samples are given: int (n,) for int (n,) true
-        labels in 0 to num_classes - 1."""
+        labels in 0 to num_classes - 1. Each depends on its true label alone."""
         return np.full_like(labels, target)
 
     def train_trigger(self, image_px: int) -> Trigger:
@@ -68,8 +73,8 @@ class Attack:
         return self.train_trigger(image_px)
 
     def describe(self) -> dict[str, Any]:
-        """The config as JSON values; a trigger image is told by its content too, so that an edited one is
-        another attack."""
+        """The config as JSON values; a trigger image is described by its sha256 too, so that an edited
+        one is another attack."""
         described: dict[str, Any] = {"kind": self.name}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -91,7 +96,7 @@ class Attack:
         parts = [self.name]
         for field in fields(self):
             value = getattr(self, field.name)
-            # what has no default is an artefact: made anew for each seed, and told by its hash in the manifest
+            # what has no default is an artefact: made for each seed, and identified by its hash in the manifest
             if field.default is MISSING or value == field.default:
                 continue
             if isinstance(value, Path):
@@ -112,6 +117,14 @@ class NoAttack(Attack):
     """No poison: the images and labels as they are."""
 
     name: ClassVar[str] = "clean"
+
+    @property
+    def poisons(self) -> bool:
+        return False
+
+    @property
+    def has_target(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,10 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from data_prep.attacks.attack import PoisonLabel, Trigger, check_seed, trigger_image
-from data_prep.attacks.protocols import SETTINGS, SettingName
+from data_prep.attacks.protocols import ProtocolName
 from data_prep.errors import UserError
+
+_ALPHA: dict[ProtocolName, float] = {"paper": 0.1, "released": 0.1, "bench": 0.2}
 
 
 def blended(images: np.ndarray, pattern: np.ndarray, alpha: float) -> np.ndarray:
@@ -56,7 +58,7 @@ class Blended(PoisonLabel):
     name: ClassVar[str] = "blended"
 
     alpha: float | None = None
-    """Share of the pattern in the mixture, above 0 and at most 1; without it the setting's (0.1, bench 0.2)."""
+    """Share of the pattern in the mixture, above 0 and at most 1; without it the protocol's (0.1, bench 0.2)."""
     test_alpha: float | None = None
     """The same for test images; without it alpha."""
     pattern: Literal["noise"] | Path = "noise"
@@ -72,8 +74,8 @@ class Blended(PoisonLabel):
                 check_alpha(getattr(self, field), field)
         check_seed(self.pattern_seed, "pattern_seed")
 
-    def with_protocol(self, setting: SettingName) -> Blended:
-        return self if self.alpha is not None else replace(self, alpha=SETTINGS[setting].blend_alpha)
+    def with_protocol(self, protocol: ProtocolName) -> Blended:
+        return self if self.alpha is not None else replace(self, alpha=_ALPHA[protocol])
 
     def pattern_image(self, image_px: int) -> np.ndarray:
         """The pattern, uint8 (image_px, image_px, 3).
@@ -85,7 +87,7 @@ class Blended(PoisonLabel):
 
     def train_trigger(self, image_px: int) -> Trigger:
         pattern = self.pattern_image(image_px)
-        alpha = self.alpha if self.alpha is not None else SETTINGS["paper"].blend_alpha
+        alpha = self.alpha if self.alpha is not None else _ALPHA["paper"]
         return lambda images, index: blended(images, pattern, alpha)
 
     def test_trigger(self, image_px: int) -> Trigger:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from data_prep.dataset.checks import AGAIN, FIELDS, RAW, SHA256, check_together
 from data_prep.errors import UserError
 from data_prep.io.hashcache import cached_sha256
-from data_prep.io.hashes import data_hash, sha256_file, sha256_json
-from data_prep.io.json import read_json
+from data_prep.io.hashes import sha256_file
+from data_prep.io.json import SEAL, read_json, sealed, unsealed, write_json
 
 FILE = "manifest.json"
-FORMAT_VERSION = 2
-_BEFORE_ENCODING = 1
-"""Version of folders from before there was a choice: the fields below are missing, and images are raw."""
-_RAW: dict[str, Any] = {"encoding": {"kind": "raw"}, "encoding_psnr_db": None}
-_AGAIN = "prepare the data set again"
+FORMAT_VERSION = 3
+_SINCE = {"encoding": 2, "encoding_psnr_db": 2, "protocol": 3, "label_map": 3}
+"""Fields that came with a later version than 1; before 3, protocol was called setting."""
+
+
+_TUPLES = ("class_names", "label_map", "skipped")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a dataset folder holds. It tells how many samples are poisoned, never which."""
+    """What a dataset folder holds: how many samples are poisoned, never which."""
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -46,10 +48,12 @@ class Manifest:
     rate: float | None
     """Poisoned share of the training images; None without an attack."""
     target: int | None
-    """The label that the attack aims at; None without an attack, and where every class aims at the next."""
-    setting: str | None
-    """Which named setting the attack is under (paper, released, bench), "custom" where a number of it was given
-    by hand; None without an attack."""
+    """The label that the attack aims at; None without an attack, and where there is more than one."""
+    label_map: tuple[int, ...]
+    """The label that a triggered image of each class is to be given; empty without an attack."""
+    protocol: str | None
+    """Which protocol the attack follows (paper, released, bench), "custom" where a number of it was given by hand;
+    None without an attack."""
     selection: str | None
     """How poisoned samples were chosen: exact, coin; None without an attack."""
     seed: int
@@ -89,10 +93,11 @@ class Manifest:
         return "test_triggered" in self.counts
 
     def attack_labels(self, labels: Any) -> Any:
-        """The label that a triggered image of each true label is to be given: like `labels` (an array or tensor of
-        whole numbers), the target, or the next class where the attack is all-to-all."""
+        """The label that a triggered image of each true label is to be given: like `labels`, an integer array or
+        tensor."""
         assert self.has_attack
-        return (labels + 1) % self.num_classes if self.target is None else labels * 0 + self.target
+        label_map = np.array(self.label_map) if isinstance(labels, np.ndarray) else labels.new_tensor(self.label_map)
+        return label_map[labels]
 
 
 @dataclass(frozen=True)
@@ -119,13 +124,10 @@ class Dataset:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a manifest, with a checksum over itself, under a temporary name and rename it."""
+    """Write a manifest, with a checksum over itself, whole or not at all."""
     content = dataclasses.asdict(manifest)
-    content["class_names"], content["skipped"] = list(manifest.class_names), list(manifest.skipped)
-    content["checksum"] = sha256_json(content)
-    partial = folder / f".{FILE}.partial"
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(folder / FILE)
+    content |= {name: list(content[name]) for name in _TUPLES}
+    write_json(folder / FILE, sealed(content))
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -146,24 +148,23 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     except OSError as error:
         raise UserError(f"cannot read the manifest ({error.strerror})", where=path) from error
     except ValueError as error:
-        raise UserError(f"the manifest is not JSON ({error})", where=path, hint=_AGAIN) from error
+        raise UserError(f"the manifest is not JSON ({error})", where=path, hint=AGAIN) from error
     if not isinstance(content, dict):
-        raise UserError("the manifest is not a JSON object", where=path, hint=_AGAIN)
+        raise UserError("the manifest is not a JSON object", where=path, hint=AGAIN)
     version = content.get("format_version")
-    if version not in (_BEFORE_ENCODING, FORMAT_VERSION) or isinstance(version, bool):
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
         raise UserError(
             f"field format_version is {version!r}",
             where=path,
-            expected=f"{_BEFORE_ENCODING}, {FORMAT_VERSION}",
+            expected=f"1 to {FORMAT_VERSION}",
             hint="prepare the data set with this version",
         )
-    checks = {**_FIELDS, "checksum": _SHA256}
-    if version == _BEFORE_ENCODING:
-        checks = {name: check for name, check in checks.items() if name not in _RAW}
+    checks = {name: check for name, check in FIELDS.items() if _SINCE.get(name, 1) <= version}
+    checks |= {SEAL: SHA256} | ({"setting": FIELDS["protocol"]} if version < 3 else {})
     wanted = set(checks)
     for problem, names in (("missing", wanted - set(content)), ("unknown", set(content) - wanted)):
         if names:
-            raise UserError(f"{problem} field {sorted(names)[0][:80]}", where=path, hint=_AGAIN)
+            raise UserError(f"{problem} field {sorted(names)[0][:80]}", where=path, hint=AGAIN)
     for name, (holds, allowed) in checks.items():
         if not holds(content[name]):
             shown = repr(content[name])
@@ -171,21 +172,31 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
                 f"field {name} is {shown if len(shown) < 80 else shown[:77] + '...'}",
                 where=path,
                 expected=allowed,
-                hint=_AGAIN,
+                hint=AGAIN,
             )
-    checksum = content.pop("checksum")
     try:
-        intact = sha256_json(content) == checksum
-    except RecursionError:  # less deep than what JSON's reader gives up at
-        intact = False
-    if not intact:
-        raise UserError("the manifest was edited: its checksum does not match", where=path, hint=_AGAIN)
-    if version == _BEFORE_ENCODING:
-        content |= {**_RAW, "format_version": FORMAT_VERSION}
-    _check_together(content, path)
-    content["class_names"], content["skipped"] = tuple(content["class_names"]), tuple(content["skipped"])
+        content = unsealed(content)
+    except ValueError as error:
+        raise UserError(f"the manifest was {error}", where=path, hint=AGAIN) from error
+    content = _upgraded(content, version)
+    check_together(content, path)
+    content |= {name: tuple(content[name]) for name in _TUPLES}
     content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
     return Manifest(**content)
+
+
+def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
+    """The fields of this version."""
+    content["format_version"] = FORMAT_VERSION
+    if version < 2:  # there was no choice
+        content |= {"encoding": RAW, "encoding_psnr_db": None}
+    if version < 3:
+        target, classes = content["target"], range(len(content["class_names"]))
+        content["protocol"] = content.pop("setting")
+        content["label_map"] = [(c + 1) % len(classes) if target is None else target for c in classes]
+        if content["attack"]["kind"] == "clean":
+            content["label_map"] = []
+    return content
 
 
 def open_dataset(folder: str | os.PathLike[str], verify: bool = True, cached: bool = True) -> Dataset:
@@ -212,10 +223,10 @@ def open_dataset(folder: str | os.PathLike[str], verify: bool = True, cached: bo
             raise UserError(
                 "no file matches the manifest: it belongs to another data set",
                 where=folder / FILE,
-                hint=_AGAIN,
+                hint=AGAIN,
             )
         if wrong:
-            raise UserError(wrong[0][1], where=wrong[0][0], hint=_AGAIN)
+            raise UserError(wrong[0][1], where=wrong[0][0], hint=AGAIN)
     return dataset
 
 
@@ -244,130 +255,3 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
         for path in sorted(folder.iterdir())
         if path.name != FILE
     }
-
-
-def _check_together(content: Mapping[str, Any], path: Path) -> None:
-    """What no single field can tell."""
-
-    def bad(what: str) -> UserError:
-        return UserError(what, where=path, hint=_AGAIN)
-
-    if len(set(content["class_names"])) != len(content["class_names"]):
-        raise bad("field class_names holds a name twice")
-    if len(content["class_names"]) != content["num_classes"]:
-        raise bad(
-            f"field class_names holds {len(content['class_names'])} names, num_classes says {content['num_classes']}"
-        )
-    splits = {"train", "test"} | ({"test_triggered"} if content["attack"]["kind"] != "clean" else set())
-    for field in ("counts", "content_hash"):
-        if set(content[field]) != splits:
-            raise bad(f"field {field} is about {', '.join(sorted(content[field]))}, not {', '.join(sorted(splits))}")
-    missing = {"samples.parquet", *(f"{split}.beton" for split in splits)} - set(content["files"])
-    if missing:
-        raise bad(f"field files lacks {sorted(missing)[0]}")
-    if content["target"] is not None and content["target"] >= content["num_classes"]:
-        raise bad(f"field target is {content['target']}, no class")
-    poisoned, covers = content["poisoned"], content["covers"]
-    if poisoned + covers > content["counts"]["train"]:
-        raise bad(f"fields poisoned and covers are {poisoned} and {covers}, more than the training images")
-    attacked = content["attack"]["kind"] != "clean"
-    for field in ("rate", "setting", "selection", "stealth"):
-        if (content[field] is not None) != attacked:
-            raise bad(f"field {field} is {content[field]!r}, and the attack is {content['attack']['kind']}")
-    if content["encoding_psnr_db"] is not None and content["encoding"] == _RAW["encoding"]:
-        raise bad(f"field encoding_psnr_db is {content['encoding_psnr_db']}, and the encoding loses nothing")
-    if data_hash(content["content_hash"]) != content["data_hash"]:
-        raise bad("field data_hash is not that of content_hash")
-
-
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _is_strings(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_map(value: Any, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(holds(item) for item in value.values())
-
-
-def _is_file(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) == {"bytes", "sha256"}
-        and _is_int(value["bytes"])
-        and value["bytes"] >= 0
-        and _is_sha256(value["sha256"])
-    )
-
-
-def _is_files(value: Any) -> bool:
-    # what is more than a name would reach outside the folder
-    return _is_map(value, _is_file) and all(re.fullmatch(r"\w[\w.-]{0,254}", name, re.ASCII) for name in value)
-
-
-def _is_config(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("kind"), str)
-
-
-def _is_encoding(value: Any) -> bool:
-    if value == _RAW["encoding"]:
-        return True
-    return (
-        isinstance(value, dict)
-        and set(value) == {"kind", "quality", "subsampling"}
-        and value["kind"] == "jpeg"
-        and _is_int(value["quality"])
-        and 1 <= value["quality"] <= 100
-        and isinstance(value["subsampling"], str)
-    )
-
-
-def _is_figure(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _is_rate(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and 0 < value < 1)
-
-
-_SHA256: Check = (_is_sha256, "64 hexadecimal digits")
-_POSITIVE: Check = (lambda v: _is_int(v) and v > 0, "a whole number above 0")
-_NATURAL: Check = (lambda v: _is_int(v) and v >= 0, "a whole number from 0")
-
-_FIELDS: dict[str, Check] = {
-    "format_version": _POSITIVE,
-    "name": (lambda v: isinstance(v, str), "a string"),
-    "source": (_is_config, "an object with a string `kind`"),
-    "attack": (_is_config, "an object with a string `kind`"),
-    "rate": (_is_rate, "a number between 0 and 1, or null"),
-    "target": (lambda v: v is None or (_is_int(v) and v >= 0), "a class number, or null"),
-    "seed": _NATURAL,
-    "num_classes": (lambda v: _is_int(v) and v >= 2, "a whole number from 2"),
-    "class_names": (_is_strings, "a list of strings"),
-    "image_px": _POSITIVE,
-    "counts": (lambda v: _is_map(v, _POSITIVE[0]), "whole numbers above 0, by split"),
-    "setting": (
-        lambda v: v in (None, "paper", "released", "bench", "custom"),
-        "paper, released, bench, custom, or null",
-    ),
-    "selection": (lambda v: v in (None, "exact", "coin"), "exact, coin, or null"),
-    "poisoned": _NATURAL,
-    "covers": _NATURAL,
-    "encoding": (_is_encoding, "kind raw, or kind jpeg with quality (1 to 100) and subsampling"),
-    "encoding_psnr_db": (_is_figure, "a number, or null"),
-    "stealth": (lambda v: v is None or _is_map(v, _is_figure), "numbers, by name, or null"),
-    "content_hash": (lambda v: _is_map(v, _is_sha256), "64 hexadecimal digits, by split"),
-    "data_hash": _SHA256,
-    "files": (_is_files, "{bytes, sha256}, by file name"),
-    "versions": (lambda v: _is_map(v, lambda item: isinstance(item, str)), "strings, by package"),
-    "skipped": (_is_strings, "a list of strings"),
-}

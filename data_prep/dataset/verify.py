@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.artefacts import DESCRIPTION_FILE, read_artefact
-from data_prep.beton.ffcv import BetonStream, check_beton
+from data_prep.beton import BetonStream, check_beton
 from data_prep.dataset.manifest import FILE as MANIFEST
 from data_prep.dataset.manifest import Dataset, open_dataset, read_manifest
 from data_prep.dataset.samples import FILE as SAMPLES

@@ -53,7 +53,8 @@ def write_image_folder(root: Path, *, train: int, test: int, px: int) -> Path:
 def prepare_synthetic(folder: Path, *, train: int, test: int, px: int) -> Dataset:
     """A data set of `train` and `test` images under BadNets, as `dbd prepare imagefolder` makes it."""
     from data_prep.attacks import BadNets
-    from data_prep.pipeline import PrepareConfig, prepare
+    from data_prep.config import PrepareConfig
+    from data_prep.pipeline import prepare
     from data_prep.sources import ImageFolder
 
     root = write_image_folder(folder / "images", train=train, test=test, px=px)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_prep.beton.ffcv import BetonStream, check_beton, write_beton
+from data_prep.beton import BetonStream, check_beton, write_beton
 from data_prep.beton.jpeg import QUALITY, encode_jpeg
 from dbd_dist.bench import loader, torchvision
 from dbd_dist.bench.images import natural

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from data_prep.beton.ffcv import read_beton
+from data_prep.beton import read_beton
 from data_prep.threads import available_cores
 from dbd_dist.bench import torchvision
 from dbd_dist.bench.floor import peak_bytes

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_prep.artefacts import FINGERPRINT_IMAGES, fingerprint
 from data_prep.attacks.crafted import Crafted
-from data_prep.beton.ffcv import BetonStream
+from data_prep.beton import BetonStream
 from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
 from data_prep.plan import check_target

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from data_prep.beton.ffcv import BetonStream, read_beton
+from data_prep.beton import BetonStream, read_beton
 from data_prep.dataset.manifest import Dataset
 from dbd_dist.runtime.watchdog import beat
 

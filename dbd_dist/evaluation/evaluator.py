@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from data_prep.beton.ffcv import read_beton
+from data_prep.beton import read_beton
 from data_prep.dataset.manifest import Dataset
 from data_prep.dataset.truth import FILE as TRUTH_FILE
 from data_prep.dataset.truth import read_truth

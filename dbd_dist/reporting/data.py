@@ -87,7 +87,7 @@ def read_images(data: Data, index: np.ndarray) -> np.ndarray:
     Raises:
         UserError: the data file is missing or damaged.
     """
-    from data_prep.beton.ffcv import BetonStream
+    from data_prep.beton import BetonStream
 
     manifest = data.manifest
     with BetonStream(

@@ -167,3 +167,27 @@ def make_image_folder(encode_image, rng) -> Callable[..., dict[str, np.ndarray]]
 def files_below() -> Callable[[Path], list[str]]:
     """All files below a folder, hidden ones too."""
     return lambda folder: sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.fixture(scope="session")
+def ffcv_writes() -> Callable[..., None]:
+    """Write a file with FFCV's own writer, one worker, pages as ours."""
+
+    def write(path: Path, images: np.ndarray, labels: np.ndarray, mode: str = "raw") -> None:
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.writer import DatasetWriter
+
+        from data_prep.beton.format import page_bytes
+
+        class Samples:
+            def __len__(self) -> int:
+                return len(images)
+
+            def __getitem__(self, i: int) -> tuple[np.ndarray, int, int]:
+                return images[i], int(labels[i]), i
+
+        fields = {"image": RGBImageField(write_mode=mode), "label": IntField(), "index": IntField()}
+        page = page_bytes(images[0].nbytes)
+        DatasetWriter(str(path), fields, page_size=page, num_workers=1).from_indexed_dataset(Samples())
+
+    return write

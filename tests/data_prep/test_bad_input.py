@@ -178,13 +178,13 @@ def test_a_target_that_is_no_class(target, refused):
 def test_a_target_where_there_is_none(refused, make_image_folder, tmp_path, capsys):
     message = refused("digits", "badnets", "--mapping", "all-to-all", "--target", "3")
     assert "target: target 3 is given, and all-to-all has none" in message
-    make_image_folder(tmp_path / "images", classes=("ant", "bee"))  # the setting's target, 3, is no class here
+    make_image_folder(tmp_path / "images", classes=("ant", "bee"))  # the protocol's target, 3, is no class here
     sizes = ["--image-px", "12", "--resize-px", "12", "--rate", "0.3", "--datasets", str(tmp_path)]
     arguments = ["imagefolder", "badnets", "--mapping", "all-to-all", "--root", str(tmp_path / "images"), *sizes]
     assert main(["prepare", *arguments]) == 0
 
 
-@pytest.mark.parametrize("flag", ["--rate=0.05", "--target=3", "--setting=bench"])
+@pytest.mark.parametrize("flag", ["--rate=0.05", "--target=3", "--protocol=bench"])
 def test_numbers_of_an_attack_without_one(flag, refused):
     for clean in (["digits"], ["digits", "clean"]):
         message = refused(*clean, flag)

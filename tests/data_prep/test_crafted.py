@@ -14,11 +14,12 @@ import pytest
 from data_prep.artefacts import ARRAYS_FILE, Artefact, fingerprint, read_artefact, write_artefact
 from data_prep.attacks import OptimisedPattern, PerturbedImages
 from data_prep.attacks.crafted import mix
-from data_prep.beton.ffcv import read_beton
+from data_prep.beton import read_beton
+from data_prep.config import PrepareConfig
 from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError
 from data_prep.io.hashes import sha256_json
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.plan import choose_poisoned
 from data_prep.sources import Digits
 

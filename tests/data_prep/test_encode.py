@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_prep import pipeline as encode
-from data_prep import threads
+from data_prep import encode, pipeline, threads
 from data_prep.attacks import BadNets, Blended, NoAttack, badnets, blended, checkerboard
-from data_prep.beton.ffcv import read_beton
+from data_prep.beton import read_beton
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import Dataset, open_dataset, read_manifest
 from data_prep.dataset.samples import read_origins, read_samples
 from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import Digits, ImageFolder, Parquet
 from dbd_dist.cli import main
 
@@ -276,15 +276,15 @@ def test_out_must_name_a_folder(out, config):
 
 
 @pytest.mark.parametrize("trouble", [KeyboardInterrupt, OSError(28, "No space left on device"), ZeroDivisionError])
-@pytest.mark.parametrize("step", ["write_manifest", "_write_test", "_write_train", "record_files"])
+@pytest.mark.parametrize("step", ["write_manifest", "_write_test", "_write_tables", "record_files"])
 def test_a_stopped_prepare_leaves_nothing(trouble, step, config, files_below, monkeypatch):
-    original = getattr(encode, step)
+    original = getattr(pipeline, step)
 
     def fail(*arguments, **options):
         original(*arguments, **options) if step.startswith("_write") else None
         raise trouble
 
-    monkeypatch.setattr(encode, step, fail)
+    monkeypatch.setattr(pipeline, step, fail)
     with pytest.raises(UserError if isinstance(trouble, OSError) else trouble) as error:
         quietly(config)
     if isinstance(trouble, OSError):
@@ -299,7 +299,7 @@ def test_a_stopped_overwrite_leaves_the_old_data_set(config, tmp_path, monkeypat
     first = quietly(config, out=out).manifest
     for step in ("_write_test", "write_manifest"):
         with monkeypatch.context() as patched:
-            patched.setattr(encode, step, lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+            patched.setattr(pipeline, step, lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 quietly(config, out=out, seed=5, overwrite=True)
         assert open_dataset(out).manifest == first
@@ -316,7 +316,7 @@ def test_a_full_disk(config, file_size_limit, files_below):
 
 def test_too_little_room_is_told_before_any_work(config, monkeypatch, files_below):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(encode.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(pipeline.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="GiB are free") as error:
         quietly(config)
     assert error.value.hint

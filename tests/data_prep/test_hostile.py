@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import open_dataset, read_manifest
 from data_prep.errors import UserError
 from data_prep.images import decode_image
@@ -25,7 +26,7 @@ from data_prep.io.arrays import map_arrays
 from data_prep.io.hashes import sha256_json
 from data_prep.io.json import parse_json, read_json
 from data_prep.io.tables import read_table
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import ImageFolder, Parquet
 from dbd_dist.cli import main
 

@@ -11,13 +11,14 @@ import pytest
 
 from data_prep.artefacts import write_artefact
 from data_prep.attacks import AdapBlend, NoAttack, WaNet
-from data_prep.beton.ffcv import read_beton, write_beton
+from data_prep.beton import read_beton, write_beton
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import open_dataset, read_manifest, record_files
 from data_prep.dataset.samples import read_samples, write_samples
 from data_prep.dataset.truth import read_truth, write_truth
 from data_prep.dataset.verify import verify_dataset
 from data_prep.io.hashes import content_hash, data_hash, sha256_json
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig

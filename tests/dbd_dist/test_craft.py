@@ -19,11 +19,12 @@ import torch
 
 from cluster import topology
 from data_prep.artefacts import fingerprint, read_artefact
-from data_prep.beton.ffcv import read_beton
+from data_prep.beton import read_beton
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
 from data_prep.io.hashes import sha256_json
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.plan import choose_poisoned
 from data_prep.sources import Digits
 from dbd_dist import seeds

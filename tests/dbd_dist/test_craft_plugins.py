@@ -17,7 +17,7 @@ import toy_crafts
 
 from data_prep.artefacts import read_artefact
 from data_prep.attacks import ATTACKS, BadNets
-from data_prep.beton.ffcv import read_beton
+from data_prep.beton import read_beton
 from data_prep.dataset.manifest import open_dataset
 from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.attacks import BadNets
-from data_prep.beton.ffcv import read_beton
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.beton import read_beton
+from data_prep.config import PrepareConfig
+from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.data import augment
 from dbd_dist.distributed.world import World

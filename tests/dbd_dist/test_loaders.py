@@ -11,12 +11,12 @@ import tiny
 import torch
 
 from data_prep.attacks import BadNets, NoAttack
-from data_prep.beton import ffcv as beton
 from data_prep.beton import plain as plain_beton
-from data_prep.beton.ffcv import read_beton
+from data_prep.beton import read_beton, stream
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.craft.craft import TrainingSet
 from dbd_dist.craft.job import check_data
@@ -55,8 +55,7 @@ def test_streamed_resident_and_plain_give_the_same_batches(encoding, digits, jpe
     for threads in (1, 3):
         check(open_images(dataset, CPU, resident_gib=0.0, threads=threads))
         check(open_images(dataset, CPU, resident_gib=1.0, threads=threads))
-    monkeypatch.setattr(beton, "ffcv_installed", lambda: False)
-    monkeypatch.setattr(beton, "_ffcv", lambda: pytest.fail("FFCV was asked for"))
+    monkeypatch.setattr(stream, "ffcv_installed", lambda: False)
     check(open_images(dataset, CPU, resident_gib=0.0, threads=2))
     check(open_images(dataset, CPU, resident_gib=1.0, threads=2))
 
@@ -65,7 +64,7 @@ def test_streamed_resident_and_plain_give_the_same_batches(encoding, digits, jpe
 def test_an_image_is_decoded_once_for_both_views(kind, epochs_decoded, jpegs, alone, monkeypatch):
     decoded: list[int] = []
     decode = plain_beton.decode_jpeg
-    monkeypatch.setattr(beton, "ffcv_installed", lambda: False)
+    monkeypatch.setattr(stream, "ffcv_installed", lambda: False)
     monkeypatch.setattr(plain_beton, "decode_jpeg", lambda data, **size: (decoded.append(1), decode(data, **size))[1])
     config = replace(tiny.SIMCLR, epochs=2)
     assert 240 % config.batch == 0

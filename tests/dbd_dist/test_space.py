@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_prep import pipeline as encode
-from data_prep.beton.ffcv import file_bytes
+from data_prep import pipeline
+from data_prep.beton import file_bytes
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
 from dbd_dist.craft.adaptive import Adaptive
@@ -125,6 +125,6 @@ def test_a_file_of_images_is_as_large_as_its_formula(split, digits):
 
 def test_a_data_set_takes_no_more_than_its_formula(digits):
     counts, px = open_dataset(digits).manifest.counts, open_dataset(digits).manifest.image_px
-    found = encode.space_bytes(counts["train"], counts["test"], px, has_attack=True)
+    found = pipeline.space_bytes(counts["train"], counts["test"], px, has_attack=True)
     taken = space.used_bytes(digits)
     assert taken <= found <= 1.25 * taken  # small images: the preview is a sixth of it all, and compressed

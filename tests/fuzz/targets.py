@@ -29,7 +29,8 @@ from PIL import Image
 from cluster.check import Finding
 from data_prep.artefacts import fingerprint, read_artefact, write_artefact
 from data_prep.attacks import BadNets, NoAttack
-from data_prep.beton.ffcv import read_beton
+from data_prep.beton import read_beton
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import open_dataset, record_files
 from data_prep.dataset.samples import read_samples
 from data_prep.dataset.truth import read_truth
@@ -38,7 +39,7 @@ from data_prep.errors import UserError
 from data_prep.images import Geometry, decode_image
 from data_prep.io import hashcache
 from data_prep.io.hashes import sha256_file, sha256_json
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from tests.fuzz.mutate import HOSTILE_TEXT, change_bytes, change_json, json_text
 
@@ -579,7 +580,7 @@ WORDS = (
     "parquet", "clean", "badnets", "blended", "wanet", "sig", "adap-blend", "adap-patch", "label-consistent",
     "adaptive", "smoke", "demo", "sce", "filter", "--help", "--debug", "--", "-", "-h", "--storage",
     "--data", "--out", "--root",
-    "--datasets", "--artefact", "--pattern", "--rate", "--target", "--seed", "--setting", "--workers", "--overwrite",
+    "--datasets", "--artefact", "--pattern", "--rate", "--target", "--seed", "--protocol", "--workers", "--overwrite",
     "--untrusted", "--name", "--launcher", "--config", "--method", "--simclr.epochs", "--simclr.batch", "--simclr.lr",
     "--model.widths", "--model.depths", "--mixmatch.augment.pad-px", "--supervised.milestones", "--compute.workers",
     "--compute.stage", "--split.keep", "--parallel", "--smoke", "--preset", "--only", "--json", "--repeats",

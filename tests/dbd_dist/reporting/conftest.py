@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from data_prep.attacks import BadNets, NoAttack
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import Dataset
 from data_prep.dataset.truth import read_truth
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import ImageFolder
 
 CLASSES = ("<script>b", "disc", "moon\u202egnp", "star $x$")

@@ -128,7 +128,7 @@ def test_image_pixels_are_inlined_exactly(poisoned, make_run):
 
     from PIL import Image
 
-    from data_prep.beton.ffcv import read_beton
+    from data_prep.beton import read_beton
     from dbd_dist.reporting import gallery, runs
 
     run = runs.load_run(make_run(poisoned))

@@ -12,15 +12,16 @@ import pytest
 from PIL import Image
 
 from data_prep.attacks import BadNets
-from data_prep.beton import ffcv as beton
-from data_prep.beton.ffcv import BetonStream, BetonWriter, check_beton, read_beton, write_beton
+from data_prep.beton import BetonStream, BetonWriter, check_beton, read_beton, stream, write_beton
+from data_prep.beton import format as layout
 from data_prep.beton.jpeg import decode_jpeg, encode_jpeg
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import open_dataset
 from data_prep.dataset.staging import stage
 from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError
 from data_prep.io.hashes import content_hash
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.sources import Digits, Parquet
 
 COUNT, HEIGHT, WIDTH = 103, 24, 40
@@ -72,10 +73,9 @@ def path(images, tmp_path_factory) -> Path:
 
 @pytest.fixture(params=["FFCV", "plain"])
 def reader(request, monkeypatch) -> str:
-    """Each of both ways to read and write."""
+    """Each of both ways to read."""
     if request.param == "plain":
-        monkeypatch.setattr(beton, "ffcv_installed", lambda: False)
-        monkeypatch.setattr(beton, "_ffcv", lambda: pytest.fail("FFCV was asked for"))
+        monkeypatch.setattr(stream, "ffcv_installed", lambda: False)
     return request.param
 
 
@@ -158,25 +158,17 @@ def test_stopping_early_and_going_on(reader, path, decoded, within):
 
 # 60 noisy images of 224 px at quality 100 are more than a page of 8 MiB
 @pytest.mark.parametrize(("count", "height", "width", "quality"), [(1, 8, 8, 95), (60, 224, 224, 100)])
-def test_the_same_bytes_without_ffcv(tmp_path, monkeypatch, count, height, width, quality):
+def test_every_jpeg_is_where_the_tables_say(tmp_path, count, height, width, quality):
     noise = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-    write_beton(tmp_path / "ffcv.beton", noise, np.arange(count), jpeg_quality=quality)
-    monkeypatch.setattr(beton, "ffcv_installed", lambda: False)
-    write_beton(tmp_path / "plain.beton", noise, np.arange(count), jpeg_quality=quality)
-    assert (tmp_path / "ffcv.beton").read_bytes() == (tmp_path / "plain.beton").read_bytes()
-    info = check_beton(tmp_path / "plain.beton")
-    raw = (tmp_path / "plain.beton").read_bytes()
+    write_beton(tmp_path / "x.beton", noise, np.arange(count), jpeg_quality=quality)
+    info, raw = check_beton(tmp_path / "x.beton"), (tmp_path / "x.beton").read_bytes()
     for image, start, size in zip(noise, info.data_ptr.tolist(), info.data_bytes.tolist(), strict=True):
         assert raw[start : start + size] == compressed(image, quality)
 
 
-def test_a_file_of_ffcvs_own_jpegs(tmp_path, monkeypatch, images, within):
+def test_a_file_of_ffcvs_own_jpegs(tmp_path, ffcv_writes, images, within):
     """Halved chroma, encoded by OpenCV: decoded as Pillow decodes it, not as FFCV does."""
-    ffcv = beton._ffcv()
-    field = ffcv.RGBImageField
-    with monkeypatch.context() as patched:
-        patched.setattr(ffcv, "RGBImageField", lambda write_mode: field(write_mode="jpg"))
-        write_beton(tmp_path / "x.beton", images, np.arange(COUNT))
+    ffcv_writes(tmp_path / "x.beton", images, np.arange(COUNT), mode="jpg")
     info, raw = check_beton(tmp_path / "x.beton"), (tmp_path / "x.beton").read_bytes()
     expected = [pillow(raw[p : p + n]) for p, n in zip(info.data_ptr.tolist(), info.data_bytes.tolist(), strict=True)]
     found, _, _ = within(lambda: read_beton(tmp_path / "x.beton"))
@@ -190,7 +182,7 @@ def test_what_a_writer_refuses(tmp_path, images, monkeypatch, files_below):
             BetonWriter(tmp_path / "x", count=1, height_px=HEIGHT, width_px=WIDTH, jpeg=jpeg) as writer,
         ):
             writer.write(given, np.zeros(1, dtype=np.int64))
-    monkeypatch.setattr(beton, "_MAX_PAGE", 2 << 20)
+    monkeypatch.setattr(layout, "MAX_PAGE", 2 << 20)
     with (
         pytest.raises(UserError, match="2,097,153 bytes does not fit"),
         BetonWriter(tmp_path / "x", count=1, height_px=HEIGHT, width_px=WIDTH, jpeg=True) as writer,
@@ -390,7 +382,7 @@ def test_a_flipped_byte_is_found_before_anything_is_decoded(dataset, tmp_path, m
     info, raw = check_beton(file), bytearray(file.read_bytes())
     raw[int(info.data_ptr[7]) + int(info.data_bytes[7]) // 2] ^= 1
     file.write_bytes(raw)
-    monkeypatch.setattr(beton, "_ffcv", lambda: pytest.fail("FFCV was asked for"))
+    monkeypatch.setattr(stream, "_samples", lambda *_: pytest.fail("the file was opened"))
     with pytest.raises(UserError, match="sha256") as error:
         open_dataset(staged)
     assert error.value.where == file

@@ -1,4 +1,4 @@
-"""Named settings, label mappings and covers, through `prepare`."""
+"""Protocols, label mappings and covers, through `prepare`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from data_prep.attacks import AdapBlend, Attack, BadNets, Blended, Sig, WaNet
-from data_prep.beton.ffcv import read_beton
+from data_prep.beton import read_beton
+from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import Dataset
 from data_prep.dataset.samples import read_samples
 from data_prep.dataset.truth import read_truth
 from data_prep.errors import UserError
-from data_prep.pipeline import PrepareConfig, prepare
+from data_prep.pipeline import prepare
 from data_prep.plan import choose_covers, choose_poisoned
 from data_prep.sources import Digits
 
@@ -31,26 +32,26 @@ def make(tmp_path: Path, attack: Attack, **fields: Any) -> Dataset:
     [
         (BadNets(), {}, 3, 12, "paper"),
         (Sig(), {}, 3, 6, "paper"),
-        (BadNets(), {"setting": "bench"}, 0, 24, "bench"),
-        (Sig(), {"setting": "bench"}, 0, 12, "bench"),
+        (BadNets(), {"protocol": "bench"}, 0, 24, "bench"),
+        (Sig(), {"protocol": "bench"}, 0, 12, "bench"),
         (BadNets(), {"rate": 0.1}, 3, 24, "custom"),
         (BadNets(), {"rate": 0.05, "target": 3}, 3, 12, "paper"),
         (BadNets(), {"target": 4}, 4, 12, "custom"),
         (BadNets(patch_px=2), {}, 3, 12, "custom"),
     ],
 )
-def test_settings_decide_what_is_not_given(attack, fields, target, poisoned, named, tmp_path):
+def test_protocols_decide_what_is_not_given(attack, fields, target, poisoned, named, tmp_path):
     manifest = make(tmp_path, attack, **fields).manifest
-    assert (manifest.target, manifest.poisoned, manifest.setting, manifest.selection) == (
+    assert (manifest.target, manifest.poisoned, manifest.protocol, manifest.selection) == (
         target, poisoned, named, "exact"
     )  # fmt: skip
 
 
-def test_blended_takes_its_alpha_from_the_setting(tmp_path):
-    paper, bench = make(tmp_path, Blended()), make(tmp_path, Blended(), setting="bench")
-    given = make(tmp_path, Blended(alpha=0.3), setting="bench")
+def test_blended_takes_its_alpha_from_the_protocol(tmp_path):
+    paper, bench = make(tmp_path, Blended()), make(tmp_path, Blended(), protocol="bench")
+    given = make(tmp_path, Blended(alpha=0.3), protocol="bench")
     assert [d.manifest.attack["alpha"] for d in (paper, bench, given)] == [0.1, 0.2, 0.3]
-    assert [d.manifest.setting for d in (paper, bench, given)] == ["paper", "bench", "custom"]
+    assert [d.manifest.protocol for d in (paper, bench, given)] == ["paper", "bench", "custom"]
     assert len({d.folder for d in (paper, bench, given)}) == 3
 
 
@@ -67,8 +68,8 @@ def test_released_tosses_a_coin_for_every_image():
 
 
 def test_released_setting_in_the_manifest(tmp_path):
-    manifest = make(tmp_path, BadNets(), setting="released").manifest
-    assert (manifest.setting, manifest.selection, manifest.rate) == ("released", "coin", 0.05)
+    manifest = make(tmp_path, BadNets(), protocol="released").manifest
+    assert (manifest.protocol, manifest.selection, manifest.rate) == ("released", "coin", 0.05)
 
 
 @pytest.mark.parametrize("attack", [BadNets, Blended, WaNet, AdapBlend])

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.beton import ffcv as beton
-from data_prep.beton.ffcv import BetonStream, BetonWriter, check_beton, read_beton, write_beton
+from data_prep.beton import BetonStream, BetonWriter, check_beton, read_beton, write_beton
+from data_prep.beton.ffcv import Epoch
 from data_prep.errors import UserError
 
 # Where things lie in a file of three fields: header, field descriptors, sample table; pixels; table of regions.
@@ -200,7 +200,7 @@ def test_stopping_early_leaves_nothing_behind_and_the_stream_usable(samples, tmp
                         break
 
             within(stop_after_one)
-            assert not any(isinstance(thread, beton._ffcv().Epoch) for thread in threading.enumerate())
+            assert not any(isinstance(thread, Epoch) for thread in threading.enumerate())
             opened.batches(np.arange(103), 4)  # never begun
         half_read = opened.batches(np.arange(103), 4)
         next(half_read)
@@ -220,7 +220,7 @@ def test_an_abandoned_pass_does_not_abort_the_process(samples, tmp_path, run_pyt
     write_beton(tmp_path / "x.beton", *samples)
     done = run_python(
         "import numpy as np\n"
-        "from data_prep.beton.ffcv import BetonStream\n"
+        "from data_prep.beton import BetonStream\n"
         f"stream = BetonStream({str(tmp_path / 'x.beton')!r})\n"
         "reading = [stream.batches(np.arange(103), 2) for _ in range(4)]\n"
         "print(sum(int(next(r)[1].sum()) for r in reading))\n"
@@ -230,7 +230,7 @@ def test_an_abandoned_pass_does_not_abort_the_process(samples, tmp_path, run_pyt
 
 
 def test_an_error_on_the_readers_thread_reaches_the_consumer(stream, samples, monkeypatch, within):
-    run_pipeline = beton._ffcv().Epoch.run_pipeline
+    run_pipeline = Epoch.run_pipeline
 
     def fail(self, b_ix, *rest):
         if b_ix == 3:
@@ -238,7 +238,7 @@ def test_an_error_on_the_readers_thread_reaches_the_consumer(stream, samples, mo
         return run_pipeline(self, b_ix, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(beton._ffcv().Epoch, "run_pipeline", fail)
+        patched.setattr(Epoch, "run_pipeline", fail)
         seen = []
 
         def read() -> None:
@@ -447,7 +447,7 @@ def test_a_full_disk(room, tmp_path, file_size_limit, files_below):
 
 
 def test_a_disk_that_was_full_for_a_moment(tmp_path, file_size_limit, files_below):
-    """The system takes a part of a page and says so, which FFCV does not hear."""
+    """The system takes a part of what is written and says so, which FFCV's own writer does not hear."""
     images, labels = random_samples(43, 128)  # 42 of them fill a page
 
     def write() -> None:
@@ -463,15 +463,14 @@ def test_a_disk_that_was_full_for_a_moment(tmp_path, file_size_limit, files_belo
 
 
 def test_a_failing_write_in_the_middle(tmp_path, monkeypatch, files_below):
-    ffcv = beton._ffcv()
-    handle_sample = ffcv.handle_sample
+    put = BetonWriter._put
 
-    def fail(sample, i, *rest):
-        if i == 2:
+    def fail(self, data, label):
+        if self._written == 2:
             raise OSError(5, "Input/output error")
-        return handle_sample(sample, i, *rest)
+        put(self, data, label)
 
-    monkeypatch.setattr(ffcv, "handle_sample", fail)
+    monkeypatch.setattr(BetonWriter, "_put", fail)
     with pytest.raises(UserError, match="Input/output error") as error:
         write_beton(tmp_path / "x.beton", *random_samples(COUNT, PX))
     assert error.value.where == tmp_path / "x.beton"
@@ -493,12 +492,12 @@ def test_images_too_large_for_the_format(tmp_path):
 
 
 def test_a_killed_writer(tmp_path, run_python, files_below):
-    """Nothing under the file's name, no shared memory, and what it leaves aside is refused."""
+    """Nothing under the file's name, no shared memory, and what it leaves is refused."""
     shared = Path("/dev/shm")
     before = set(shared.iterdir()) if shared.is_dir() else set()
     killed = run_python(
         "import os, signal, numpy as np\n"
-        "from data_prep.beton.ffcv import BetonWriter\n"
+        "from data_prep.beton import BetonWriter\n"
         f"writer = BetonWriter({str(tmp_path / 'x.beton')!r}, count=50, height_px=128, width_px=128)\n"
         "writer.write(np.zeros((45, 128, 128, 3), np.uint8), np.zeros(45, int))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -72,7 +72,8 @@ MISTYPED = {
     "attack": [{}, None],
     "rate": ["0.05", 0.0, 5.0, 1, -0.1],
     "target": [-1, "3", 1.5, True],
-    "setting": ["other", 3],
+    "protocol": ["other", 3],
+    "label_map": [None, {}, [-1], ["3"], [True]],
     "selection": ["dice", 0],
     "covers": [-1, None],
     "stealth": [{"ssim": "0.9"}, [], 3],
@@ -201,7 +202,8 @@ def test_a_flipped_pixel(digits_copy):
 
 def test_the_manifest_of_another_data_set(digits_copy, tmp_path):
     from data_prep.attacks import BadNets
-    from data_prep.pipeline import PrepareConfig, prepare
+    from data_prep.config import PrepareConfig
+    from data_prep.pipeline import prepare
     from data_prep.sources import Digits
 
     source = Digits(train_per_class=4, test_per_class=2)

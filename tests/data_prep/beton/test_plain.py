@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_prep.beton import ffcv as beton
-from data_prep.beton.ffcv import BetonStream, check_beton, read_beton, write_beton
+from data_prep.beton import BetonStream, BetonWriter, check_beton, read_beton, stream, write_beton
 from data_prep.errors import UserError
 
 
@@ -18,20 +17,18 @@ def samples(count: int, px: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def without_ffcv(monkeypatch):
     def leave_out() -> None:
-        monkeypatch.setattr(beton, "ffcv_installed", lambda: False)
-        monkeypatch.setattr(beton, "_ffcv", lambda: pytest.fail("FFCV was asked for"))
+        monkeypatch.setattr(stream, "ffcv_installed", lambda: False)
 
     return leave_out
 
 
 # 683 images of 32 px fill one page of 2 MiB and begin the next; 31 of 224 px make pages of 8 MiB
 @pytest.mark.parametrize(("count", "px"), [(1, 8), (50, 16), (683, 32), (60, 224)])
-def test_the_same_bytes_as_ffcv_writes(tmp_path, without_ffcv, count, px):
+def test_the_same_bytes_as_ffcv_writes(tmp_path, ffcv_writes, count, px):
     images, labels = samples(count, px)
-    write_beton(tmp_path / "ffcv.beton", images, labels)
-    without_ffcv()
-    write_beton(tmp_path / "plain.beton", images, labels)
-    assert (tmp_path / "ffcv.beton").read_bytes() == (tmp_path / "plain.beton").read_bytes()
+    ffcv_writes(tmp_path / "ffcv.beton", images, labels)
+    write_beton(tmp_path / "ours.beton", images, labels)
+    assert (tmp_path / "ffcv.beton").read_bytes() == (tmp_path / "ours.beton").read_bytes()
 
 
 def test_reads_what_ffcv_reads(tmp_path, without_ffcv):
@@ -63,7 +60,7 @@ def test_a_closed_stream_and_a_failed_writer(tmp_path, without_ffcv):
         stream.batches(np.arange(4), 2)
     with (
         pytest.raises(ValueError, match="of 4 samples"),
-        beton.BetonWriter(tmp_path / "b.beton", count=4, height_px=8, width_px=8) as writer,
+        BetonWriter(tmp_path / "b.beton", count=4, height_px=8, width_px=8) as writer,
     ):
         writer.write(images[:2], labels[:2])
     assert [p.name for p in tmp_path.iterdir()] == ["a.beton"]  # nothing half-written stays

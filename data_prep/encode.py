@@ -1,0 +1,177 @@
+"""One split to its .beton files and their content hashes, decoded once on several threads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from data_prep.attacks.attack import Trigger
+from data_prep.beton import BetonWriter
+from data_prep.beton.jpeg import decode_jpeg, encode_jpeg
+from data_prep.errors import UserError
+from data_prep.io.hashes import ContentHash
+from data_prep.progress import Progress
+from data_prep.sources.split import Encoded, Split
+from data_prep.threads import ordered_map
+
+_CHUNK_BYTES = 4 << 20  # of decoded pixels: what one thread works on at a time
+_CHUNK_IMAGES = 512
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Images as a file holds them."""
+
+    data: np.ndarray | list[bytes]
+    """What the writer takes."""
+    pixels: np.ndarray
+    """uint8 (b, H, W, 3): what is decoded from it."""
+    squared_error: int
+    """The sum over what the two differ by."""
+
+    @classmethod
+    def encode(cls, images: np.ndarray, quality: int | None) -> Stored:
+        """Images uint8 (b, H, W, 3) as JPEG of a quality; None keeps them raw."""
+        if quality is None:
+            return cls(images, images, 0)
+        height, width = images.shape[1:3]
+        data = [encode_jpeg(image, quality) for image in images]
+        pixels = np.stack([decode_jpeg(d, height_px=height, width_px=width) for d in data])
+        return cls(data, pixels, int(np.square(pixels.astype(np.int32) - images).sum()))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Some images of a split on their way: uint8 (b, H, W, 3) each, by file where there is one a file."""
+
+    clean: np.ndarray
+    triggered: list[np.ndarray]
+    stored: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class EncodedSplit(Generic[T]):
+    """What `encode_split` wrote."""
+
+    content_hash: dict[str, str]
+    """By file, see `data_prep.io.hashes.ContentHash`."""
+    squared_error: int
+    """Of encoding, summed over all values of all files."""
+    seen: list[T]
+    """What `look` returned, in order."""
+
+
+def encode_split(
+    split: Split,
+    files: Mapping[Path, Trigger | None],
+    labels: np.ndarray,
+    *,
+    px: int,
+    quality: int | None,
+    threads: int,
+    watch: np.ndarray,
+    look: Callable[[Watched], T],
+    title: str,
+    progress: bool,
+) -> EncodedSplit[T]:
+    """Write a split, once for each trigger.
+
+    Args:
+        split: to be decoded.
+        files: to write, and what is done to the images of each.
+        labels: int64 (n,), as the files give them.
+        px: side of the images.
+        quality: of JPEG; None stores raw pixels.
+        threads: that decode and encode.
+        watch: positions of the images that `look` is shown, on one of the threads.
+        look: takes those of a chunk that holds any.
+        title: of the progress.
+        progress: show it on stderr.
+
+    Raises:
+        UserError: an image that cannot be decoded or has another size; no room.
+    """
+
+    def make(chunk: list[tuple[int, Encoded]]) -> tuple[np.ndarray, list[Stored], list[T]]:
+        index = np.array([i for i, _ in chunk])
+        clean = np.stack([_decode(split, i, encoded, px) for i, encoded in chunk])
+        triggered = [clean if trigger is None else trigger(clean, index) for trigger in files.values()]
+        stored = [Stored.encode(images, quality) for images in triggered]
+        shown = np.isin(index, watch)
+        if not shown.any():
+            return index, stored, []
+        watched = Watched(clean[shown], [i[shown] for i in triggered], [s.pixels[shown] for s in stored])
+        return index, stored, [look(watched)]
+
+    digests, squared_error, seen = [ContentHash(px) for _ in files], 0, []
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                BetonWriter(path, count=len(split), height_px=px, width_px=px, jpeg=quality is not None)
+            )
+            for path in files
+        ]
+        bar = stack.enter_context(Progress(title, len(split), show=progress))
+        for index, versions, looked in ordered_map(make, _chunks(split, px), workers=threads):
+            for writer, digest, stored in zip(writers, digests, versions):
+                writer.write(stored.data, labels[index])
+                digest.update(stored.pixels, labels[index])
+                squared_error += stored.squared_error
+            seen += looked
+            bar.add(len(index))
+    hashes = {path.name: digest.hexdigest() for path, digest in zip(files, digests)}
+    return EncodedSplit(hashes, squared_error, seen)
+
+
+def readable(split: Split, px: int, *, threads: int, title: str, progress: bool) -> tuple[Split, list[str]]:
+    """Decode a split, and keep what can be decoded; says what was left out and why."""
+
+    def check(chunk: list[tuple[int, Encoded]]) -> tuple[int, list[tuple[int, str]]]:
+        bad = []
+        for i, encoded in chunk:
+            try:
+                split.decode(encoded, i)
+            except UserError as error:
+                bad.append((i, error.what))
+        return len(chunk), bad
+
+    good, skipped = np.ones(len(split), dtype=bool), []
+    with Progress(title, len(split), show=progress) as bar:
+        for count, bad in ordered_map(check, _chunks(split, px), workers=threads):
+            for i, what in bad:
+                good[i] = False
+                skipped.append(f"{split.origin(i)}: {what}")
+            bar.add(count)
+    return split.take(good), skipped
+
+
+def psnr_db(squared_error: int, values: int) -> float | None:
+    """PSNR of `values` grey levels with that sum of squared errors; None where there is none."""
+    return round(10 * float(np.log10(255**2 * values / squared_error)), 3) if squared_error else None
+
+
+def _chunks(split: Split, px: int) -> Iterator[list[tuple[int, Encoded]]]:
+    """The split's images with their positions, encoded, in lists of a few megabytes when decoded."""
+    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (px * px * 3)))
+    stream = enumerate(split.stream())
+    while chunk := list(itertools.islice(stream, size)):
+        yield chunk
+
+
+def _decode(split: Split, i: int, encoded: Encoded, px: int) -> np.ndarray:
+    image = split.decode(encoded, i)
+    if image.shape != (px, px, 3):
+        raise UserError(
+            f"an image of {image.shape[1]} x {image.shape[0]} px among images of {px} x {px} px",
+            where=split.origin(i),
+            hint="give image_px, to resize and crop all images to one size",
+        )
+    return image

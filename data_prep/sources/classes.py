@@ -1,0 +1,84 @@
+"""Class names and labels: checked, compared, and drawn from evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.errors import UserError
+
+
+def check_classes(
+    class_names: Sequence[str], train_labels: np.ndarray, test_labels: np.ndarray, *, where: Path | None
+) -> None:
+    """Check labels against the class names.
+
+    Raises:
+        UserError: fewer than two classes, a name twice, a label outside the names, a class without an image
+            in either split.
+    """
+    count = len(class_names)
+    if count < 2:
+        raise UserError(f"{count} class{'es' if count == 0 else ''} only", where=where, expected="two or more classes")
+    doubles = sorted({name for name in class_names if list(class_names).count(name) > 1}) if count < 5000 else []
+    if doubles:
+        raise UserError(f"class name {doubles[0]!r} occurs twice", where=where, expected="a name a class")
+    for split, labels in (("train", train_labels), ("test", test_labels)):
+        outside = np.flatnonzero((labels < 0) | (labels >= count))
+        if len(outside):
+            raise UserError(
+                f"{split} row {outside[0]}: label {labels[outside[0]]} is not a class",
+                where=where,
+                expected=f"0 to {count - 1}, as there are {count} class names",
+            )
+        empty = np.flatnonzero(np.bincount(labels, minlength=count) == 0)
+        if len(empty):
+            shown = ", ".join(f"{i} ({class_names[i]})" for i in empty[:5])
+            raise UserError(
+                f"no {split} image of class {shown}{' and others' if len(empty) > 5 else ''}",
+                where=where,
+                expected="every class in both train and test",
+            )
+
+
+def balanced_subset(
+    labels: np.ndarray, per_class: int, class_names: Sequence[str], rng: np.random.Generator, *, where: str
+) -> np.ndarray:
+    """Draw `per_class` samples of every class.
+
+    Args:
+        labels: int (n,).
+        per_class: images to keep of each class.
+        class_names: K names.
+        rng: of this draw alone.
+        where: the option that asked for it.
+
+    Returns:
+        Sorted int64 (K * per_class,) positions.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    kept = []
+    for label, name in enumerate(class_names):
+        members = np.flatnonzero(labels == label)
+        if len(members) < per_class:
+            raise UserError(
+                f"{per_class} images a class, but class {label} ({name}) has {len(members)}",
+                where=where,
+                expected=f"1 to {int(np.bincount(labels, minlength=len(class_names)).min())}",
+            )
+        kept.append(rng.choice(members, size=per_class, replace=False))
+    return np.sort(np.concatenate(kept))
+
+
+def difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    missing, extra = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
+    parts = []
+    if missing:
+        parts.append(f"missing {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
+    if extra:
+        parts.append(f"unknown {', '.join(extra[:5])}{', ...' if len(extra) > 5 else ''}")
+    return "; ".join(parts) or "another order"
