@@ -1,4 +1,4 @@
-"""docs/examples: the scripts run, and the notebooks hold their code."""
+"""docs/examples: the scripts run, and the notebooks hold their code (`python -m tests.notebooks` writes them)."""
 
 from __future__ import annotations
 
