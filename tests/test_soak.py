@@ -38,7 +38,7 @@ def test_a_run_that_lost_everything_once(config, tmp_path):
     assert "Ray Train's controller was killed" in says[0][0]
     assert "raylet, (pid" in says[2][0]
     assert "was ended by SIGKILL" in says[2][0]
-    assert all("the same command goes on from" in error for errors in says for error in errors)
+    assert all("the same command resumes from" in error for errors in says for error in errors)
     assert record.failures + soak.check(tmp_path / "disturbed" / "storage", expected, config) == []
 
 
