@@ -11,11 +11,10 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from tune_spaces.overrides import override
 
 from data_prep.errors import UserError
-from dbd_dist.commands.train import _with_backbone
-from dbd_dist.config import TrainConfig, digest, from_dict, to_dict
+from dbd_dist.config import TrainConfig, override
+from dbd_dist.fields import digest, from_dict, to_dict
 from dbd_dist.models.config import ModelConfig
 from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 
@@ -219,10 +218,8 @@ def test_image_sizes_that_do_not_fit(tmp_path):
 def test_another_backbone_for_a_preset():
     """A preset's depths are those of its own backbone; what the other one takes as well stays."""
     demo = TrainConfig(model=DEMO)
-    config = _with_backbone(demo, ["--seed", "1", "--model.backbone=resnet34"])
-    assert config.model == ModelConfig(backbone="resnet34", projection_dim=64)
-    assert _with_backbone(demo, ["--model.backbone", "resnet"]) == demo
-    assert _with_backbone(demo, ["--seed", "1"]) == demo
+    assert override(demo, {"model.backbone": "resnet34"}).model == ModelConfig(backbone="resnet34", projection_dim=64)
+    assert override(demo, {"model.backbone": "resnet"}) == demo
     large = ModelConfig(stem="imagenet")
     assert large.with_backbone("resnet50").stem == "imagenet"
     assert large.with_backbone("preact_resnet18").stem == "cifar"
