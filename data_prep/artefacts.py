@@ -7,9 +7,7 @@ data set that they were made for, and the settings and figures of their making).
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +17,27 @@ import numpy as np
 
 from data_prep.errors import UserError
 from data_prep.io.arrays import map_arrays
-from data_prep.io.hashes import sha256_file, sha256_json
-from data_prep.io.json import read_json
+from data_prep.io.atomic import replacing_folder
+from data_prep.io.hashes import sha256_file
+from data_prep.io.json import SEAL, read_json, sealed, unsealed, write_json
 
 ARRAYS_FILE = "artefact.npz"
 DESCRIPTION_FILE = "artefact.json"
 FORMAT_VERSION = 1
 FINGERPRINT_IMAGES = 64
 
-ARRAYS: dict[str, dict[str, tuple[str, int]]] = {
-    "label-consistent": {"index": ("int64", 1), "images": ("uint8", 4)},
-    "adaptive": {"pattern": ("uint8", 3), "mask": ("uint8", 2)},
-}
-"""By kind, by array: dtype and number of dimensions. label-consistent: training positions (m,) and their perturbed
-images (m, H, W, 3), without the trigger. adaptive: the pattern (H, W, 3) and its share at each pixel (H, W), in
-1/255."""
+Layout = Mapping[str, tuple[str, tuple[int | str, ...]]]
+"""The arrays of an artefact by name: dtype and shape. "px" is the side of the images; another letter is any length
+above 0, the same wherever it stands. An array called index lists training samples in rising order."""
+PERTURBED_IMAGES: Layout = {"index": ("int64", ("n",)), "images": ("uint8", ("n", "px", "px", 3))}
+"""Training samples and their perturbed images, without a visible trigger."""
+PATTERN_AND_MASK: Layout = {"pattern": ("uint8", ("px", "px", 3)), "mask": ("uint8", ("px", "px"))}
+"""A pattern and its share at each pixel, in 1/255."""
 
-_FIELDS = {"format_version", "kind", "image_px", "target", "fingerprint", "settings", "evidence", "versions", "sha256"}
-_KINDS = {"image_px": int, "target": int, "fingerprint": str, "settings": dict, "evidence": dict, "sha256": str}
+_TYPES = {
+    "kind": str, "image_px": int, "target": int, "fingerprint": str, "settings": dict, "evidence": dict, "sha256": str,
+}  # fmt: skip
+"""Of the fields that are read; there are versions too."""
 _AGAIN = "make it again with dbd craft"
 
 
@@ -60,6 +61,7 @@ class Artefact:
 
     folder: Path
     kind: str
+    """Name of the attack."""
     image_px: int
     target: int
     """The label that the attack aims at."""
@@ -80,118 +82,116 @@ def write_artefact(
     kind: str,
     arrays: Mapping[str, np.ndarray],
     *,
+    image_px: int,
     target: int,
     fingerprint: str,
     settings: Mapping[str, Any],
     evidence: Mapping[str, Any],
     versions: Mapping[str, str],
+    layout: Layout | None = None,
 ) -> Artefact:
     """Write an artefact whole or not at all, replacing one that is there; see `Artefact` for the arguments.
 
+    Args:
+        layout: of the arrays, as `read_artefact` takes it.
+
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the arrays do not have that layout, or the folder cannot be written.
     """
     folder = Path(folder)
-    wanted = ARRAYS[kind]
-    assert set(arrays) == set(wanted)
-    assert all(str(arrays[n].dtype) == dtype and arrays[n].ndim == dims for n, (dtype, dims) in wanted.items())
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
-        np.savez(partial / ARRAYS_FILE, **arrays)  # type: ignore[arg-type]
-        content = {
-            "format_version": FORMAT_VERSION,
-            "kind": kind,
-            "image_px": int(arrays["images" if kind == "label-consistent" else "pattern"].shape[-2]),
-            "target": target,
-            "fingerprint": fingerprint,
-            "settings": dict(settings),
-            "evidence": dict(evidence),
-            "versions": dict(versions),
-            "sha256": sha256_file(partial / ARRAYS_FILE),
-        }
-        content["checksum"] = sha256_json(content)
-        (partial / DESCRIPTION_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        old = partial.with_suffix(".old")
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        _check_arrays(arrays, layout, image_px)
+        with replacing_folder(folder, overwrite=True) as partial:
+            np.savez(partial / ARRAYS_FILE, **arrays)  # type: ignore[arg-type]
+            content = {
+                "format_version": FORMAT_VERSION,
+                "kind": kind,
+                "image_px": image_px,
+                "target": target,
+                "fingerprint": fingerprint,
+                "settings": dict(settings),
+                "evidence": dict(evidence),
+                "versions": dict(versions),
+                "sha256": sha256_file(partial / ARRAYS_FILE),
+            }
+            write_json(partial / DESCRIPTION_FILE, sealed(content))
+    except ValueError as error:
+        raise UserError(f"{error}", where=f"the arrays of {kind}") from error
     except OSError as error:
         raise UserError(f"the artefact cannot be written ({error.strerror})", where=folder) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return read_artefact(folder, kind)
+    return read_artefact(folder, kind, layout)
 
 
-def read_artefact(folder: str | os.PathLike[str], kind: str | None) -> Artefact:
-    """Read and check an artefact, of any kind where `kind` is None.
+def read_artefact(folder: str | os.PathLike[str], kind: str | None, layout: Layout | None = None) -> Artefact:
+    """Read and check an artefact.
+
+    Args:
+        kind: of attack; None takes any, also one that is not installed here.
+        layout: what the attack needs; None takes the layout above whose arrays are all there, or else any arrays.
 
     Raises:
         UserError: not an artefact, one of another kind, damaged, or edited since it was written.
     """
     folder = Path(folder)
-    path = folder / DESCRIPTION_FILE
+    path, arrays_path = folder / DESCRIPTION_FILE, folder / ARRAYS_FILE
     try:
-        content = read_json(path)
+        content = _description(path)
     except OSError as error:
-        raise UserError(
-            f"not an artefact: {DESCRIPTION_FILE} cannot be read ({error.strerror})",
-            where=folder,
-            hint="make one with dbd craft",
-        ) from error
+        what = f"not an artefact: {DESCRIPTION_FILE} cannot be read ({error.strerror})"
+        raise UserError(what, where=folder, hint="make one with dbd craft") from error
     except ValueError as error:
-        raise UserError(f"not JSON ({error})", where=path, hint=_AGAIN) from error
-    if not isinstance(content, dict) or set(content) != _FIELDS | {"checksum"}:
-        raise UserError("not the description of an artefact", where=path, hint=_AGAIN)
-    checksum = content.pop("checksum")
+        raise UserError(f"not the description of an artefact ({error})", where=path, hint=_AGAIN) from error
+    if kind not in (None, content["kind"]):
+        raise UserError(f"an artefact for {_short(content['kind'])}", where=folder, expected=f"one for {kind}")
     try:
-        intact = checksum == sha256_json(content)
-    except RecursionError:  # less deep than what JSON's reader gives up at
-        intact = False
-    if not intact:
-        raise UserError("edited since it was written: the checksum differs", where=path, hint=_AGAIN)
-    if content["format_version"] != FORMAT_VERSION:
-        raise UserError(f"format version {_short(content['format_version'])}", where=path, expected=str(FORMAT_VERSION))
-    kinds = tuple(ARRAYS) if kind is None else (kind,)
-    if content["kind"] not in kinds:
-        raise UserError(f"an artefact for {_short(content['kind'])}", where=folder, expected=f"one for {kinds[0]}")
-    kind = str(content["kind"])
-    for name, kind_of in _KINDS.items():
-        if not isinstance(content[name], kind_of) or isinstance(content[name], bool):
-            raise UserError(f"field {name} is {_short(repr(content[name]))}", where=path, hint=_AGAIN)
-    arrays_path = folder / ARRAYS_FILE
-    try:
-        damaged = sha256_file(arrays_path) != content["sha256"]
+        if sha256_file(arrays_path) != content["sha256"]:
+            raise UserError("damaged: its sha256 differs from the description's", where=arrays_path, hint=_AGAIN)
+        arrays = map_arrays(arrays_path, layout)
+        _check_arrays(arrays, layout, content["image_px"])
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=arrays_path, hint=_AGAIN) from error
-    if damaged:
-        raise UserError("damaged: its sha256 differs from the description's", where=arrays_path, hint=_AGAIN)
-    try:
-        arrays = map_arrays(arrays_path, ARRAYS[kind])
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise UserError(f"not the arrays of an artefact ({error})", where=arrays_path, hint=_AGAIN) from error
-    _check_arrays(kind, arrays, content["image_px"], arrays_path)
-    described = {n: content[n] for n in ("image_px", "target", "fingerprint", "settings", "evidence", "sha256")}
-    return Artefact(folder=folder, kind=kind, arrays=arrays, **described)
+    return Artefact(folder=folder, arrays=arrays, **{name: content[name] for name in _TYPES})
 
 
-def _check_arrays(kind: str, arrays: Mapping[str, np.ndarray], px: int, where: Path) -> None:
-    for name, (dtype, dims) in ARRAYS[kind].items():
+def _description(path: Path) -> dict[str, Any]:
+    """Raises:
+    OSError: it cannot be read.
+    ValueError: not a description of this version, or edited.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.keys() != {*_TYPES, "format_version", "versions", SEAL}:
+        raise ValueError("it has other fields")
+    content = unsealed(content)
+    if content["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format version {_short(content['format_version'])}, expected {FORMAT_VERSION}")
+    for name, wanted in _TYPES.items():
+        if not isinstance(content[name], wanted) or isinstance(content[name], bool):
+            raise ValueError(f"field {name} is {_short(repr(content[name]))}")
+    return content
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], layout: Layout | None, px: int) -> None:
+    """Raises:
+    ValueError: an array is missing, or not as the layout says.
+    """
+    if layout is None:
+        layout = next((known for known in (PERTURBED_IMAGES, PATTERN_AND_MASK) if known.keys() <= arrays.keys()), {})
+    if not layout.keys() <= arrays.keys():
+        raise ValueError(f"there is no array {min(layout.keys() - arrays.keys())!r}")
+    sides: dict[int | str, int] = {"px": px}
+    for name, (dtype, shape) in layout.items():
         array = arrays[name]
-        side_at = {"images": (1, 2), "pattern": (0, 1), "mask": (0, 1)}.get(name, ())
-        fits = str(array.dtype) == dtype and array.ndim == dims and all(array.shape[axis] == px for axis in side_at)
-        if not fits or (name in ("images", "pattern") and array.shape[-1] != 3):
-            raise UserError(
-                f"array {name!r} is {array.dtype} {array.shape}",
-                where=where,
-                expected=f"{dtype} of {dims} dimensions, {px} px",
-                hint=_AGAIN,
-            )
-    if kind == "label-consistent":
-        index = arrays["index"]
-        if len(index) != len(arrays["images"]) or not len(index) or (np.diff(index) <= 0).any() or index[0] < 0:
-            raise UserError("the positions of the perturbed images are not in order", where=where, hint=_AGAIN)
+        wanted = [
+            side if isinstance(side, int) else sides.setdefault(side, length)
+            for side, length in zip(shape, array.shape)
+        ]
+        if str(array.dtype) != dtype or array.shape != (*wanted, *shape[len(wanted) :]) or 0 in array.shape:
+            text = f"{dtype} ({', '.join(map(str, shape))}), px {px}"
+            raise ValueError(f"array {name!r} is {array.dtype} {array.shape}, expected {text}")
+    if "index" in layout and ((np.diff(arrays["index"]) <= 0).any() or arrays["index"][0] < 0):
+        raise ValueError("the samples of the perturbed images are not in rising order")
 
 
 def _short(value: Any) -> str:

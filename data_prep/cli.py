@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import field, make_dataclass
+from typing import Annotated, Union
 
 import tyro
 
+from data_prep.attacks import ATTACKS, NoAttack
 from data_prep.errors import UserError
 from data_prep.pipeline import PrepareConfig, prepare
+
+
+def command() -> type[PrepareConfig]:
+    """`PrepareConfig` with a subcommand for each attack of the registry."""
+    parts = [Annotated[attack, tyro.conf.subcommand(name)] for name, attack in ATTACKS.items()]
+    attack = ("attack", Union[tuple(parts)], field(default_factory=NoAttack))  # noqa: UP007
+    made = make_dataclass("PrepareConfig", [attack], bases=(PrepareConfig,), frozen=True, kw_only=True)
+    made.__doc__ = PrepareConfig.__doc__
+    return made
 
 
 def main(argv: list[str]) -> int:
@@ -18,7 +30,7 @@ def main(argv: list[str]) -> int:
         SystemExit: flags that do not parse (2), or --help (0).
     """
     config = tyro.cli(
-        PrepareConfig,
+        command(),
         prog="dbd prepare",
         args=argv,
         config=(

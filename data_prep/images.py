@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import warnings
 from dataclasses import dataclass
@@ -12,18 +11,11 @@ import numpy as np
 from PIL import Image
 
 from data_prep.errors import UserError
-from data_prep.io.hashes import refuse_pipes
+from data_prep.io import limits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MAX_PIXELS = 64 * 2**20
-"""Larger images are refused before they are decoded: a file of a few kilobytes can declare gigabytes of
-pixels."""
-MAX_FILE_BYTES = 512 << 20
-"""Larger image files are refused before they are read; no format needs more for `MAX_PIXELS`."""
-MAX_PX = 8192
-"""Side of the largest square that an image is resized to."""
 
-# Pillow warns where it does not refuse; the limit above is below both, and a warning would be a second message.
+# Pillow warns where it does not refuse; `limits.IMAGE_PIXELS` is below both, and a warning would be a second message.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of tags that are not used here
 
@@ -69,12 +61,12 @@ def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = 
         uint8 (H, W, 3), C-contiguous.
 
     Raises:
-        UserError: missing, empty, truncated or foreign file, more than `MAX_PIXELS` pixels, 16-bit or float
+        UserError: missing, empty, truncated or foreign file, more than `limits.IMAGE_PIXELS` pixels, 16-bit or float
             pixels.
     """
     if isinstance(data, Path):
         try:
-            data = _read(data)
+            data = limits.read_limited(data, limits.IMAGE_FILE_BYTES)
         except OSError as error:
             raise UserError(f"cannot read the image ({error.strerror})", where=where) from error
     if not data:
@@ -82,11 +74,11 @@ def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = 
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
+            if width * height > limits.IMAGE_PIXELS:
                 raise UserError(
                     f"the image declares {width} x {height} pixels",
                     where=where,
-                    expected=f"at most {MAX_PIXELS:,} pixels",
+                    expected=f"at most {limits.IMAGE_PIXELS:,} pixels",
                 )
             if image.mode.startswith(_DEEP_MODES):
                 raise UserError(
@@ -105,7 +97,7 @@ def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = 
         raise UserError(
             f"the image declares too many pixels ({error})",
             where=where,
-            expected=f"at most {MAX_PIXELS:,} pixels",
+            expected=f"at most {limits.IMAGE_PIXELS:,} pixels",
         ) from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
         raise UserError(f"damaged or truncated image ({error})", where=where, expected=_allowed()) from error
@@ -119,7 +111,7 @@ def read_opaque_image(path: Path) -> Image.Image:
     """
     where = str(path)
     try:
-        data = _read(path)
+        data = limits.read_limited(path, limits.IMAGE_FILE_BYTES)
         if not data:
             raise UserError("the trigger image is empty", where=where, expected=_allowed())
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -134,14 +126,6 @@ def read_opaque_image(path: Path) -> Image.Image:
     except Exception as error:
         raise UserError(f"damaged trigger image ({error})", where=where, expected=_allowed()) from error
     return Image.fromarray(decode_image(data, where=where))
-
-
-def _read(path: Path) -> bytes:
-    refuse_pipes(path)
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"{size:,} bytes, more than {MAX_FILE_BYTES:,}")
-    return path.read_bytes()
 
 
 def _allowed() -> str:

@@ -22,11 +22,10 @@ from data_prep.attacks import (
     SETTINGS,
     AdapBlend,
     AdapPatch,
-    Adaptive,
     Attack,
     BadNets,
     Blended,
-    LabelConsistent,
+    Crafted,
     NoAttack,
     SettingName,
     Sig,
@@ -66,8 +65,6 @@ AnyAttack = (
     | Annotated[Sig, tyro.conf.subcommand("sig")]
     | Annotated[AdapBlend, tyro.conf.subcommand("adap-blend")]
     | Annotated[AdapPatch, tyro.conf.subcommand("adap-patch")]
-    | Annotated[LabelConsistent, tyro.conf.subcommand("label-consistent")]
-    | Annotated[Adaptive, tyro.conf.subcommand("adaptive")]
 )
 
 
@@ -365,7 +362,7 @@ def _choose(config: PrepareConfig, source: OpenSource, px: int) -> _Roles:
         eligible=attack.eligible(train.labels, target),
         selection=SETTINGS[config.setting].selection,
     )
-    if isinstance(attack, LabelConsistent | Adaptive):
+    if isinstance(attack, Crafted):
         first = np.stack([train.read(i) for i in range(min(len(train), FINGERPRINT_IMAGES))])
         seen = fingerprint(train.labels, first)
         attack.check(image_px=px, fingerprint=seen, target=target, poisoned=poisoned)

@@ -27,7 +27,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         kind: of the parts, in the plural: the entry points' group is ``dbd_dist.KIND``.
         own: the project's parts.
         base: the class that parts derive from, or are instances of; None takes anything.
-        needs: attributes that every part has.
+        needs: attributes that every part has; if name is among them, parts are registered by it.
     """
 
     def __init__(self, kind: str, own: Mapping[str, Part], *, base: type | None = None, needs: tuple[str, ...] = ()):
@@ -108,7 +108,9 @@ class Registry(Mapping[str, Part], Generic[Part]):
             wanted = f"{self._base.__module__}.{self._base.__qualname__}"
             raise UserError(f"{part!r} is no {one}", where=origin, expected=f"a subclass or instance of {wanted}")
         missing = [needed for needed in self._needs if not hasattr(part, needed)]
+        missing += sorted(getattr(part, "__abstractmethods__", ()))
         if missing:
-            raise UserError(
-                f"the {one} has no {', '.join(missing)}", where=origin, expected=f"the fields {', '.join(self._needs)}"
-            )
+            needed = ", ".join(dict.fromkeys([*self._needs, *missing]))
+            raise UserError(f"the {one} has no {', '.join(missing)}", where=origin, expected=f"the fields {needed}")
+        if "name" in self._needs and part.name != name:
+            raise UserError(f"the {one} {name!r} has the name {part.name!r}", where=origin, expected=repr(name))

@@ -15,10 +15,9 @@ import numpy as np
 from PIL import Image
 
 from data_prep.errors import UserError
-from data_prep.images import MAX_PX, Geometry, decode_image
-from data_prep.io.hashes import refuse_pipes
+from data_prep.images import Geometry, decode_image
+from data_prep.io import limits
 from data_prep.io.json import parse_json
-from data_prep.tables import MAX_ROWS
 
 Encoded = bytes | Path | np.ndarray | None
 """One image as its source holds it: an image file's bytes, a path, uint8 (H, W, 3), or nothing."""
@@ -281,8 +280,8 @@ class ImageFolder(Source):
                 where="image_px, resize_px",
                 expected="1 <= image_px <= resize_px",
             )
-        if self.resize_px > MAX_PX:
-            raise UserError(f"images of {self.resize_px} px", where="resize_px", expected=f"at most {MAX_PX}")
+        if self.resize_px > limits.IMAGE_PX:
+            raise UserError(f"images of {self.resize_px} px", where="resize_px", expected=f"at most {limits.IMAGE_PX}")
 
     def open(self) -> OpenSource:
         root = self.root
@@ -384,8 +383,8 @@ class Parquet(Source):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.image_px is not None and not 1 <= self.image_px <= MAX_PX:
-            raise UserError(f"images of {self.image_px} px", where="image_px", expected=f"1 to {MAX_PX}")
+        if self.image_px is not None and not 1 <= self.image_px <= limits.IMAGE_PX:
+            raise UserError(f"images of {self.image_px} px", where="image_px", expected=f"1 to {limits.IMAGE_PX}")
 
     def open(self) -> OpenSource:
         if not self.root.is_dir():
@@ -474,11 +473,11 @@ class _ParquetShard:
 
         self.path, self.image_column = path, image_column
         with _parquet_errors(path):
-            refuse_pipes(path)
+            limits.refuse_pipes(path)
             file = pq.ParquetFile(path)
             schema = file.schema_arrow
-        if file.metadata.num_rows > MAX_ROWS:  # a file of a few kilobytes can declare labels that fill the memory
-            raise UserError(f"{file.metadata.num_rows:,} rows", where=path, expected=f"at most {MAX_ROWS:,}")
+        if file.metadata.num_rows > limits.TABLE_ROWS:
+            raise UserError(f"{file.metadata.num_rows:,} rows", where=path, expected=f"at most {limits.TABLE_ROWS:,}")
         for column, flag in ((image_column, "image_column"), (label_column, "label_column")):
             if schema.names.count(column) != 1:
                 count = "more than one" if column in schema.names else "no"

@@ -10,6 +10,7 @@ print(run.result["clean_acc"], run.result["asr"])
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,14 +21,18 @@ __version__ = "0.2.0"
 __all__ = ["__version__", "evaluate", "open_run", "prepare", "report", "train"]
 
 
+ON_DEMAND = {
+    "prepare": "data_prep.pipeline",
+    "train": "dbd_dist.api",
+    "evaluate": "dbd_dist.api",
+    "report": "dbd_dist.api",
+    "open_run": "dbd_dist.api",
+}
+"""Where the public names are; loaded when they are asked for, so that importing a part of the package neither loads
+torch nor brings the truth within reach."""
+
+
 def __getattr__(name: str) -> Any:
-    # on demand: importing a part of the package must neither load torch nor bring the truth within reach
-    if name == "prepare":
-        from data_prep.pipeline import prepare
-
-        return prepare
-    if name in __all__:
-        from dbd_dist import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(ON_DEMAND[name]), name)

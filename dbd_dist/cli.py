@@ -14,7 +14,7 @@ import sys
 
 COMMANDS = {
     "demo": ("dbd_dist.commands.demo", "the whole story on embedded images, in minutes on a laptop"),
-    "prepare": ("data_prep.cli", "images and an attack -> dataset folder"),
+    "prepare": ("dbd_dist.commands.prepare", "images and an attack -> dataset folder"),
     "craft": ("dbd_dist.commands.craft", "clean dataset folder -> what attacks need that have a trained model"),
     "train": ("dbd_dist.commands.train", "dataset folder -> run folder"),
     "evaluate": ("dbd_dist.commands.evaluate", "measure a run's model again: accuracy, attack success"),
@@ -68,8 +68,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     from data_prep.errors import UserError
-    from dbd_dist.launch.failures import RunFailed
-    from dbd_dist.runtime import watchdog
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for stream in (sys.stdout, sys.stderr):
@@ -93,20 +91,10 @@ def main(argv: list[str] | None = None) -> int:
         path = str(error.filename)
         print(f"error: {path if len(path) <= 80 else path[:77] + '...'}: file name too long.", file=sys.stderr)
         return 2
-    except RunFailed as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except watchdog.StalledError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return watchdog.EXIT_CODE
     except KeyboardInterrupt:
         if debug:
             raise
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
 
 

@@ -39,7 +39,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     dataset = prepare(config, progress=False)
     arrays = {"pattern": np.arange(192, dtype=np.uint8).reshape(8, 8, 3), "mask": np.full((8, 8), 26, np.uint8)}
     write_artefact(
-        root / "artefact", "adaptive", arrays, target=3, fingerprint="f" * 64,
+        root / "artefact", "adaptive", arrays, image_px=8, target=3, fingerprint="f" * 64,
         settings={"lr": 1e-05, "name": "é\x1b"}, evidence={"before": 0.5}, versions={"numpy": "2"},
     )  # fmt: skip
     train = TrainConfig(model=ModelConfig(depths=(1,), widths=(4,), projection_dim=2))

@@ -121,7 +121,7 @@ def test_interrupt_ends_with_130_and_says_how_to_go_on(monkeypatch, capsys):
 
     monkeypatch.setattr("dbd_dist.commands.train.main", interrupt)
     assert main(["train", "smoke"]) == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    assert "resumes from the last checkpoint" in capsys.readouterr().err
 
 
 # -- presets, fields, values

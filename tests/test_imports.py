@@ -97,7 +97,7 @@ def read_project() -> dict[str, Module]:
 def imported(name: str, module: Module) -> frozenset[str]:
     """All dotted names that a module may be importing: ``from a import b`` names both a and a.b."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(module.source)):
+    for node in walk(ast.parse(module.source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -119,7 +119,31 @@ def imported(name: str, module: Module) -> frozenset[str]:
                 inner = inner.value
             if isinstance(inner, ast.Name) and inner.id in ("torch", *PACKAGES):
                 found.add(".".join([inner.id, *reversed(chain)]))
+    for given in found & on_demand().keys():  # what a package hands out on demand, to those who name it
+        found.add(on_demand()[given])
     return frozenset(found)
+
+
+def walk(tree: ast.AST) -> Iterable[ast.AST]:
+    """All nodes but those of blocks for type checkers only."""
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        yield node
+        typing_only = isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        stack += node.orelse if typing_only else list(ast.iter_child_nodes(node))
+
+
+@functools.cache
+def on_demand() -> dict[str, str]:
+    """Public names of the packages that are loaded when they are asked for: dotted name -> the module that has it."""
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        tree = ast.parse((ROOT / package / "__init__.py").read_text())
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "ON_DEMAND":
+                found |= {f"{package}.{name}": module for name, module in ast.literal_eval(node.value).items()}
+    return found
 
 
 def loaded(name: str, modules: Mapping[str, Module]) -> set[str]:
@@ -216,6 +240,8 @@ def test_paths_are_followed_through_the_real_project():
             "dbd_dist.models.resnet reaches the truth",
         ),
         ("dbd_dist.data.loaders", 'x = "truth.parquet"', "dbd_dist.data.loaders names the file of the truth"),
+        ("dbd_dist.losses", "from dbd_dist import prepare", "dbd_dist.losses reaches the truth"),
+        ("dbd_dist.losses", "import dbd_dist\nx = dbd_dist.train", "dbd_dist.losses reaches the truth"),
         ("dbd_dist.runtime.runner", "def f():\n    import ray.train", "dbd_dist.runtime.runner imports ray"),
         ("dbd_dist.losses", "import torch.distributed as dist", "dbd_dist.losses imports torch.distributed"),
         ("dbd_dist.losses", "from torch import distributed", "dbd_dist.losses imports torch.distributed"),

@@ -443,7 +443,15 @@ def material(tmp_path_factory, digits, smoke_config) -> dict[str, Path]:
 
     arrays = {"pattern": np.zeros((16, 16, 3), np.uint8), "mask": np.full((16, 16), 26, np.uint8)}
     found["artefact"] = write_artefact(
-        root / "artefact", "adaptive", arrays, target=3, fingerprint="f" * 64, settings={}, evidence={}, versions={}
+        root / "artefact",
+        "adaptive",
+        arrays,
+        image_px=16,
+        target=3,
+        fingerprint="f" * 64,
+        settings={},
+        evidence={},
+        versions={},
     ).folder
     copy("brokenartefact", "artefact", lambda f: flip(f / "artefact.npz"))
 

@@ -5,21 +5,39 @@ from data_prep.attacks.adap import AdapBlend, AdapPatch, adap_blend, adap_patch
 from data_prep.attacks.attack import Attack, NoAttack, PoisonLabel, Trigger
 from data_prep.attacks.badnets import BadNets, badnets, checkerboard
 from data_prep.attacks.blended import Blended, blended
-from data_prep.attacks.crafted import Adaptive, LabelConsistent, adaptive, label_consistent
+from data_prep.attacks.crafted import Crafted, OptimisedPattern, PerturbedImages
 from data_prep.attacks.protocols import SETTINGS, Setting, SettingName
 from data_prep.attacks.sig import Sig, sig
 from data_prep.attacks.wanet import WaNet, wanet
+from data_prep.registry import Registry
+
+ATTACKS: Registry[type[Attack]] = Registry(
+    "attacks",
+    {
+        "clean": NoAttack,
+        "badnets": BadNets,
+        "blended": Blended,
+        "wanet": WaNet,
+        "sig": Sig,
+        "adap-blend": AdapBlend,
+        "adap-patch": AdapPatch,
+    },
+    base=Attack,
+    needs=("name",),
+)
 
 __all__ = [
+    "ATTACKS",
     "SETTINGS",
     "AdapBlend",
     "AdapPatch",
-    "Adaptive",
     "Attack",
     "BadNets",
     "Blended",
-    "LabelConsistent",
+    "Crafted",
     "NoAttack",
+    "OptimisedPattern",
+    "PerturbedImages",
     "PoisonLabel",
     "Setting",
     "SettingName",
@@ -28,11 +46,9 @@ __all__ = [
     "WaNet",
     "adap_blend",
     "adap_patch",
-    "adaptive",
     "badnets",
     "blended",
     "checkerboard",
-    "label_consistent",
     "sig",
     "wanet",
 ]

@@ -1,39 +1,26 @@
-"""Attacks that a trained model was needed for: what `dbd craft` made is applied here."""
+"""Attacks that need a trained model: what `dbd craft` wrote is applied here.
+
+Two kinds: training images perturbed one by one, and a pattern that was optimised for all images. An attack derives from
+one of them, or from `Crafted` with arrays and triggers of its own, and is defined beside the code that crafts it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from data_prep.artefacts import Artefact, read_artefact
+from data_prep.artefacts import PATTERN_AND_MASK, PERTURBED_IMAGES, Artefact, Layout, read_artefact
 from data_prep.attacks.attack import Attack, PoisonLabel, Trigger
-from data_prep.attacks.badnets import badnets, checkerboard, default_patch_px
 from data_prep.errors import UserError
 
 
-def label_consistent(images: np.ndarray, patch: np.ndarray) -> np.ndarray:
-    """Stamp a patch into all four corners (Turner et al. 2019, arXiv 1912.02771, sec. 5.2).
-
-    Args:
-        images: uint8 (B, H, W, 3); in training, the perturbed ones.
-        patch: uint8 (h, h, 3), as it is in the upper left; mirrored in the others.
-
-    Returns:
-        uint8 (B, H, W, 3), a copy.
-    """
-    height, width = images.shape[1] - len(patch), images.shape[2] - len(patch)
-    for row, turned in ((0, patch), (height, patch[::-1])):
-        for col, stamp in ((0, turned), (width, turned[:, ::-1])):
-            images = badnets(images, stamp, row, col)
-    return images
-
-
-def adaptive(images: np.ndarray, pattern: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def mix(images: np.ndarray, pattern: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Mix a pattern in, at each pixel with a share of its own: (1 - m) x + m p, rounded to the nearest grey level,
-    halves up (Huang et al., ICLR 2022, arXiv 2202.03423, sec. 5.4).
+    halves up.
 
     Args:
         images: uint8 (B, H, W, 3).
@@ -48,8 +35,12 @@ def adaptive(images: np.ndarray, pattern: np.ndarray, mask: np.ndarray) -> np.nd
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Crafted(Attack):
+class Crafted(Attack):
+    """An attack that applies an artefact of `dbd craft`."""
+
     crafted: ClassVar[bool] = True
+    layout: ClassVar[Layout | None] = None
+    """Of the artefact's arrays; None checks none."""
 
     artefact: Path
     """Folder that `dbd craft` wrote, for this very set of images."""
@@ -60,7 +51,7 @@ class _Crafted(Attack):
         Raises:
             UserError: there is none, it is damaged, or it is for another attack.
         """
-        return read_artefact(self.artefact, self.name)
+        return read_artefact(self.artefact, self.name, self.layout)
 
     def check(self, *, image_px: int, fingerprint: str, target: int, poisoned: np.ndarray) -> None:
         """Refuse an artefact that was made for other images or another target.
@@ -74,9 +65,7 @@ class _Crafted(Attack):
         Raises:
             UserError
         """
-        artefact = self.read()
-        if artefact.image_px != image_px:
-            raise UserError(f"made for images of {artefact.image_px} px, these have {image_px} px", where=self.artefact)
+        artefact = self._read_for(image_px)
         if artefact.fingerprint != fingerprint:
             raise UserError(
                 f"made for another data set: fingerprint {artefact.fingerprint[:12]}, this one has {fingerprint[:12]}",
@@ -89,30 +78,32 @@ class _Crafted(Attack):
                 f"made for target {artefact.target}, not {target}", where="target", expected=str(artefact.target)
             )
 
-    def _sha256(self, path: Path) -> str:
-        return self.read().sha256
+    def arrays(self, image_px: int) -> dict[str, np.ndarray]:
+        """What the artefact holds for images of that size."""
+        return dict(self._read_for(image_px).arrays)
 
-    def _arrays(self, image_px: int) -> dict[str, np.ndarray]:
+    def _read_for(self, image_px: int) -> Artefact:
         artefact = self.read()
         if artefact.image_px != image_px:
             raise UserError(f"made for images of {artefact.image_px} px, these have {image_px} px", where=self.artefact)
-        return dict(artefact.arrays)
+        return artefact
+
+    def _sha256(self, path: Path) -> str:
+        return self.read().sha256
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConsistent(_Crafted):
-    """Images of the target class, made hard to recognise by an adversarial perturbation and stamped in all corners;
-    labels stay (Turner et al. 2019). Test images are stamped only."""
+class PerturbedImages(Crafted):
+    """Perturbed training images of the target class, whose labels stay, and a visible trigger on top of them; test
+    images carry that trigger alone."""
 
-    name: ClassVar[str] = "label-consistent"
+    layout: ClassVar[Layout | None] = PERTURBED_IMAGES
     clean_label: ClassVar[bool] = True
 
-    patch_px: int | None = None
-    """Side of each of the four patches; without it 3 px for images up to 32 px and 3/32 of the image above."""
-
-    def __post_init__(self):
-        if self.patch_px is not None and self.patch_px < 1:
-            raise UserError(f"the patch has {self.patch_px} pixels", where="patch_px", expected="1 or more")
+    def stamp(self, image_px: int) -> Callable[[np.ndarray], np.ndarray]:
+        """The visible trigger: uint8 (B, H, W, 3) -> uint8 (B, H, W, 3). An attack without one leaves images as they
+        are, and says in `test_trigger` what is done to test images."""
+        return np.copy
 
     def check(self, *, image_px: int, fingerprint: str, target: int, poisoned: np.ndarray) -> None:
         super().check(image_px=image_px, fingerprint=fingerprint, target=target, poisoned=poisoned)
@@ -128,37 +119,22 @@ class LabelConsistent(_Crafted):
                 expected=f"the rate and seed that it was made with ({made})",
             )
 
-    def _patch(self, image_px: int) -> np.ndarray:
-        side = self.patch_px if self.patch_px is not None else default_patch_px(image_px)
-        if 2 * side > image_px:
-            raise UserError(
-                f"four patches of {side} px do not fit an image of {image_px} px",
-                where="patch_px",
-                expected=f"1 to {image_px // 2}",
-            )
-        return checkerboard(side)
-
     def train_trigger(self, image_px: int) -> Trigger:
-        arrays, patch = self._arrays(image_px), self._patch(image_px)
-
-        def trigger(images: np.ndarray, index: np.ndarray) -> np.ndarray:
-            return label_consistent(arrays["images"][np.searchsorted(arrays["index"], index)], patch)
-
-        return trigger
+        arrays, stamp = self.arrays(image_px), self.stamp(image_px)
+        return lambda images, index: stamp(arrays["images"][np.searchsorted(arrays["index"], index)])
 
     def test_trigger(self, image_px: int) -> Trigger:
-        patch = self._patch(image_px)
-        return lambda images, index: label_consistent(images, patch)
+        stamp = self.stamp(image_px)
+        return lambda images, index: stamp(images)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(_Crafted, PoisonLabel):
-    """A pattern optimised by an attacker who knows DBD: poisoned images are to cluster in the feature space of a
-    self-supervised network too (Huang et al. 2022, sec. 5.4)."""
+class OptimisedPattern(Crafted, PoisonLabel):
+    """An optimised pattern, mixed into images by a mask."""
 
-    name: ClassVar[str] = "adaptive"
+    layout: ClassVar[Layout | None] = PATTERN_AND_MASK
 
     def train_trigger(self, image_px: int) -> Trigger:
-        arrays = self._arrays(image_px)
+        arrays = self.arrays(image_px)
         pattern, mask = np.array(arrays["pattern"]), np.array(arrays["mask"])
-        return lambda images, index: adaptive(images, pattern, mask)
+        return lambda images, index: mix(images, pattern, mask)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.tables import MAX_ROWS, read_table, write_table
+from data_prep.io.tables import read_table, write_table
 
 FILE = "samples.parquet"
 
@@ -34,7 +34,7 @@ def write_samples(folder: str | PathLike[str], samples: Samples) -> None:
     write_table(Path(folder) / FILE, columns)
 
 
-def read_samples(folder: str | PathLike[str], most: int = MAX_ROWS) -> Samples:
+def read_samples(folder: str | PathLike[str], most: int | None = None) -> Samples:
     """The samples of all splits.
 
     Args:

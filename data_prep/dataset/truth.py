@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.tables import MAX_ROWS, read_table, write_table
+from data_prep.io.tables import read_table, write_table
 
 FILE = "truth.parquet"
 
@@ -39,7 +39,7 @@ def write_truth(folder: str | PathLike[str], truth: Truth) -> None:
     write_table(Path(folder) / FILE, columns)
 
 
-def read_truth(folder: str | PathLike[str], most: int = MAX_ROWS) -> Truth:
+def read_truth(folder: str | PathLike[str], most: int | None = None) -> Truth:
     """The truth of all splits.
 
     Args:

@@ -105,9 +105,9 @@ def verify_dataset(folder: Path, *, progress: bool = True) -> Iterator[Passed]:
 def verify_artefact(folder: Path) -> Iterator[Passed]:
     """Check what `dbd craft` wrote; as `verify_dataset`."""
     artefact = read_artefact(folder, kind=None)
-    yield Passed("artefact", f"{artefact.kind}, target {artefact.target}, {artefact.image_px} px")
+    yield Passed("artefact", f"{printable(artefact.kind)}, target {artefact.target}, {artefact.image_px} px")
     shapes = ", ".join(f"{name} {array.shape}" for name, array in artefact.arrays.items())
-    yield Passed("arrays", f"{shapes}, sha256 as in the description")
+    yield Passed("arrays", f"{printable(shapes)}, sha256 as in the description")
 
 
 def _betons(dataset: Dataset) -> Iterator[tuple[str, Path]]:

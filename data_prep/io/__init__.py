@@ -1,0 +1,1 @@
+"""Files: atomic writes, JSON with a checksum, hashes, and limits on what files from strangers declare."""

@@ -10,11 +10,18 @@ from tokenize import TokenError
 
 import numpy as np
 
-from data_prep.io.hashes import refuse_pipes
+from data_prep.io.limits import refuse_pipes
+
+_MOST_ARRAYS = 100
+"""Each is opened by itself."""
 
 
-def map_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+def map_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
     """Arrays of an uncompressed .npz by name, mapped rather than read: they may be larger than the memory.
+
+    Args:
+        path: of the file.
+        names: of the arrays; None takes all.
 
     What a header promises is held against the size of the file before anything of that size exists; `np.load` reserves
     the memory first.
@@ -25,6 +32,11 @@ def map_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """
     refuse_pipes(path)
     try:
+        if names is None:
+            with zipfile.ZipFile(path) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if len(names) > _MOST_ARRAYS:
+                raise ValueError(f"{len(names)} arrays, expected at most {_MOST_ARRAYS}")
         return {name: _map_member(path, name) for name in names}
     except KeyError as error:
         raise ValueError(str(error.args[0])) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,15 +10,7 @@ from typing import Any
 
 import numpy as np
 
-
-def refuse_pipes(path: Path) -> None:
-    """Refuse what may never come to an end when it is read.
-
-    Raises:
-        OSError: a pipe, a device or a socket.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():  # a folder has an error of its own when it is read
-        raise OSError(errno.EINVAL, "not a file but a pipe or a device", str(path))
+from data_prep.io.limits import refuse_pipes
 
 
 def sha256_file(path: Path) -> str:

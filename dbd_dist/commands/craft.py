@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union
 
 import tyro
 
+from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
-from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
+from dbd_dist.craft import CRAFTS, job
+from dbd_dist.craft.craft import Craft, TrainingSet
+from dbd_dist.distributed.world import check_device
+from dbd_dist.launch.failures import RunFailed
+from dbd_dist.launch.local import check_place, craft_local
 from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch
-from dbd_dist.runtime import lock
+from dbd_dist.models.exported import read_exported
+from dbd_dist.presets import PRESETS, preset
+from dbd_dist.runtime import disk, lock
+from dbd_dist.runtime.run_folder import RunFolder
+
+AnyCraft = TypeVar("AnyCraft", bound=Craft)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
+class Arguments(Generic[AnyCraft]):
+    craft: Annotated[AnyCraft, tyro.conf.arg(name="")]
     data: Path
     """Clean dataset folder, as `dbd prepare SOURCE clean` writes it."""
     out: Path
@@ -49,110 +60,93 @@ class Shared:
         if len(os.fsencode(self.out.name)) > 200:  # the hidden folder beside it has a longer one
             raise UserError("the folder's name is too long", where="--out", expected="at most 200 bytes")
 
+    @property
+    def network(self) -> Path | None:
+        """The surrogate or backbone that is given."""
+        return getattr(self, self.craft.network)
+
+    def weights(self, given: Path) -> Path:
+        """The weights' file in a run folder, or the file itself."""
+        return given if given.suffix == ".safetensors" else given / NETWORKS[self.craft.network].file
+
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConsistent(Shared):
-    """Perturbed images for the label-consistent attack (Turner et al. 2019, arXiv 1912.02771).
-
-    PGD raises a benign classifier's loss on images of the target class; `dbd prepare SOURCE label-consistent` stamps
-    the trigger on them.
-    """
-
+class WithSurrogate(Arguments[AnyCraft]):
     surrogate: Path | None = None
     """Run folder of the classifier to work against. Default: one is trained without defence on the data set."""
-    config: Annotated[LabelConsistentConfig, tyro.conf.arg(name="")] = field(default_factory=LabelConsistentConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(Shared):
-    """A trigger that makes poisoned images cluster in a self-supervised feature space (Huang et al. 2022, sec. 5.4)."""
-
+class WithBackbone(Arguments[AnyCraft]):
     backbone: Path | None = None
     """Self-supervised backbone: a run folder with backbone.safetensors, or such a file with its .json beside it.
     Default: one is trained on the data set."""
-    config: Annotated[AdaptiveConfig, tyro.conf.arg(name="")] = field(default_factory=AdaptiveConfig)
 
 
-Arguments = (
-    Annotated[LabelConsistent, tyro.conf.subcommand("label-consistent")]
-    | Annotated[Adaptive, tyro.conf.subcommand("adaptive")]
-)
+class Network(NamedTuple):
+    arguments: Any
+    file: str
+    """Of the weights in a run folder."""
+    method: str
+    """That it is trained with here."""
+    stop_after: str | None = None
+
+
+NETWORKS = {
+    "surrogate": Network(WithSurrogate, "model.safetensors", "none"),
+    "backbone": Network(WithBackbone, "backbone.safetensors", "dbd", stop_after="simclr"),
+}
+
+
+def commands() -> Any:
+    """The subcommands, one for each crafted attack."""
+    parts = [
+        Annotated[
+            NETWORKS[craft.network].arguments[craft], tyro.conf.subcommand(name, description=inspect.getdoc(craft))
+        ]
+        for name, craft in CRAFTS.items()
+    ]
+    return Union[tuple(parts)]  # noqa: UP007
 
 
 def main(argv: list[str]) -> int:
     """Parse, train the network where none is given, craft, print what it came to."""
-    arguments: LabelConsistent | Adaptive = tyro.cli(Arguments, args=argv, prog="dbd craft")  # type: ignore[arg-type]
-    from data_prep.dataset.manifest import open_dataset
-    from dbd_dist.craft import job as jobs
-    from dbd_dist.launch.local import check_place
-    from dbd_dist.models.exported import read_exported
-    from dbd_dist.runtime.disk import check_craft
-
+    if argv and not argv[0].startswith("-"):
+        CRAFTS.find(argv[0], where="dbd craft")
+    arguments: Arguments = tyro.cli(commands(), args=argv, prog="dbd craft")
     start = time.monotonic()
-    config, out = arguments.config, Path(os.path.realpath(arguments.out))
+    craft, out = arguments.craft, Path(os.path.realpath(arguments.out))
     check_place(out, hint="choose another --out")
     dataset = open_dataset(arguments.data)
     if "truth.parquet" not in dataset.manifest.files:
-        raise UserError(
-            "nobody vouches for the labels of this data set", where=dataset.folder, expected="one that is not untrusted"
-        )
-    training = jobs.TrainingSet.read(dataset)
-    jobs.check_data(config, dataset, training.labels)
-    known = {k: v for k, v in dataclasses.asdict(config).items() if k not in jobs.NO_EFFECT[config.kind]}
-    jobs.finished(out, config, known, training.fingerprint, overwrite=arguments.overwrite)
+        what = "nobody vouches for the labels of this data set"
+        raise UserError(what, where=dataset.folder, expected="one that is not untrusted")
+    data = TrainingSet.read(dataset)
+    job.check_data(craft, data)
+    job.finished(out, craft, job.settings(craft), data, overwrite=arguments.overwrite)  # before a network is trained
     if arguments.launcher == "local":
-        from dbd_dist.distributed.world import check_device
-
         check_device(arguments.device)
 
-    given = arguments.surrogate if isinstance(arguments, LabelConsistent) else arguments.backbone
-    weights = _trained(arguments, dataset) if given is None else _weights(given, config.kind)
+    given = arguments.network
+    weights = _trained(arguments, dataset) if given is None else arguments.weights(given)
     exported = read_exported(weights)
-    jobs.check_network(config, exported, dataset)
-
-    made_with = jobs.settings(config, dataset, exported)
-
-    def finished():
-        return jobs.finished(out, config, made_with, training.fingerprint, overwrite=arguments.overwrite)
-
-    artefact = finished()
-    if artefact is not None and _is_main():
-        print(f"{out} is finished; it stands.")
-    if artefact is None:
-        with _alone(out):
-            artefact = finished()  # another command may have made it just now
-            if artefact is None:
-                job = jobs.Job(
-                    config=config,
-                    data=dataset.folder.resolve(),
-                    weights=weights.resolve(),
-                    work=jobs.work_folder(out, made_with, config),
-                )
-                if _is_main():
-                    check_craft(config, dataset, training.labels, job.work)
-                _craft(arguments, job)
-                if not _is_main():
-                    return 0
-                artefact = jobs.finish(job, out, made_with, dataset, training)
-    if _is_main():
-        print(f"{summary(config.kind, artefact.evidence)}\n\n{out}: {config.kind}, {time.monotonic() - start:.0f} s")
+    job.check_network(craft, exported, dataset)
+    made_with = job.settings(craft, dataset, exported)
+    with _alone(out):
+        artefact = job.finished(out, craft, made_with, data, overwrite=arguments.overwrite)
+        if artefact is not None and _is_main():
+            print(f"{out} is finished; it stands.")
+        if artefact is None:
+            work = job.work_folder(out, made_with, craft)
+            task = job.Job(craft=craft, data=dataset.folder.resolve(), weights=weights.resolve(), work=work)
+            if _is_main():
+                disk.check_craft(craft, data, work)
+            _craft(arguments, task)
+            if _is_main():
+                artefact = job.finish(task, out, made_with, data)
+    if _is_main() and artefact is not None:
+        print(f"{craft.summary(artefact.evidence)}\n\n{out}: {craft.name}, {time.monotonic() - start:.0f} s")
     return 0
-
-
-def summary(kind: str, evidence: Mapping[str, Any]) -> str:
-    """What an artefact's evidence says, in a few lines."""
-    if kind == "label-consistent":
-        return (
-            f"{evidence['images']:,} images of the target class; the surrogate knew "
-            f"{evidence['surrogate_accuracy_before']:.1%} of them before, {evidence['surrogate_accuracy_after']:.1%} "
-            f"after\nmean difference in grey levels: largest {evidence['mean_linf']:.1f}, length "
-            f"{evidence['mean_l2']:.1f}"
-        )
-    lines = [f"{'':<29}{'before':>9}{'after':>9}   over {evidence['images']:,} images outside the target class"]
-    for name in ("objective", "distance_to_own_centre", "distance_to_benign_centres"):
-        before, after = evidence["before"][name], evidence["after"][name]
-        lines.append(f"{name.replace('_', ' '):<29}{before:>9.4f}{after:>9.4f}")
-    return "\n".join(lines)
 
 
 def _is_main() -> bool:
@@ -166,22 +160,12 @@ def _alone(out: Path) -> AbstractContextManager[None]:
     return lock.held(out.with_name(f".{out.name}.lock"), str(out), flag="--out")
 
 
-def _weights(given: Path, kind: str) -> Path:
-    """The weights' file in a run folder, or the file itself."""
-    if kind == "label-consistent":
-        return given / "model.safetensors"
-    return given if given.suffix == ".safetensors" else given / "backbone.safetensors"
-
-
-def _trained(arguments: LabelConsistent | Adaptive, dataset) -> Path:
-    """The weights of the network that this command trains: of its run, which goes on where it was cut off."""
-    from dbd_dist.presets import PRESETS, preset
-    from dbd_dist.runtime.run_folder import RunFolder
-
+def _trained(arguments: Arguments, dataset: Dataset) -> Path:
+    """The weights of the network that this command trains: of its run, which resumes where it was cut off."""
     if arguments.preset not in PRESETS:
         raise UserError(f"there is no preset {arguments.preset!r}", where="--preset", expected=", ".join(PRESETS))
-    supervised = isinstance(arguments, LabelConsistent)
-    config = preset(arguments.preset).config("none" if supervised else "dbd")
+    network = NETWORKS[arguments.craft.network]
+    config = preset(arguments.preset).config(network.method)
     compute = config.compute
     if arguments.workers is not None:
         compute = dataclasses.replace(compute, workers=arguments.workers)
@@ -189,18 +173,18 @@ def _trained(arguments: LabelConsistent | Adaptive, dataset) -> Path:
         compute = dataclasses.replace(compute, device=arguments.device)
     config = dataclasses.replace(
         config,
-        stop_after=None if supervised else "simclr",
+        stop_after=network.stop_after,
         data=dataset.folder.resolve(),
-        seed=arguments.config.seed,
+        seed=arguments.craft.seed,
         compute=compute,
     )
     parent = arguments.name if arguments.name is not None else arguments.out.resolve().name
-    name = f"{parent}/{'surrogate' if supervised else 'backbone'}" if parent else ""
+    name = f"{parent}/{arguments.craft.network}" if parent else ""
     check_before_data(config, name, arguments.launcher)
     if _is_main():
         check_storage(arguments.storage)
     folder = RunFolder((arguments.storage / name).resolve())
-    weights = _weights(folder.path, arguments.config.kind)
+    weights = arguments.weights(folder.path)
     if weights.exists() and weights.with_suffix(".json").exists():
         folder.claim(config, dataset)
     else:
@@ -208,21 +192,17 @@ def _trained(arguments: LabelConsistent | Adaptive, dataset) -> Path:
     return weights
 
 
-def _craft(arguments: LabelConsistent | Adaptive, job) -> None:
-    """Run the job; what its user has to mend leaves no work folder, unless there was one to go on from."""
-    from data_prep.errors import UserError
-
-    fresh = _is_main() and not job.work.exists()
+def _craft(arguments: Arguments, task: job.Job) -> None:
+    """Run the job; what its user has to mend leaves no work folder, unless there was one to resume."""
+    fresh = _is_main() and not task.work.exists()
     if _is_main():
         try:
-            job.work.mkdir(parents=True, exist_ok=True)
+            task.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot be made ({error.strerror})", where=job.work.parent) from error
+            raise UserError(f"cannot be made ({error.strerror})", where=task.work.parent) from error
     try:
         if arguments.launcher == "local":
-            from dbd_dist.launch.local import craft_local
-
-            craft_local(job, arguments.device)
+            craft_local(task, arguments.device)
             return
         try:
             from dbd_dist.launch.ray_train import craft_ray
@@ -230,11 +210,20 @@ def _craft(arguments: LabelConsistent | Adaptive, job) -> None:
             if error.name != "ray":
                 raise
             raise UserError("Ray is not installed", where="--launcher ray", hint="use --launcher local") from error
-        craft_ray(job, workers=arguments.workers, device=arguments.device)
+        craft_ray(task, workers=arguments.workers, device=arguments.device)
     except UserError:
         if fresh:
-            shutil.rmtree(job.work, ignore_errors=True)
+            shutil.rmtree(task.work, ignore_errors=True)
         raise
+    except Exception as error:  # a mistake of our own keeps its traceback
+        module = type(task.craft).__module__
+        if isinstance(error, RunFailed) or module.startswith("dbd_dist."):
+            raise
+        raise RunFailed(
+            f"{task.craft.name}, a craft of {module}, failed ({type(error).__name__}: {error})",
+            where=task.work,
+            hint="mend it and run the same command again: finished parts stay; --debug shows where it failed",
+        ) from error
     finally:
         if _is_main():
-            job.progress.unlink(missing_ok=True)
+            task.progress.unlink(missing_ok=True)

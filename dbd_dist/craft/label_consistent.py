@@ -1,146 +1,102 @@
-"""The label-consistent attack's images: chosen, perturbed batch by batch, kept batch by batch."""
+"""The label-consistent attack (Turner et al. 2019, arXiv 1912.02771): perturbed images of the target class, with a
+patch in each corner."""
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from data_prep.dataset.manifest import Dataset
+from data_prep.attacks.badnets import badnets, checkerboard, default_patch_px
+from data_prep.attacks.crafted import PerturbedImages
 from data_prep.errors import UserError
-from data_prep.io.arrays import map_arrays
-from data_prep.plan import choose_poisoned
-from dbd_dist.craft.config import LabelConsistentConfig
-from dbd_dist.craft.pgd import perturb, random_starts
-from dbd_dist.data.loaders import StreamedImages
-from dbd_dist.distributed.world import World
-from dbd_dist.models.exported import Exported
+from dbd_dist.craft import pgd
+from dbd_dist.craft.craft import Network
+from dbd_dist.craft.images import PerImage
+from dbd_dist.fields import require
 
 
-def chosen(config: LabelConsistentConfig, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The images that will be poisoned, as `dbd prepare` draws them: int64 (m,), in order.
-
-    Raises:
-        UserError: the target is not a class, or has fewer images than are asked for.
-    """
-    poisoned = choose_poisoned(
-        labels,
-        rate=config.rate,
-        target=config.target,
-        num_classes=num_classes,
-        seed=config.seed,
-        eligible=labels == config.target,
-    )
-    return np.flatnonzero(poisoned)
-
-
-def craft(
-    config: LabelConsistentConfig,
-    exported: Exported,
-    dataset: Dataset,
-    world: World,
-    folder: Path,
-    tick: Callable[[str, int, int, int, int], None] = lambda *_: None,
-) -> None:
-    """Perturb all chosen images, each batch on one rank, and leave each batch as a file; those that are there stand.
-
-    Raises:
-        UserError: a loss or gradient is not finite; on every rank.
-    """
-    images = StreamedImages.open(dataset, world.device)
-    positions = torch.from_numpy(chosen(config, images.labels.cpu().numpy(), dataset.manifest.num_classes))
-    batches = list(enumerate(positions.split(config.batch)))
-    mine = [
-        (number, index) for number, index in batches[world.rank :: world.size] if not _file(folder, number).exists()
-    ]
-    model = exported.build(world.device)
-
-    failed = torch.zeros((), dtype=torch.int64, device=world.device)
-    for (number, index), pixels in zip(mine, images.batches([index for _, index in mine]), strict=True):
-        starts = random_starts(
-            index.tolist(), exported.image_px, norm=config.norm, eps=config.eps, seed=config.seed
-        ).to(world.device, memory_format=torch.channels_last)
-        labels = torch.full((len(index),), config.target, device=world.device)
-        perturbed, failed = perturb(
-            lambda grey: model(exported.inputs(grey)),
-            pixels,
-            labels,
-            starts,
-            norm=config.norm,
-            eps=config.eps,
-            step=config.step,
-            steps=config.steps,
-            tick=lambda step, number=number: tick("perturb", number + 1, len(batches), step, config.steps),
-        )
-        if failed:
-            break
-        _keep(_file(folder, number), pixels, perturbed, _right(model, exported, pixels, labels),
-              _right(model, exported, perturbed, labels))  # fmt: skip
-    steps = [step for step in world.gather(failed.view(1)).tolist() if step]  # also waits for every rank
-    if steps:
-        raise UserError(
-            "the surrogate's loss or its gradient is not finite",
-            where=f"label-consistent, step {min(steps)}",
-            hint="use a smaller --step, or another --surrogate",
-        )
-
-
-def collect(config: LabelConsistentConfig, index: np.ndarray, folder: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """The artefact's arrays and evidence, from the files of all batches.
+def stamp_corners(images: np.ndarray, patch: np.ndarray) -> np.ndarray:
+    """Stamp a patch into all four corners (sec. 5.2).
 
     Args:
-        index: as `chosen` gives it.
+        images: uint8 (B, H, W, 3); in training, the perturbed ones.
+        patch: uint8 (h, h, 3), as it is in the upper left; mirrored in the others.
 
-    Raises:
-        UserError: a file is damaged.
+    Returns:
+        uint8 (B, H, W, 3), a copy.
     """
-    parts = [_read(_file(folder, number)) for number in range(math.ceil(len(index) / config.batch))]
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    assert len(whole["images"]) == len(index)
-    evidence = {
-        "images": len(index),
-        "surrogate_accuracy_before": float(whole["right_before"].mean()),
-        "surrogate_accuracy_after": float(whole["right_after"].mean()),
-        "mean_linf": float(whole["linf"].mean()),
-        "mean_l2": float(whole["l2"].mean()),
-    }
-    return {"index": index, "images": whole["images"]}, evidence
+    height, width = images.shape[1] - len(patch), images.shape[2] - len(patch)
+    for row, turned in ((0, patch), (height, patch[::-1])):
+        for col, stamp in ((0, turned), (width, turned[:, ::-1])):
+            images = badnets(images, stamp, row, col)
+    return images
 
 
-@torch.no_grad()
-def _right(model: nn.Module, exported: Exported, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-    return model(exported.inputs(images_BCHW.float())).argmax(dim=1) == labels_B
+@dataclass(frozen=True, kw_only=True)
+class LabelConsistentAttack(PerturbedImages):
+    """Images of the target class, made hard to recognise by an adversarial perturbation and stamped in all corners;
+    labels stay (Turner et al. 2019). Test images are stamped only."""
+
+    name: ClassVar[str] = "label-consistent"
+
+    patch_px: int | None = None
+    """Side of each of the four patches; without it 3 px for images up to 32 px and 3/32 of the image above."""
+
+    def __post_init__(self):
+        if self.patch_px is not None and self.patch_px < 1:
+            raise UserError(f"the patch has {self.patch_px} pixels", where="patch_px", expected="1 or more")
+
+    def stamp(self, image_px: int) -> Callable[[np.ndarray], np.ndarray]:
+        side = self.patch_px if self.patch_px is not None else default_patch_px(image_px)
+        if 2 * side > image_px:
+            what = f"four patches of {side} px do not fit an image of {image_px} px"
+            raise UserError(what, where="patch_px", expected=f"1 to {image_px // 2}")
+        return lambda images: stamp_corners(images, checkerboard(side))
 
 
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"batch_{number:06d}.npz"
+@dataclass(frozen=True, kw_only=True)
+class LabelConsistent(PerImage):
+    """Perturbed images for the label-consistent attack (Turner et al. 2019, arXiv 1912.02771).
 
+    Images of the target class are made hard to recognise by PGD against a benignly trained surrogate, so that a
+    network that is trained on them leans on the trigger that `dbd prepare SOURCE label-consistent` stamps on top.
+    Labels stay as they are.
+    """
 
-def _keep(path: Path, pixels: Tensor, perturbed: Tensor, before: Tensor, after: Tensor) -> None:
-    delta = (perturbed.float() - pixels.float()).flatten(1)
-    values = {
-        "images": perturbed.permute(0, 2, 3, 1),
-        "right_before": before,
-        "right_after": after,
-        "linf": delta.abs().amax(dim=1),
-        "l2": delta.norm(dim=1),
-    }
-    aside = path.with_name(f".{path.name}")
-    with open(aside, "wb") as file:
-        np.savez(file, **{name: value.cpu().numpy() for name, value in values.items()})
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    attack = LabelConsistentAttack
+    network = "surrogate"
 
+    norm: pgd.Norm = "linf"
+    """Norm of the ball around each image that its perturbation stays in."""
+    eps: float = 8.0
+    """Radius of the ball in grey levels (of 255): linf, what one value may change by; l2, the length of the whole
+    difference. Turner et al. use 8 to 32 and 300 to 1,200 on CIFAR-10; 16 is usual on ImageNet."""
+    step: float = 1.5
+    """Length of a step, in the unit of eps."""
+    steps: int = 100
+    """Steps of PGD."""
+    seed: int = 0
+    """Seed of the choice of images (`dbd prepare` needs the same), of the random start, and of the surrogate where it
+    is trained here."""
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(map_arrays(path, ("images", "right_before", "right_after", "linf", "l2")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read ({error})", where=path, hint="delete this file and run again") from error
+    def __post_init__(self):
+        require(self, "craft", eps="in (0, 255]" if self.norm == "linf" else "> 0", step="> 0", steps=">= 1")
+        if self.norm == "linf" and self.eps < 1:
+            what = f"{self.eps!r} changes no pixel: images have whole grey levels"
+            raise UserError(what, where="craft.eps", expected="1 to 255")
+        super().__post_init__()
+
+    def perturb(
+        self, network: Network, images_BCHW: Tensor, index_B: Tensor, tick: Callable[[int, int], None]
+    ) -> tuple[Tensor, Tensor]:
+        px, device = images_BCHW.shape[-1], images_BCHW.device
+        labels = torch.full((len(images_BCHW),), self.target, device=device)
+        starts = pgd.random_starts(index_B.tolist(), px, norm=self.norm, eps=self.eps, seed=self.seed)
+        starts = starts.to(device, memory_format=torch.channels_last)
+        size = {"norm": self.norm, "eps": self.eps, "step": self.step, "steps": self.steps}
+        return pgd.perturb(network, images_BCHW, labels, starts, **size, tick=lambda step: tick(step, self.steps))

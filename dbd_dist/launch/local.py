@@ -31,7 +31,7 @@ FILES_OF_RUNS = (
 
 
 def check_name(name: str) -> None:
-    """Refuse names of runs that would write elsewhere than into a folder of their own under the storage.
+    """Refuse names of runs that are not a folder of their own under the storage.
 
     Raises:
         UserError: the name is empty, absolute, too long, cannot be printed, leads out of the storage, or is that of
@@ -119,7 +119,7 @@ def craft_local(job: crafting.Job, device: Literal["auto", "cpu", "cuda"], *, qu
     """Do the work of an artefact in this process; under torchrun, as one rank of several."""
     world = World.join(device)
     try:
-        job.check(world.size)
+        job.craft.check_workers(world.size)
         world.barrier()  # rank 0 has made the work folder
         if quiet or not world.is_main:
             crafting.run(job, world)

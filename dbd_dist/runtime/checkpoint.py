@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.io.hashes import refuse_pipes
+from data_prep.io.limits import refuse_pipes
 from dbd_dist.runtime import logs
 from dbd_dist.runtime.mirror import Mirror
 
@@ -98,6 +98,12 @@ def load_state(path: Path, *, needs: Sequence[str]) -> dict[str, Any]:
     if not isinstance(state, dict) or not set(needs) <= set(state):
         raise UserError("not a state of a run", where=path, expected=f"{', '.join(needs)} in it", hint=hint)
     return state
+
+
+def stored_sha256(path: Path) -> str:
+    """The hash that `save_state` wrote into a file."""
+    with open(path, "rb") as file:
+        return file.read(_HEAD_BYTES)[len(_FORMAT) :].decode().strip()
 
 
 def on_cpu(value: Any) -> Any:

@@ -11,15 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
 from dbd_dist.config import TrainConfig
-from dbd_dist.craft import label_consistent
-from dbd_dist.craft.config import CraftConfig, LabelConsistentConfig
+from dbd_dist.craft.craft import Craft, TrainingSet
 from dbd_dist.models.heads import Classifier, ContrastiveModel
 from dbd_dist.runtime.checkpoint import CHECKPOINTS_KEPT
 from dbd_dist.runtime.results import FEATURE_SAMPLES
@@ -89,17 +87,9 @@ def _bytes(model: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
 
-def of_craft(config: CraftConfig, dataset: Dataset, chosen: int) -> int:
-    """What making an artefact takes in bytes: every perturbed image in a part and once more in the artefact; for a
-    trigger its pattern and mask, and the optimiser's state of both in three values each, kept and being written.
-
-    Args:
-        chosen: images that are perturbed.
-    """
-    pixels = dataset.manifest.image_px**2
-    if isinstance(config, LabelConsistentConfig):
-        return int(MARGIN * (2 * chosen * (3 * pixels + 32) + _TEXT_BYTES))
-    return int(MARGIN * (2 * 3 * 4 * pixels * 4 + 2 * 4 * pixels + _TEXT_BYTES))
+def of_craft(craft: Craft, data: TrainingSet) -> int:
+    """What making an artefact takes in bytes."""
+    return int(MARGIN * (craft.disk_bytes(data) + _TEXT_BYTES))
 
 
 def check_run(config: TrainConfig, dataset: Dataset, folder: Path) -> None:
@@ -121,19 +111,13 @@ def check_sweep(configs: Iterable[TrainConfig], dataset: Dataset, folder: Path) 
     refuse_if_full(folder, needed - used_bytes(folder), f"the sweep {folder.name}", "--storage")
 
 
-def check_craft(config: CraftConfig, dataset: Dataset, labels: np.ndarray, work: Path) -> None:
+def check_craft(craft: Craft, data: TrainingSet, work: Path) -> None:
     """The same for an artefact that is made in a folder beside it.
-
-    Args:
-        labels: of the training images, int64 (n,).
 
     Raises:
         UserError
     """
-    chosen = 0
-    if isinstance(config, LabelConsistentConfig):
-        chosen = len(label_consistent.chosen(config, labels, dataset.manifest.num_classes))
-    refuse_if_full(work, of_craft(config, dataset, chosen) - used_bytes(work), "the artefact", "--out")
+    refuse_if_full(work, of_craft(craft, data) - used_bytes(work), "the artefact", "--out")
 
 
 def refuse_if_full(folder: Path, needed: int, what: str, flag: str) -> None:

@@ -4,6 +4,7 @@ without being obeyed."""
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import pickle
@@ -16,17 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import images, sources, tables
 from data_prep.dataset.manifest import open_dataset, read_manifest
 from data_prep.errors import UserError
 from data_prep.images import decode_image
-from data_prep.io import json as jsonfile
+from data_prep.io import limits
 from data_prep.io.arrays import map_arrays
 from data_prep.io.hashes import sha256_json
 from data_prep.io.json import parse_json, read_json
+from data_prep.io.tables import read_table
 from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import ImageFolder, Parquet
-from data_prep.tables import read_table
 from dbd_dist.cli import main
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -130,10 +130,10 @@ def test_tables_that_declare_too_many_rows_are_not_read(tmp_path, monkeypatch):
     table = pa.table({"image": pa.array([b"x"] * 3), "label": [0, 1, 2]})
     for split in ("train", "test"):
         pq.write_table(table, tmp_path / f"{split}.parquet")
-    monkeypatch.setattr(sources, "MAX_ROWS", 2)
+    assert limits.TABLE_ROWS == 100_000_000
+    monkeypatch.setattr(limits, "TABLE_ROWS", 2)
     with pytest.raises(UserError, match=r"3 rows\. Expected: at most 2"):
         Parquet(root=tmp_path).open()
-    assert tables.MAX_ROWS == 100_000_000
 
 
 # -- images
@@ -142,13 +142,14 @@ def test_tables_that_declare_too_many_rows_are_not_read(tmp_path, monkeypatch):
 def test_image_files_too_large_are_not_read(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     path.touch()
-    os.truncate(path, images.MAX_FILE_BYTES + 1)  # a hole: it takes no disk
+    os.truncate(path, limits.IMAGE_FILE_BYTES + 1)  # a hole: it takes no disk
 
-    def read(self):
-        raise AssertionError("it was read")
+    class Unread(io.BufferedReader):
+        def read(self, *_):
+            raise AssertionError("it was read")
 
-    monkeypatch.setattr(Path, "read_bytes", read)
-    with pytest.raises(UserError, match="more than 536,870,912"):
+    monkeypatch.setattr(Path, "open", lambda self, mode: Unread(io.FileIO(self, "rb")))
+    with pytest.raises(UserError, match="larger than 512 MiB"):
         decode_image(path, where="x")
 
 
@@ -254,7 +255,7 @@ def test_json_that_is_none(text, tmp_path):
 def test_json_files_too_large_are_not_parsed(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("[1, 2]")
     assert read_json(tmp_path / "x") == [1, 2]
-    monkeypatch.setattr(jsonfile, "MAX_BYTES", 5)
+    monkeypatch.setattr(limits, "JSON_BYTES", 5)
     with pytest.raises(ValueError, match="larger than"):
         read_json(tmp_path / "x")
     (tmp_path / "y").write_bytes(b"\xff")

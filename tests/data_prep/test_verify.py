@@ -191,7 +191,7 @@ def test_an_artefact(tmp_path, capsys, damaged):
     arrays = {"pattern": np.zeros((8, 8, 3), np.uint8), "mask": np.full((8, 8), 26, np.uint8)}
     folder = tmp_path / "art"
     about = {"settings": {}, "evidence": {}, "versions": {}}
-    write_artefact(folder, "adaptive", arrays, target=3, fingerprint="f" * 64, **about)
+    write_artefact(folder, "adaptive", arrays, image_px=8, target=3, fingerprint="f" * 64, **about)
     assert main(["doctor", str(folder)]) == 0
     assert "adaptive, target 3, 8 px" in capsys.readouterr().out
     path = folder / "artefact.npz"

@@ -17,7 +17,7 @@ import pytest
 import tiny
 import torch
 
-from cluster import session, topology
+from cluster import topology
 from data_prep.artefacts import fingerprint, read_artefact
 from data_prep.beton.ffcv import read_beton
 from data_prep.dataset.manifest import Dataset, open_dataset
@@ -29,9 +29,13 @@ from data_prep.sources import Digits
 from dbd_dist import seeds
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig
-from dbd_dist.craft import adaptive, label_consistent, pgd
-from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
+from dbd_dist.craft import images as per_image
+from dbd_dist.craft import pgd
+from dbd_dist.craft import trigger as triggers
+from dbd_dist.craft.adaptive import Adaptive
+from dbd_dist.craft.craft import Craft, TrainingSet
 from dbd_dist.craft.job import Job
+from dbd_dist.craft.label_consistent import LabelConsistent, LabelConsistentAttack, stamp_corners
 from dbd_dist.craft.trigger import Trigger, fixed_mask, stamp, stamp_quantised
 from dbd_dist.data import augment
 from dbd_dist.models.exported import read_exported
@@ -40,8 +44,8 @@ from dbd_dist.runtime import lock
 from dbd_dist.runtime.checkpoint import load_state
 from dbd_dist.runtime.run_folder import RunFolder
 
-PERTURB = LabelConsistentConfig(eps=12, step=4, steps=3, rate=0.05, seed=2)
-OPTIMISE = AdaptiveConfig(steps=6, batch=8, lr=0.3, alpha=0.3)
+PERTURB = LabelConsistent(eps=12, step=4, steps=3, rate=0.05, seed=2)
+OPTIMISE = Adaptive(steps=6, batch=8, lr=0.3, alpha=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +63,17 @@ def images(clean) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
+def data(clean) -> TrainingSet:
+    return TrainingSet.read(clean)
+
+
+@pytest.fixture(scope="module")
 def run(clean, tmp_path_factory) -> Path:
     """A run folder with the exports of networks that learnt nothing."""
     config, folder = TrainConfig(model=tiny.MODEL), RunFolder(tmp_path_factory.mktemp("run"))
     classifier = seeded(lambda: Classifier(tiny.MODEL, 10), seeds.generator(1, "classifier"))
     backbone = seeded(lambda: tiny.MODEL.build_backbone(), seeds.generator(1, "backbone"))
-    folder.write_model(classifier, config, clean, config.normalise)
+    folder.write_model(classifier.state_dict(), config, clean, config.normalise)
     folder.write_backbone(backbone.state_dict(), config, clean, config.normalise)
     return folder.path
 
@@ -73,18 +82,21 @@ def run(clean, tmp_path_factory) -> Path:
 def job(clean, run, tmp_path):
     """Makes a job in a work folder of its own."""
 
-    def make(config: LabelConsistentConfig | AdaptiveConfig, name: str = "work") -> Job:
-        weights = run / ("model" if config.kind == "label-consistent" else "backbone")
+    def make(craft: Craft, name: str = "work") -> Job:
+        weights = run / ("model" if craft.network == "surrogate" else "backbone")
         work = tmp_path / name
         work.mkdir(exist_ok=True)
-        return Job(config=config, data=clean.folder, weights=weights.with_suffix(".safetensors"), work=work)
+        return Job(craft=craft, data=clean.folder, weights=weights.with_suffix(".safetensors"), work=work)
 
     return make
 
 
-def perturbed(job: Job, images: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    index = label_consistent.chosen(job.config, images[1], 10)  # type: ignore[arg-type]
-    return label_consistent.collect(job.config, index, job.work)[0]["images"]  # type: ignore[arg-type]
+def collect(job: Job) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    return job.craft.collect(TrainingSet.read(open_dataset(job.data)), job.work)
+
+
+def perturbed(job: Job) -> np.ndarray:
+    return collect(job)[0]["images"]
 
 
 # -- PGD
@@ -205,11 +217,11 @@ def test_perturbed_are_the_images_that_will_be_poisoned(job, alone, images):
     made = job(PERTURB)
     tiny.craft(alone, made.to_dict())
     pixels, labels = images
-    index = label_consistent.chosen(PERTURB, labels, 10)
+    arrays, evidence = collect(made)
+    index = arrays["index"]
     drawn = choose_poisoned(labels, rate=0.05, target=3, num_classes=10, seed=2, eligible=labels == 3)
     assert index.tolist() == np.flatnonzero(drawn).tolist()
     assert len(index) == 15
-    arrays, evidence = label_consistent.collect(PERTURB, index, made.work)
     delta = arrays["images"].astype(int) - pixels[index].astype(int)
     assert np.abs(delta).max() == 12
     assert evidence["mean_linf"] == np.abs(delta).max(axis=(1, 2, 3)).mean()
@@ -227,49 +239,68 @@ def test_perturbed_are_the_images_that_will_be_poisoned(job, alone, images):
 
 
 @pytest.mark.slow
-def test_neither_batches_nor_ranks_matter_to_perturbed_images(job, alone, two_ranks, images):
+def test_neither_batches_nor_ranks_matter_to_perturbed_images(job, alone, two_ranks):
     found = []
     for batch in (15, 4, 1):
         made = job(replace(PERTURB, batch=batch), f"work{batch}")
         tiny.craft(alone, made.to_dict())
-        found.append(perturbed(made, images))
+        found.append(perturbed(made))
     made = job(replace(PERTURB, batch=4), "ranks")
     two_ranks(tiny.craft, made.to_dict())
-    found.append(perturbed(made, images))
+    found.append(perturbed(made))
     np.testing.assert_array_equal(found[3], found[1])
     for other in found[1:]:  # kernels differ by batch size in the last bit, which may turn the sign of a gradient
         assert np.mean(other == found[0]) > 0.999
     differently = job(replace(PERTURB, steps=2), "control")
     tiny.craft(alone, differently.to_dict())
-    assert np.mean(perturbed(differently, images) == found[0]) < 0.9
+    assert np.mean(perturbed(differently) == found[0]) < 0.9
 
 
 class Crash(Exception):
     """Stands for a kill: nothing of ours may catch it."""
 
 
-def test_a_crash_keeps_finished_batches(job, alone, images, monkeypatch):
+def test_a_crash_keeps_finished_batches(job, alone, monkeypatch):
     config = replace(PERTURB, batch=4)
     whole, cut = job(config, "whole"), job(config, "cut")
     tiny.craft(alone, whole.to_dict())
-    keep, kept = label_consistent._keep, []
+    keep, kept = per_image.save_state, []
 
-    def crash(path, *values):
+    def crash(part, path):
         if len(kept) == 2:
             raise Crash
         kept.append(path)
-        keep(path, *values)
+        keep(part, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(label_consistent, "_keep", crash)
+        patch.setattr(per_image, "save_state", crash)
         with pytest.raises(Crash):
             tiny.craft(alone, cut.to_dict())
     again = []
-    monkeypatch.setattr(label_consistent, "_keep", lambda path, *values: (again.append(path), keep(path, *values)))
+    monkeypatch.setattr(per_image, "save_state", lambda part, path: (again.append(path), keep(part, path)))
     tiny.craft(alone, cut.to_dict())
     assert len(kept) == len(again) == 2
     assert not set(kept) & set(again)
-    np.testing.assert_array_equal(perturbed(cut, images), perturbed(whole, images))
+    np.testing.assert_array_equal(perturbed(cut), perturbed(whole))
+
+
+def test_label_consistent_stamps_four_corners():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 12, 12, 3), dtype=np.uint8)
+    patch = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    made = stamp_corners(images, patch)
+    for y in range(12):
+        for x in range(12):
+            row, col = (y if y < 6 else 11 - y), (x if x < 6 else 11 - x)
+            wanted = patch[row, col] if row < 4 and col < 4 else images[:, y, x]
+            assert (made[:, y, x] == wanted).all()
+
+
+@pytest.mark.parametrize("side", [0, 9])
+def test_patches_that_do_not_fit(side, tmp_path):
+    with pytest.raises(UserError) as error:
+        LabelConsistentAttack(artefact=tmp_path, patch_px=side).stamp(16)
+    assert error.value.where == "patch_px"
 
 
 # -- adaptive
@@ -299,14 +330,14 @@ def slow_stamp(images: np.ndarray, pattern: np.ndarray, mask: np.ndarray) -> np.
         OPTIMISE,
         replace(OPTIMISE, distance="cosine", alpha=None, patch_px=5, corner="top-left"),
         replace(OPTIMISE, normalise_features=False, seed=1),
-        AdaptiveConfig(steps=6, batch=8, lr=0.3, optimise="pattern-and-mask", mask_budget=0.2),
+        Adaptive(steps=6, batch=8, lr=0.3, optimise="pattern-and-mask", mask_budget=0.2),
     ],
     ids=["l2", "cosine-patch", "raw", "mask"],
 )
 def test_the_evidence_is_what_a_slow_version_finds(config, job, alone, images):
     made = job(config)
     tiny.craft(alone, made.to_dict())
-    arrays, evidence = adaptive.collect(made.work)
+    arrays, evidence = collect(made)
     assert evidence["after"]["objective"] < evidence["before"]["objective"]
 
     exported = read_exported(made.weights)
@@ -338,9 +369,9 @@ def test_the_evidence_is_what_a_slow_version_finds(config, job, alone, images):
 
 
 def test_fixed_masks():
-    whole = fixed_mask(AdaptiveConfig(), 8)
+    whole = fixed_mask(Adaptive(), 8)
     assert torch.equal(whole, torch.full((8, 8), 0.1))
-    square = fixed_mask(AdaptiveConfig(patch_px=3, corner="bottom-left"), 8)
+    square = fixed_mask(Adaptive(patch_px=3, corner="bottom-left"), 8)
     assert square.sum() == 9
     assert (square[5:, :3] == 1).all()
 
@@ -360,17 +391,17 @@ def test_two_ranks_optimise_the_same_trigger(job, alone, two_ranks):
     one, both = job(OPTIMISE, "one"), job(OPTIMISE, "both")
     tiny.craft(alone, one.to_dict())
     two_ranks(tiny.craft, both.to_dict())
-    (ours, evidence), (theirs, other) = adaptive.collect(one.work), adaptive.collect(both.work)
+    (ours, evidence), (theirs, other) = collect(one), collect(both)
     assert np.abs(ours["pattern"].astype(int) - theirs["pattern"].astype(int)).max() <= 1
     assert other["after"] == pytest.approx(evidence["after"], rel=1e-3)
     assert other["before"] == pytest.approx(evidence["before"], rel=1e-4)
     control = job(replace(OPTIMISE, seed=4), "control")
     tiny.craft(alone, control.to_dict())
-    assert np.abs(adaptive.collect(control.work)[0]["pattern"].astype(int) - ours["pattern"]).max() > 50
+    assert np.abs(collect(control)[0]["pattern"].astype(int) - ours["pattern"]).max() > 50
 
 
 def test_a_crash_goes_on_from_the_newest_checkpoint(job, alone, monkeypatch):
-    monkeypatch.setattr(adaptive, "CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr(triggers, "CHECKPOINT_STEPS", 2)
     whole, cut = job(OPTIMISE, "whole"), job(OPTIMISE, "cut")
     tiny.craft(alone, whole.to_dict())
 
@@ -394,7 +425,7 @@ def test_a_crash_goes_on_from_the_newest_checkpoint(job, alone, monkeypatch):
     Progress.crash_at = -1
     tiny.craft(alone, cut.to_dict())
     assert Progress.seen == [1, 2, 3, 4, 5, 5, 6]
-    (ours, evidence), (theirs, other) = adaptive.collect(whole.work), adaptive.collect(cut.work)
+    (ours, evidence), (theirs, other) = collect(whole), collect(cut)
     np.testing.assert_array_equal(ours["pattern"], theirs["pattern"])
     assert evidence == other
 
@@ -458,7 +489,7 @@ def test_an_artefact_of_the_command(attack, clean, run, images, place, capsys, r
 
     before = content(place)
     with monkeypatch.context() as patch:
-        patch.setattr("dbd_dist.launch.local.craft_local", None)  # again: nothing is done
+        patch.setattr("dbd_dist.commands.craft.craft_local", None)  # again: nothing is done
         assert main(["craft", *flags(attack, clean, run)]) == 0
     assert content(place) == before
     other = flags(attack, clean, run, "--seed", 1)
@@ -569,7 +600,7 @@ def test_settings_out_of_range(attack, more, says, refused, clean, run):
 
 def test_a_batch_that_ranks_cannot_share():
     with pytest.raises(UserError, match=r"craft\.batch.*a multiple of 3"):
-        adaptive.check(OPTIMISE, 16, workers=3)
+        OPTIMISE.check_workers(3)
 
 
 @pytest.mark.parametrize("attack", ["label-consistent", "adaptive"])
@@ -632,11 +663,11 @@ def test_a_loss_that_is_not_finite_names_the_step(attack, refused, clean, run, t
     classifier = Classifier(tiny.MODEL, 10)
     folder = RunFolder(copy)
     classifier.backbone.bn1.weight.data[0] = torch.nan
-    folder.write_model(classifier, config, clean, config.normalise)
+    folder.write_model(classifier.state_dict(), config, clean, config.normalise)
     folder.write_backbone(classifier.backbone.state_dict(), config, clean, config.normalise)
     assert "bn1.weight are not finite" in refused(*flags(attack, clean, copy))
     classifier.backbone.bn1.weight.data[:] = 3e38  # finite, and what comes of it is not
-    folder.write_model(classifier, config, clean, config.normalise)
+    folder.write_model(classifier.state_dict(), config, clean, config.normalise)
     folder.write_backbone(classifier.backbone.state_dict(), config, clean, config.normalise)
     message = refused(*flags(attack, clean, copy))
     assert f"{attack}, step 1" in message
@@ -656,22 +687,20 @@ def test_two_ranks_of_torchrun_train_and_craft(clean, place):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_two_ray_workers_make_what_one_process_makes(clean, run, place, refused, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    with session.connect(num_cpus=2):
-        argv = flags("label-consistent", clean, run, "--batch", 2)
-        assert main(["craft", *argv, "--out", "by-ray", "--launcher", "ray", "--workers", "2"]) == 0
-        assert main(["craft", *argv]) == 0
-        one, ray = (read_artefact(place / name, "label-consistent") for name in ("made", "by-ray"))
-        assert ray.settings == one.settings
-        difference = np.abs(ray.arrays["images"].astype(int) - one.arrays["images"].astype(int))
-        assert np.mean(difference > 1) < 0.01
-        assert {p.name for p in place.iterdir()} == {"made", "by-ray"}
-        shutil.rmtree(place / "made")
+def test_two_ray_workers_make_what_one_process_makes(clean, run, place, refused, tmp_path, ray_here):
+    argv = flags("label-consistent", clean, run, "--batch", 2)
+    assert main(["craft", *argv, "--out", "by-ray", "--launcher", "ray", "--workers", "2"]) == 0
+    assert main(["craft", *argv]) == 0
+    one, ray = (read_artefact(place / name, "label-consistent") for name in ("made", "by-ray"))
+    assert ray.settings == one.settings
+    difference = np.abs(ray.arrays["images"].astype(int) - one.arrays["images"].astype(int))
+    assert np.mean(difference > 1) < 0.01
+    assert {p.name for p in place.iterdir()} == {"made", "by-ray"}
+    shutil.rmtree(place / "made")
 
-        broken, config = Path(shutil.copytree(run, tmp_path / "broken")), TrainConfig(model=tiny.MODEL)
-        classifier = Classifier(tiny.MODEL, 10)
-        classifier.head.weight.data[:] = torch.finfo(torch.float32).max  # finite, so that it is opened; its loss is not
-        RunFolder(broken).write_model(classifier, config, clean, config.normalise)
-        argv = flags("label-consistent", clean, broken, "--launcher", "ray", "--workers", "2")
-        assert "label-consistent, step 1" in refused(*argv)
+    broken, config = Path(shutil.copytree(run, tmp_path / "broken")), TrainConfig(model=tiny.MODEL)
+    classifier = Classifier(tiny.MODEL, 10)
+    classifier.head.weight.data[:] = torch.finfo(torch.float32).max  # finite, so that it is opened; its loss is not
+    RunFolder(broken).write_model(classifier.state_dict(), config, clean, config.normalise)
+    argv = flags("label-consistent", clean, broken, "--launcher", "ray", "--workers", "2")
+    assert "label-consistent, step 1" in refused(*argv)

@@ -18,8 +18,9 @@ from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
 from data_prep.pipeline import PrepareConfig, prepare
 from data_prep.sources import Digits
-from dbd_dist.craft.config import LabelConsistentConfig
+from dbd_dist.craft.craft import TrainingSet
 from dbd_dist.craft.job import check_data
+from dbd_dist.craft.label_consistent import LabelConsistent
 from dbd_dist.data.loaders import ResidentImages, StreamedImages, open_images
 from dbd_dist.data.sampling import epoch_batches
 from dbd_dist.stages import simclr
@@ -80,5 +81,5 @@ def test_attacks_are_not_crafted_on_jpegs(tmp_path: Path):
     )
     dataset = prepare(config, progress=False)
     with pytest.raises(UserError, match="as jpeg: not the pixels") as error:
-        check_data(LabelConsistentConfig(), dataset, read_beton(dataset.train)[1])
+        check_data(LabelConsistent(), TrainingSet.read(dataset))
     assert error.value.where == dataset.folder

@@ -12,7 +12,9 @@ from data_prep import pipeline as encode
 from data_prep.beton.ffcv import file_bytes
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from dbd_dist.craft.config import AdaptiveConfig, LabelConsistentConfig
+from dbd_dist.craft.adaptive import Adaptive
+from dbd_dist.craft.craft import TrainingSet
+from dbd_dist.craft.label_consistent import LabelConsistent
 from dbd_dist.launch.local import run_local
 from dbd_dist.models.config import ModelConfig
 from dbd_dist.runtime import disk as space
@@ -99,16 +101,16 @@ def test_a_sweep_needs_room_for_all_of_its_runs(smoke_config, digits, tmp_path, 
 
 
 def test_an_artefact_without_room_is_refused(digits, tmp_path, full_disk):
-    dataset = open_dataset(digits)
-    labels = np.arange(240) % 10
-    wide, narrow = LabelConsistentConfig(rate=0.1), LabelConsistentConfig(rate=0.05)
-    full_disk(space.of_craft(narrow, dataset, 12))
-    space.check_craft(narrow, dataset, labels, tmp_path / "work")
+    data = TrainingSet(open_dataset(digits), np.arange(240) % 10, "")
+    wide, narrow = LabelConsistent(rate=0.1), LabelConsistent(rate=0.05)
+    assert narrow.disk_bytes(data) == 2 * 12 * (3 * 16 * 16 + 32)
+    full_disk(space.of_craft(narrow, data))
+    space.check_craft(narrow, data, tmp_path / "work")
     with pytest.raises(UserError, match="the artefact needs"):
-        space.check_craft(wide, dataset, labels, tmp_path / "work")
+        space.check_craft(wide, data, tmp_path / "work")
     full_disk(0)
     with pytest.raises(UserError, match="the artefact needs"):
-        space.check_craft(AdaptiveConfig(), dataset, labels, tmp_path / "work")
+        space.check_craft(Adaptive(), data, tmp_path / "work")
 
 
 # -- data sets

@@ -98,7 +98,7 @@ class Material:
     def artefact(self) -> Path:
         arrays = {"pattern": np.full((16, 16, 3), 9, np.uint8), "mask": np.full((16, 16), 26, np.uint8)}
         write_artefact(
-            self.root / "artefact", "adaptive", arrays, target=3, fingerprint=self.fingerprint,
+            self.root / "artefact", "adaptive", arrays, image_px=16, target=3, fingerprint=self.fingerprint,
             settings={"lr": 0.1}, evidence={}, versions={},
         )  # fmt: skip
         return self.root / "artefact"
@@ -108,7 +108,7 @@ class Material:
         index = np.flatnonzero(FEW.open().train.labels == 3)
         arrays = {"index": index, "images": np.zeros((len(index), 16, 16, 3), np.uint8)}
         write_artefact(
-            self.root / "perturbed", "label-consistent", arrays, target=3, fingerprint=self.fingerprint,
+            self.root / "perturbed", "label-consistent", arrays, image_px=16, target=3, fingerprint=self.fingerprint,
             settings={"rate": 0.1, "seed": 0}, evidence={}, versions={},
         )  # fmt: skip
         return self.root / "perturbed"

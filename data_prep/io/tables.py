@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.io.hashes import refuse_pipes
+from data_prep.io import limits
 
 
 def write_table(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
@@ -32,23 +32,19 @@ def write_table(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
     pq.write_table(pa.concat_tables(parts), path)
 
 
-MAX_ROWS = 100_000_000
-"""Larger tables are refused before they are read: a file of a few kilobytes can declare rows that fill the memory."""
-
-
-def read_table(path: Path, columns: Mapping[str, str], most: int = MAX_ROWS) -> dict[str, dict[str, Any]]:
+def read_table(path: Path, columns: Mapping[str, str], most: int | None = None) -> dict[str, dict[str, Any]]:
     """Read what `write_table` wrote.
 
     Args:
         path: of the file.
         columns: names and Arrow types.
-        most: rows that there may be.
+        most: rows that there may be; without it `limits.TABLE_ROWS`.
 
     Returns:
         By split, by column: arrays (n,), in index order; strings as object arrays.
 
     Raises:
-        UserError: missing or unreadable file, more rows than `most`, missing or mistyped columns, nulls, indices that
+        UserError: missing or unreadable file, more rows than that, missing or mistyped columns, nulls, indices that
             are not 0 to n - 1.
     """
     import pyarrow as pa
@@ -56,7 +52,7 @@ def read_table(path: Path, columns: Mapping[str, str], most: int = MAX_ROWS) -> 
 
     hint = "prepare the data set again"
     try:
-        refuse_pipes(path)
+        limits.refuse_pipes(path)
         file = pq.ParquetFile(path)
         rows, schema = file.metadata.num_rows, file.schema_arrow
         names = schema.names
@@ -66,6 +62,7 @@ def read_table(path: Path, columns: Mapping[str, str], most: int = MAX_ROWS) -> 
     for name, kind in wanted.items():
         if names.count(name) != 1 or str(schema.field(name).type) != kind:
             raise UserError(f"no column {name!r} of type {kind}", where=path, hint=hint)
+    most = limits.TABLE_ROWS if most is None else most
     if rows > most:
         raise UserError(f"the table has {rows:,} rows", where=path, expected=f"at most {most:,}", hint=hint)
     try:
