@@ -66,7 +66,7 @@ def digits_weak() -> AugmentConfig:
 def demo() -> Preset:
     """The end-to-end demo, in minutes on a laptop's CPU: 1,797 scanned digits, BadNets, two workers.
 
-    Seeds 0-4 on 2 cores: see the README's table. Settings were chosen on this data set, whose 16 px images need
+    Seeds 0-4 on 2 cores: see docs/results.md. Settings were chosen on this data set, whose 16 px images need
     neither blur nor flips; the network is a ResNet of three blocks.
     """
     weak = digits_weak()
@@ -140,7 +140,7 @@ def cifar10_cpu() -> Preset:
     """CIFAR-10 under BadNets for a machine without GPU: a narrow network on 15,000 images, in under 45 minutes on 2
     cores.
 
-    What it measures is in the README. The full recipe is cifar10_badnets. Channels cost the most in the first stages,
+    What it measures is in docs/results.md; the full recipe is cifar10_badnets. Channels cost most in the first stages,
     at full resolution: they are few there and many at the end.
     """
     return Preset(

@@ -18,8 +18,8 @@ def test_page_is_current():
     )
 
 
-def test_readme_has_the_table_of_the_demo():
-    assert results.Page(FOLDER).demo_table("demo") in (ROOT / "README.md").read_text()
+def test_readme_has_the_small_table():
+    assert results.Page(FOLDER).readme() in (ROOT / "README.md").read_text()
 
 
 def test_cells_against_numbers_worked_out_by_hand():
@@ -42,12 +42,12 @@ def test_a_new_file_is_shown_and_a_changed_number_changes_the_page(tmp_path):
          "scale": 0.05, "hardware": "a GPU", "commit": "abc123"}
         for method, asr in (("none", 1.0), ("dbd", 0.0125))
     ]  # fmt: skip
-    (folder / "gpu_check.json").write_text(json.dumps({"command": "make gpu-check", "rows": rows}))
+    (folder / "gpu_new.json").write_text(json.dumps({"command": "make gpu-check", "rows": rows}))
     with_gpu = results.render(folder)
-    assert "## On a GPU" in with_gpu
+    assert "### gpu_new" in with_gpu
     assert "| dbd | 1.25 % |" in with_gpu
     assert "All rows: attack badnets; clean_acc 91.00 %; seconds simclr 12.5; scale 0.0500; hardware a GPU" in with_gpu
-    assert with_gpu.count("gpu_check.json") == 2  # once, as a link
+    assert with_gpu.count("gpu_new.json") == 2  # once, as a link
     changed = (folder / "demo.json").read_text().replace('"clean_acc": 0.9888579387186629', '"clean_acc": 0.5')
     (folder / "demo.json").write_text(changed)
     assert results.render(folder) != with_gpu != before

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.io.atomic import write_text
 from dbd_dist.reporting import curves, gallery, sections, settings, shown, tables, wording
 from dbd_dist.reporting.conclusions import conclusions
 from dbd_dist.reporting.runs import Run, load_run
@@ -50,16 +50,11 @@ def write_file(path: Path, text: str) -> None:
     path = Path(path)
     if os.path.isdir(path):
         raise UserError("is a folder", where=path, hint="name a file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, text)
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror})", where=path, hint="choose another file") from error
-    finally:
-        with suppress(OSError):  # renamed, or never there
-            temporary.unlink()
 
 
 def render(folders: Sequence[Path]) -> str:

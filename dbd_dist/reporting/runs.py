@@ -15,7 +15,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.io.json import read_json
-from data_prep.io.limits import JSON_BYTES, refuse_pipes
+from data_prep.io.limits import JSON_BYTES, read_limited
 from dbd_dist.reporting import names
 from dbd_dist.reporting.arrays import LARGEST, Features, Split, read_features, read_split
 from dbd_dist.reporting.wording import printable
@@ -208,10 +208,7 @@ def _is_beyond(value: Any) -> bool:
 
 def _lines(path: Path) -> list[str]:
     try:
-        refuse_pipes(path)
-        if path.stat().st_size > JSON_BYTES:
-            raise UserError(f"{path.stat().st_size:,} bytes", where=path, expected=f"at most {JSON_BYTES:,}")
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_limited(path, JSON_BYTES).decode().replace("\r\n", "\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read ({error})", where=path) from error
+        raise UserError(f"cannot be read ({getattr(error, 'strerror', None) or error})", where=path) from error
     return lines[:-1] if lines[-1] == "" else lines

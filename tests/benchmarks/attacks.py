@@ -1,4 +1,4 @@
-"""Every attack without and with DBD, over seeds: the README's table of attacks.
+"""Every attack without and with DBD, over seeds: the table of attacks in docs/results.md.
 
     python -m tests.benchmarks.attacks [--storage runs/attacks] [--seeds 0 1 2] [--attacks NAME ...]
                                        [--methods none dbd] [--preset demo] [--source digits] [--jobs 2] [--list]

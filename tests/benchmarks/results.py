@@ -80,24 +80,22 @@ class Page:
     def source(self, name: str) -> str:
         """Where a file's numbers come from, in one line."""
         content = self.file(name)
-        rows = content.get("results") or content.get("rows") or []
-        commits = sorted(
-            {str(row["commit"]) for row in rows if row.get("commit")} or {str(content.get("commit") or "")}
-        )
-        command = content.get("command") or ""
+        about = content.get("about") or content
+        rows = _rows(content)
+        commits = {str(row["commit"]) for row in rows if row.get("commit")} or {str(about.get("commit") or "")}
+        command = about.get("command") or ""
         if isinstance(command, list):
-            command = " ".join(map(str, command))
-        host = content.get("host")
-        cpu = host.get("gpus") or f"{host['cpu']}, {host['cores']} cores" if isinstance(host, Mapping) else None
-        device = cpu or content.get("device") or content.get("hardware") or ""
+            command = ("; " if any(" " in part for part in command) else " ").join(command)
+        host = about.get("host") or {}
+        device = host.get("gpus") or (f"{host['cpu']}, {host['cores']} cores" if host else about.get("device"))
         parts = [
             f"`{command}`" if command else "",
             value("", device),
-            "commit " + ", ".join(commits) if any(commits) else "",
+            f"commit {', '.join(sorted(commits))}" if any(commits) else "",
         ]
-        note = content.get("note")
-        line = "; ".join(filter(None, parts))
-        return f"[{name}.json](results/{name}.json): {line}." + (f" Note: {note.rstrip('.')}." if note else "")
+        note = about.get("note")
+        line = f"[{name}.json](results/{name}.json): {'; '.join(filter(None, parts))}."
+        return line + (f" Note: {note.rstrip('.')}." if note else "")
 
     def runs(self, name: str) -> str:
         """Runs over seeds, a row for each data set and method."""
@@ -126,14 +124,26 @@ class Page:
         head = ["attack", "protocol", *measures, "poisoned images kept, by seed"]
         return markdown_table(head, rows, text_columns=2)
 
+    def shortened(self, name: str) -> str:
+        """Runs of recipes with shortened schedules, beside the figures of the paper."""
+        content, cells = self.file(name), []
+        for run in content["runs"]:
+            epochs = ", ".join(f"{stage} {n} of {run['full_epochs'][stage]}" for stage, n in run["epochs"].items())
+            paper = " / ".join(
+                f"{100 * share:.2f}" for share in content["about"]["paper"][run["attack"]][run["method"]]
+            )
+            time = wording.duration(sum(run["seconds"].values()))
+            measures = [percent([run], field) for field in FRACTIONS]
+            cells.append([run["attack"], names.title(run["method"], run), epochs, *measures, kept([run]), time, paper])
+        head = ["attack", "method", "epochs", "clean accuracy %", "attack success %", "robust accuracy %"]
+        head += ["poisoned images kept", "time", "paper: accuracy / attack success %"]
+        return markdown_table(head, cells, text_columns=3)
+
     def plain(self, name: str) -> str:
-        """Rows of any kind, the fields that all have in common left to `source`."""
-        content = self.file(name)
-        rows = content.get("results") or content.get("rows") or [content.get("figures") or {}]
+        """Rows of any kind, with what all have in common below."""
+        rows = _rows(self.file(name))
         if rows and "median" in rows[0]:
-            cells = [
-                [value("", r.get("name")), measured(r), str(r.get("n") or ""), value("", r.get("unit"))] for r in rows
-            ]
+            cells = [[str(r["name"]), measured(r), str(r.get("n") or ""), str(r.get("unit") or "")] for r in rows]
             return markdown_table(["", "median (least – most)", "n", "unit"], cells)
         fields = dict.fromkeys(field for row in rows for field in row)
         shared = {f for f in fields if len(rows) > 1 and len({json.dumps(row.get(f)) for row in rows}) == 1}
@@ -146,16 +156,37 @@ class Page:
         """Files that the text has not named so far."""
         return [name for name in self.files if name not in self.used and name.startswith(start)]
 
-    def demo_table(self, name: str) -> str:
-        """The small table, as the README has it too."""
-        rows = tables.aggregate([{**r, "dataset": "", "attack": None} for r in self.file(name)["results"]])
-        cells = [
-            [row.title, *(percent(row.results, f) for f in FRACTIONS), tables.COLUMNS["poisoned kept"](row)]
-            for row in rows
-        ]
-        return markdown_table(
-            ["", "clean accuracy %", "attack success %", "robust accuracy %", "poisoned images kept"], cells
-        )
+    def demo(self) -> str:
+        """The demo over its seeds."""
+        rows = tables.aggregate(self.file("demo")["results"])
+        cells = [[row.title, *(percent(row.results, f) for f in FRACTIONS), kept(row.results)] for row in rows]
+        head = ["", "clean accuracy %", "attack success %", "robust accuracy %", "poisoned images kept, by seed"]
+        return markdown_table(head, cells)
+
+    def readme(self) -> str:
+        """The small table at the top of the README."""
+        cells = []
+        for row in tables.aggregate(self.file("demo")["results"]):
+            images = f"digits (`make demo`), {len(row.results)} seeds, 2 CPU cores"
+            measures = [percent(row.results, field) for field in ("clean_acc", "asr")]
+            cells.append([images, row.title, *measures, tables.COLUMNS["poisoned kept"](row)])
+        for run in (run for run in self.file("gpu_cifar10")["runs"] if run["attack"] == "badnets"):
+            images = f"CIFAR-10, {run['scale']} of the schedule, one {run['device']}"
+            measures = [percent([run], "clean_acc"), percent([run], "asr"), kept([run]) or "–"]
+            cells.append([images, names.title(run["method"], run), *measures])
+        head = ["images under BadNets, 5 % poisoned", "training", "clean accuracy %", "attack success %"]
+        return markdown_table([*head, "poisoned images kept"], cells, text_columns=2)
+
+
+def _rows(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of a file, whatever it calls them."""
+    for key in ("results", "rows", "runs"):
+        if key in content:
+            return content[key]
+    benches = content.get("bench")
+    if isinstance(benches, Mapping):
+        return [{**row, "name": f"{bench}: {row['name']}"} for bench, rows in benches.items() for row in rows]
+    return [content.get("figures") or {}]
 
 
 def measured(row: Mapping[str, Any]) -> str:

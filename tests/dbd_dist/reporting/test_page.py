@@ -209,7 +209,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page.os, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(UserError, match="No space left"):
         page.write_file(target, "new")
     assert target.read_text() == "old"
