@@ -1,4 +1,5 @@
-"""The world that a training process belongs to: the only place that talks to `torch.distributed`.
+"""The world that a training process belongs to. Beside batch_norm.py and exchange.py, which serve it, the only place
+that talks to `torch.distributed`.
 
 A world of one runs the same code as a world of many; nothing else in the project asks whether there is a process group.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,6 +22,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from data_prep.errors import UserError
+from dbd_dist.distributed import exchange
+from dbd_dist.distributed.batch_norm import SyncBatchNorm, batches_in_one
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -85,6 +88,7 @@ class World:
 
     def leave(self) -> None:
         """Undo `join`."""
+        exchange.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -184,12 +188,20 @@ class World:
             return module
         if self.device.type == "cuda":
             return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[return-value]
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                setattr(module, name, _GlooSyncBatchNorm.copy_of(child))
-            else:
-                self.synchronise_batch_norm(child)
+        SyncBatchNorm.convert(module)
         return module
+
+    def forward_each(self, network: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs of `network` for batches of one length, as if called once for each.
+
+        On CPU ranks with synchronised batch norm it is one call: the statistics of all batches, which stay apart, are
+        then exchanged together.
+        """
+        synchronised = isinstance(network, nn.Module) and any(isinstance(m, SyncBatchNorm) for m in network.modules())
+        if self.size == 1 or not synchronised:
+            return [network(batch) for batch in batches]
+        with batches_in_one(len(batches)):
+            return list(network(torch.cat(tuple(batches))).chunk(len(batches)))
 
 
 def _cpu_group() -> Any:
@@ -221,91 +233,3 @@ class _Gather(torch.autograd.Function):
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total.narrow(0, dist.get_rank() * ctx.rows, ctx.rows)
-
-
-class _GlooSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the global batch on CPU tensors, which `torch.nn.SyncBatchNorm` refuses."""
-
-    @classmethod
-    def copy_of(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> _GlooSyncBatchNorm:
-        new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        new.load_state_dict(norm.state_dict())
-        for theirs, ours in zip(norm.parameters(), new.parameters()):
-            ours.requires_grad_(theirs.requires_grad)
-        new.train(norm.training)
-        return new
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() not in (2, 4):
-            raise ValueError(f"expected 2 or 4 dimensions, got {input.dim()}")
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        output, mean, var, count = _SyncNorm.apply(input, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            unbiased = var * (count / (count - 1))
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-        return output
-
-
-class _SyncNorm(torch.autograd.Function):
-    """Normalise by global statistics: two all-reduces, and torch's own fused kernels for the arithmetic."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
-        channels = x.shape[1]
-        local_mean, local_var = _moments(x)
-        rank_count = x.numel() // channels
-        packed = torch.cat([local_mean, local_var, local_mean.new_tensor([float(rank_count)])])
-        parts = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, packed)
-        # means and variances are combined as such (Chan et al. 1979): sums of squares about zero would cancel in
-        # float32
-        stacked = torch.stack(parts)
-        means, variances, counts = stacked[:, :channels], stacked[:, channels:-1], stacked[:, -1:]
-        count = counts.sum()
-        mean = (means * counts).sum(0) / count
-        var = ((variances + (means - mean).square()) * counts).sum(0) / count
-        output = nn.functional.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-        ctx.save_for_backward(x, weight, mean, var, count)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, var, count)
-        return output, mean, var, count
-
-    @staticmethod
-    def backward(ctx, *grads: Any):
-        x, weight, mean, var, count = ctx.saved_tensors
-        grad = grads[0]
-        if x.dim() == 4:  # the fused kernel wants both in one layout
-            grad = grad.contiguous(memory_format=torch.channels_last)
-        # with fixed statistics: grad_x = grad * weight * invstd, grad_weight = sum(grad * x_hat), grad_bias = sum(grad)
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, var, mean, var, False, ctx.eps, [True, True, True]
-        )
-        sums = torch.cat([grad_weight, grad_bias])
-        dist.all_reduce(sums)
-        sum_hat, sum_grad = sums.chunk(2)
-        invstd = (var + ctx.eps).rsqrt()
-        # what the statistics' own dependence on x takes away: weight * invstd * (mean(grad) + x_hat * mean(grad *
-        # x_hat))
-        slope = -weight * invstd.square() * sum_hat / count
-        offset = -weight * invstd * sum_grad / count - slope * mean
-        # x * slope + offset by the kernel of batch norm: with broadcasting it takes nearly three times as long
-        zeros, ones = torch.zeros_like(slope), torch.ones_like(slope)
-        grad_x += nn.functional.batch_norm(x, zeros, ones, slope, offset, training=False, eps=0.0)
-        return grad_x, grad_weight, grad_bias, None
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel in float32: ((C,), (C,)) of (B, C) or (B, C, H, W)."""
-    momentum, unused = 0.0, torch.zeros(x.shape[1])
-    # the kernel behind batch norm's own forward: some twenty times faster than var_mean on channels_last tensors
-    mean, var = torch.ops.aten.batch_norm_update_stats(x, unused, unused.clone(), momentum)
-    return mean, var

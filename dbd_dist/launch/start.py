@@ -34,7 +34,7 @@ def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
     """What can be refused before a data set is prepared.
 
     Raises:
-        UserError: the name, or a device that is not there.
+        UserError: the name, weights that do not fit the network, or a device that is not there.
     """
     from dbd_dist.launch.local import check_name
 

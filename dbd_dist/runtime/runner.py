@@ -17,6 +17,7 @@ from dbd_dist.config import TrainConfig
 from dbd_dist.data.loaders import open_images
 from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import Evaluator
+from dbd_dist.models.given import read_given
 from dbd_dist.runtime import logs, watchdog
 from dbd_dist.runtime.checkpoint import (
     STATE_FILE,
@@ -165,6 +166,7 @@ class Runner:
             images=images,
             num_classes=dataset.manifest.num_classes,
             model=config.model,
+            start=None if config.model.weights is None else read_given(config.model).tensors,
             seed=config.seed,
             bf16=self._bf16,
             sync_bn=compute.sync_bn,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,10 +15,10 @@ from dbd_dist.data.loaders import Images
 from dbd_dist.data.sampling import rank_slice
 from dbd_dist.distributed.world import World
 from dbd_dist.models.config import ModelConfig
-from dbd_dist.models.given import load_backbone_weights
 from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 
 Network = TypeVar("Network", bound=nn.Module)
+OnBackbone = TypeVar("OnBackbone", ContrastiveModel, Classifier)
 
 FORMS = 64
 """That torch.compile may make of the networks of a process."""
@@ -63,6 +63,8 @@ class Context:
     num_classes: int
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network that stages build."""
+    start: Mapping[str, Tensor] | None = None
+    """Weights that every network's backbone starts from: those of --model.weights. Default: drawn."""
     seed: int
     bf16: bool
     sync_bn: bool
@@ -106,15 +108,16 @@ class Context:
 
     def contrastive(self, *names: str | int) -> ContrastiveModel:
         """Backbone and projection head, their weights drawn from the generator of `names`; the backbone's as given
-        where the configuration names a file of them."""
-        model = seeded(lambda: ContrastiveModel(self.model), self.generator(*names))
-        load_backbone_weights(self.model, model.backbone)
-        return model
+        where the run has a `start`."""
+        return self._started(seeded(lambda: ContrastiveModel(self.model), self.generator(*names)))
 
     def classifier(self, *names: str | int) -> Classifier:
         """Backbone and linear head, in the same way."""
-        model = seeded(lambda: Classifier(self.model, self.num_classes), self.generator(*names))
-        load_backbone_weights(self.model, model.backbone)
+        return self._started(seeded(lambda: Classifier(self.model, self.num_classes), self.generator(*names)))
+
+    def _started(self, model: OnBackbone) -> OnBackbone:
+        if self.start is not None:
+            model.backbone.load_state_dict(self.start)
         return model
 
 

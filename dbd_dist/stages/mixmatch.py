@@ -15,6 +15,7 @@ from dbd_dist import optim
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import cycling_batches
+from dbd_dist.distributed.world import World
 from dbd_dist.fields import require
 from dbd_dist.losses import probability_mse, sharpen, soft_cross_entropy
 from dbd_dist.models.heads import Classifier
@@ -161,7 +162,7 @@ def make_backward(config: MixMatch, model: Classifier, context: Context) -> Back
         with context.autocast():
             losses = mixmatch_losses(
                 network, model, views, given_BK,
-                temperature=config.temperature, mix=mix, order=order, lambda_u=lambda_u,
+                temperature=config.temperature, mix=mix, order=order, lambda_u=lambda_u, world=context.world,
             )  # fmt: skip
         losses[0].backward()
         return losses
@@ -231,6 +232,7 @@ def mixmatch_losses(
     mix: float | Tensor,
     order: Tensor,
     lambda_u: float | Tensor,
+    world: World,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step's loss: (loss, labelled part, unlabelled part), scalars.
 
@@ -243,7 +245,8 @@ def mixmatch_losses(
     """
     labelled, first, second = views
     with torch.no_grad():  # in train mode, as the released code guesses
-        guess = (F.softmax(model(first).float(), dim=1) + F.softmax(model(second).float(), dim=1)) / 2
+        logits_of_first, logits_of_second = world.forward_each(model, [first, second])
+        guess = (F.softmax(logits_of_first.float(), dim=1) + F.softmax(logits_of_second.float(), dim=1)) / 2
         guess = sharpen(guess, temperature)
     inputs = torch.cat([labelled, first, second])
     targets = torch.cat([given_BK, guess, guess])
@@ -251,8 +254,9 @@ def mixmatch_losses(
     targets = torch.lerp(targets[order], targets, mix)
     # three forwards, each over every third image, so that each carries labelled and unlabelled ones through batch norm
     logits = torch.empty_like(targets)
-    for part in range(3):
-        logits[part::3] = network(mixed[part::3].contiguous(memory_format=torch.channels_last)).float()
+    parts = [mixed[part::3].contiguous(memory_format=torch.channels_last) for part in range(3)]
+    for part, logits_of_part in enumerate(world.forward_each(network, parts)):
+        logits[part::3] = logits_of_part.float()
     count = len(labelled)
     supervised = soft_cross_entropy(logits[:count], targets[:count])
     consistency = probability_mse(logits[count:], targets[count:])

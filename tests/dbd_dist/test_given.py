@@ -19,7 +19,7 @@ from dbd_dist.models import given
 from dbd_dist.models.config import ModelConfig
 from dbd_dist.models.given import check_weights, load_backbone_weights, model_key, read_given, weights_digest
 from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
-from dbd_dist.runtime.run_folder import method_hash
+from dbd_dist.runtime.keys import method_hash
 
 CONFIG = ModelConfig(depths=(1, 1), widths=(4, 8), projection_dim=4)
 
@@ -264,3 +264,17 @@ def test_weights_are_refused_before_the_data_is_prepared(tmp_path, capsys):
     assert message.count("\n") == 1
     assert "these are not weights of the backbone resnet" in message
     assert not (tmp_path / "runs").exists()
+
+
+def test_given_weights_in_place_of_pretraining(smoke_config, tmp_path, capsys):
+    """No epoch of SimCLR: what the stage hands on are the given weights."""
+    wanted = seeded(smoke_config.model.build_backbone, torch.Generator().manual_seed(9))
+    torch.save(wanted.state_dict(), tmp_path / "given")
+    flags = [
+        "train", "smoke", "--data", str(smoke_config.data), "--storage", str(tmp_path), "--launcher", "local",
+        "--name", "run", "--stop-after", "simclr", "--simclr.epochs", "0", "--simclr.batch", "60",
+    ]  # fmt: skip
+    assert cli.main(flags) == 2
+    assert "simclr.epochs: no epoch of training, and no weights" in capsys.readouterr().err
+    assert cli.main([*flags, "--model.weights", str(tmp_path / "given")]) == 0
+    assert same(wanted, given.load_file(tmp_path / "run" / "backbone.safetensors"))

@@ -19,6 +19,7 @@ from data_prep.errors import UserError
 from dbd_dist import seeds
 from dbd_dist.data import augment
 from dbd_dist.data.loaders import ResidentImages
+from dbd_dist.distributed.world import World
 from dbd_dist.runtime.checkpoint import load_state, save_state
 from dbd_dist.stages import mixmatch, split, warmup
 from dbd_dist.stages.context import EpochEnd, StepEnd
@@ -381,7 +382,7 @@ def test_mixmatch_losses_against_a_loop():
 
     found = mixmatch.mixmatch_losses(
         network, model, (labelled, first, second), given,
-        temperature=temperature, mix=mix, order=order, lambda_u=lambda_u,
+        temperature=temperature, mix=mix, order=order, lambda_u=lambda_u, world=World(),
     )  # fmt: skip
 
     def softmax(x: Tensor) -> list[float]:
@@ -428,7 +429,7 @@ def test_guessed_labels_carry_no_gradient():
             each[1].bias.data.zero_()
         loss, _, _ = mixmatch.mixmatch_losses(
             model, model if guesser_learns else guesser, views, given,
-            temperature=0.5, mix=0.8, order=order, lambda_u=3.0,
+            temperature=0.5, mix=0.8, order=order, lambda_u=3.0, world=World(),
         )  # fmt: skip
         loss.backward()
         gradients.append(model[1].weight.grad)
