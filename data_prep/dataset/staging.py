@@ -46,7 +46,7 @@ def stage(folder: str | os.PathLike[str], local: str | os.PathLike[str]) -> Data
                     if read_manifest(copy) == manifest:
                         return open_dataset(copy)
                 except UserError:
-                    pass  # damaged, or half deleted by a clean-up of this disk
+                    pass  # damaged, or half deleted by whoever cleans this disk
                 shutil.rmtree(copy)
             _make(folder, Dataset(copy, manifest))
     except OSError as error:
