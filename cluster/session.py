@@ -149,7 +149,7 @@ def _start(**options: Any) -> None:
 
 
 class StartError(UserError):
-    """A Ray of our own could not be started, for no mistake of its user's."""
+    """A Ray of our own could not be started, and not by a mistake of the user."""
 
     exit_code = 1
 

@@ -193,7 +193,7 @@ def _trained(arguments: Arguments, dataset: Dataset) -> Path:
 
 
 def _craft(arguments: Arguments, task: job.Job) -> None:
-    """Run the job; what its user has to mend leaves no work folder, unless there was one to resume."""
+    """Run the job; a UserError leaves no work folder, unless there was one to resume."""
     fresh = _is_main() and not task.work.exists()
     if _is_main():
         try:

@@ -1,4 +1,4 @@
-"""One message for a run that ended for no mistake of its user.
+"""One message for a run that failed, and not by a mistake of the user.
 
 What Ray raises then is long: tracebacks of its own, guesses at what may have happened, everything twice where two ranks
 end. Here it is read for what a person asks: what ended, where, why, and what to do now. Types are recognised by their
@@ -47,7 +47,7 @@ ENDS = (
 
 
 class RunFailed(UserError):
-    """A run ended that its user did nothing wrong about; the command prints it as one message and exits with 1."""
+    """A run failed, and not by a mistake of the user; the command prints it as one message and exits with 1."""
 
     exit_code = 1
 

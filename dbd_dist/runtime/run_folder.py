@@ -32,7 +32,7 @@ from dbd_dist.runtime import lock, logs, stopping
 from dbd_dist.runtime.keys import method_hash
 
 ERROR_FILE = "error.json"
-"""What a worker leaves for its driver: a mistake of the user's, or that the run was stopped."""
+"""What a worker leaves for its driver: a UserError, or that the run was stopped."""
 RAY_FOLDER = "ray"
 """Ray Train's own files: metrics, and pointers to checkpoints. Read by nothing here."""
 
