@@ -95,8 +95,8 @@ def make_data(datasets: Path) -> Path:
 
 
 def epochs_of(config: TrainConfig) -> list[tuple[str, int]]:
-    stages = ("supervised",) if config.method == "none" else ("simclr", "warmup", "mixmatch")
-    return [(stage, epoch) for stage in stages for epoch in range(1, getattr(config, stage).epochs + 1)]
+    stages: tuple[Any, ...] = config.method.trained()
+    return [(stage.name, epoch) for stage in stages for epoch in range(1, stage.epochs + 1)]
 
 
 # -- what is killed, and when
@@ -478,7 +478,7 @@ def check(storage: Path, reference: dict[str, Any], config: TrainConfig) -> list
         wrong.append(f"bytes: {', '.join(sorted({name for name, _ in pairs}))}")
     for sign, ours, theirs in (("+", mine, reference), ("-", reference, mine)):
         wrong += [f"file {sign}{name}" for name in sorted(set(ours["files"]) - set(theirs["files"]))]
-    if config.method != "none":
+    if config.method.name != "none":
         assert config.data is not None
         manifest = json.loads((config.data / "manifest.json").read_text())
         wrong += _check_split(storage / RUN / "split.parquet", manifest)
