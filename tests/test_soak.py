@@ -1,5 +1,5 @@
-"""The soak test in short: one run that loses a worker, Ray Train's controller, its command and its raylet, and ends as
-if nothing had been. `make soak` is the long version."""
+"""The soak test in short: one run that loses a worker, its command and its raylet, and ends as if nothing had happened.
+`make soak` is the long version; Ray Train's controller is killed in test_launch.py too."""
 
 from __future__ import annotations
 
@@ -27,18 +27,17 @@ def test_a_run_that_lost_everything_once(config, tmp_path):
 
     kills = [
         soak.Kill(victim="worker", moment="early", after=("simclr", 3), delay_s=0.0),
-        soak.Kill(victim="controller", moment="early", after=("simclr", 9), delay_s=0.0),
         soak.Kill(victim="driver", moment="middle", after=("warmup", 20), delay_s=0.1),
         soak.Kill(victim="raylet", moment="late", after=("mixmatch", 4), delay_s=0.1),
     ]
     record = soak.run("dbd-1", config, tmp_path / "disturbed", kills)
-    assert [kill["victim"] for kill in record.kills if "killed" in kill] == ["worker", "controller", "driver", "raylet"]
-    assert [attempt["code"] for attempt in record.attempts] == [1, -signal.SIGKILL, 1, 0]
+    assert [kill["victim"] for kill in record.kills if "killed" in kill] == ["worker", "driver", "raylet"]
+    assert [attempt["code"] for attempt in record.attempts] == [-signal.SIGKILL, 1, 0]
     says = [attempt["errors"] for attempt in record.attempts]
-    assert "Ray Train's controller was killed" in says[0][0]
-    assert "raylet, (pid" in says[2][0]
-    assert "was ended by SIGKILL" in says[2][0]
-    assert all("the same command goes on from" in error for errors in says for error in errors)
+    assert [len(errors) for errors in says] == [0, 1, 0]
+    assert "raylet, (pid" in says[1][0]
+    assert "was ended by SIGKILL" in says[1][0]
+    assert "the same command resumes from" in says[1][0]
     assert record.failures + soak.check(tmp_path / "disturbed" / "storage", expected, config) == []
 
 
