@@ -26,7 +26,7 @@ from data_prep.errors import UserError
 from . import session, topology
 from . import storage as storage_module
 
-Verdict = Literal["ok", "warn", "fail"]
+Status = Literal["ok", "warn", "fail"]
 GIB = 1024**3
 PYTHONS = ((3, 11), (3, 13))
 NODE_TIMEOUT_S = 180  # the first task on a node starts a worker and imports torch there
@@ -40,7 +40,7 @@ MUST_AGREE = (
 @dataclass(frozen=True)
 class Finding:
     name: str
-    verdict: Verdict
+    status: Status
     detail: str
     remedy: str = ""
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reports = {"": examine(options.storage)}
     for where, findings in reports.items():
         print(table(findings, title=where))
-    failed = {where: [f.name for f in found if f.verdict == "fail"] for where, found in reports.items()}
+    failed = {where: [f.name for f in found if f.status == "fail"] for where, found in reports.items()}
     failed = {where: names for where, names in failed.items() if names}
     for where, names in failed.items():
         print(f"Not fit{': ' + where if where else ''} ({', '.join(names)})")
@@ -97,8 +97,8 @@ def table(findings: Sequence[Finding], *, title: str = "") -> str:
     width = max(len(finding.name) for finding in findings)
     lines = [title] if title else []
     for finding in findings:
-        lines.append(f"  {finding.verdict:<4}  {finding.name:<{width}}  {finding.detail}")
-        if finding.remedy and finding.verdict != "ok":
+        lines.append(f"  {finding.status:<4}  {finding.name:<{width}}  {finding.detail}")
+        if finding.remedy and finding.status != "ok":
             lines.append(f"{'':{width + 10}}-> {finding.remedy}")
     return "\n".join(lines)
 
@@ -117,7 +117,7 @@ def check_torch() -> Finding:
     import torchvision
 
     finding = pair(torch.__version__, torchvision.__version__, importlib.metadata.requires("torchvision") or [])
-    if finding.verdict == "ok":
+    if finding.status == "ok":
         import torchvision.ops  # its operators register only against the torch they were built for
     return finding
 
@@ -190,7 +190,7 @@ def check_memory() -> Finding:
 
 
 def check_shared_memory(path: str = "/dev/shm") -> Finding:
-    """Ray's objects live there; a container gets 64 MiB unless told."""
+    """Ray's objects live there; a container gets 64 MiB by default."""
     if not os.path.isdir(path):
         return Finding("shared memory", "fail", f"no {path}", f"mount a tmpfs there: mount -t tmpfs tmpfs {path}")
     total = shutil.disk_usage(path).total
@@ -203,15 +203,15 @@ def check_open_files(limits: tuple[int, int] | None = None) -> Finding:
 
     soft, hard = limits or resource.getrlimit(resource.RLIMIT_NOFILE)
     most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
-    verdict: Verdict = "ok" if most >= 8192 else "warn" if most >= 1024 else "fail"
+    status: Status = "ok" if most >= 8192 else "warn" if most >= 1024 else "fail"
     return Finding(
-        "open files", verdict, f"soft {soft}, hard {hard}", "raise the hard limit: ulimit -Hn 65536 (as root)"
+        "open files", status, f"soft {soft}, hard {hard}", "raise the hard limit: ulimit -Hn 65536 (as root)"
     )
 
 
 def check_disk(storage: str) -> Finding:
     spaces = {tempfile.gettempdir(): shutil.disk_usage(tempfile.gettempdir()).free}  # Ray's logs and spilled objects
-    with contextlib.suppress(UserError):  # check_storage tells it
+    with contextlib.suppress(UserError):  # check_storage reports it
         place = storage_module.resolve(storage)
         spaces[str(place)] = storage_module.free_bytes(place)
     path, free = min(spaces.items(), key=lambda item: item[1])
@@ -258,7 +258,7 @@ def examine_cluster(storage: str) -> dict[str, list[Finding]]:
         try:
             mark = storage_module.leave_mark(place)
         except UserError:
-            mark = None  # every node's own storage check tells it
+            mark = None  # every node's own storage check reports it
         evaluator, clock = ray.remote(num_cpus=0)(_examine_node), ray.remote(num_cpus=0)(_now)
         pins = {where: NodeAffinitySchedulingStrategy(node.node_id, soft=False) for where, node in nodes.items()}
         asked = {
@@ -272,7 +272,7 @@ def examine_cluster(storage: str) -> dict[str, list[Finding]]:
                 start = time.time()
                 there = ray.get(clock.options(scheduling_strategy=pins[where]).remote(), timeout=30)
                 offset_s = there - (start + time.time()) / 2
-            except Exception as error:  # whatever befell that node is what there is to say about it
+            except Exception as error:  # any failure of a node is the finding
                 reason = next(iter(str(error).splitlines()), "") or type(error).__name__
                 reports[where] = [Finding("node", "fail", reason, "look into Ray's logs on that node")]
                 continue
@@ -283,8 +283,8 @@ def examine_cluster(storage: str) -> dict[str, list[Finding]]:
 
 
 def clock_offset(offset_s: float) -> Finding:
-    verdict: Verdict = "ok" if abs(offset_s) < 2 else "warn" if abs(offset_s) < 30 else "fail"
-    return Finding("clock offset", verdict, f"{offset_s:+.1f} s from here", "set the clocks (chrony or ntpd)")
+    status: Status = "ok" if abs(offset_s) < 2 else "warn" if abs(offset_s) < 30 else "fail"
+    return Finding("clock offset", status, f"{offset_s:+.1f} s from here", "set the clocks (chrony or ntpd)")
 
 
 def check_name(address: str, environ: Mapping[str, str] = os.environ) -> Finding:
@@ -309,7 +309,7 @@ def compare(reports: dict[str, list[Finding]]) -> dict[str, list[Finding]]:
     return compared
 
 
-def _examine_node(storage: str, mark: storage_module.Mark | None, nodes: int) -> list[tuple[str, Verdict, str, str]]:
+def _examine_node(storage: str, mark: storage_module.Mark | None, nodes: int) -> list[tuple[str, Status, str, str]]:
     """What runs on a node; plain values, so that what comes back needs no import."""
     findings = examine(storage)
     if mark is not None and not mark.seen():
@@ -323,7 +323,7 @@ def _examine_node(storage: str, mark: storage_module.Mark | None, nodes: int) ->
         )
     if nodes > 1:
         findings.append(_guarded("host name", lambda: check_name(socket.gethostbyname(socket.gethostname()))))
-    return [(f.name, f.verdict, f.detail, f.remedy) for f in findings]
+    return [(f.name, f.status, f.detail, f.remedy) for f in findings]
 
 
 def _now() -> float:
@@ -335,13 +335,13 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
         return check()
     except UserError as error:
         return Finding(name, "fail", error.what, error.hint or error.expected or "")
-    except Exception as error:  # a broken library raises anything; a preflight reports it and goes on
+    except Exception as error:  # a broken library raises anything; a preflight reports it
         return Finding(name, "fail", f"{type(error).__name__}: {error}", "make setup")
 
 
 def _at_least(name: str, found: int, *, fail: int, warn: int, remedy: str, of: str = "") -> Finding:
-    verdict: Verdict = "fail" if found < fail else "warn" if found < warn else "ok"
-    return Finding(name, verdict, f"{found / GIB:.1f} GiB{of}", remedy)
+    status: Status = "fail" if found < fail else "warn" if found < warn else "ok"
+    return Finding(name, status, f"{found / GIB:.1f} GiB{of}", remedy)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,40 @@
 """Connecting to Ray: to the cluster that this process belongs to, or to one of its own on this machine.
 
-A cluster is found by RAY_ADDRESS (set inside a submitted job) or by the note that `ray start` leaves on its
-host. Connecting says nothing of CPUs or addresses: Ray refuses both there. Otherwise a Ray of our own is
-started, on the loopback address and guarded by a token. It ends with this process, even where this process is
-killed (see reaper.py).
+A cluster is found by RAY_ADDRESS (set inside a submitted job) or by the note that `ray start` leaves on its host; its
+CPUs and address are its own, Ray refuses both there. Otherwise a Ray of our own is started, on the loopback address and
+guarded by a token.
 
-A process that is connected to Ray is ended by it, from C++ and without a word that a person could use, some seconds
-after Ray has ended; `lost` says so earlier.
+Our own Ray ends with this process, also when this process is killed: the kernel ends Ray's servers with their parent,
+training workers end within 3 s of their raylet, and Ray's agents once they give up on its head (OWN_ENV).
+
+Ray ends a process that is connected to it, from C++ and with a line of its log, some seconds after Ray has ended;
+`Watch.lost` says so earlier.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import textwrap
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from data_prep.errors import UserError
 
-from . import reaper
-
 # Left to itself, a local ray.init() writes a token into the home folder and so turns authentication on for
-# every later `ray start` there. The token of our own Ray lives in a private folder, and goes with it.
+# every later `ray start` there. The token of our own Ray is never written: its processes inherit it.
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
+OWN_ENV = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""For a Ray of our own, whose head nothing restarts: how long its processes wait for the head to come back."""
 HEAD_MAY_BE_AWAY_S = 45.0
 """How long the head of a cluster may not answer: it may be restarted (KubeRay does), and after 60 s Ray ends us."""
-REAPER_WAIT_S = 10.0
 
 
 def quiet_env(environ: Mapping[str, str]) -> dict[str, str]:
@@ -48,16 +46,16 @@ def quiet_env(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in environ}
 
 
-def token_env(environ: Mapping[str, str], token_path: Path) -> dict[str, str]:
+def token_env(environ: Mapping[str, str]) -> dict[str, str]:
     """Variables that switch token authentication on for a Ray of our own; what the user set wins."""
     mode = environ.get("RAY_AUTH_MODE")
     if mode not in (None, "", "token", "disabled"):
-        raise UserError(f"The mode {mode!r} is not known", where="RAY_AUTH_MODE", expected="token, disabled")
+        raise UserError(f"unknown mode {mode!r}", where="RAY_AUTH_MODE", expected="token, disabled")
     if mode == "disabled":
         return {}
     if environ.get("RAY_AUTH_TOKEN") or environ.get("RAY_AUTH_TOKEN_PATH"):
         return {"RAY_AUTH_MODE": "token"}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_path)}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def cluster_address(environ: Mapping[str, str]) -> str | None:
@@ -90,64 +88,64 @@ def connect(
         dashboard: whether a Ray of our own has one. It takes ten processes and 7 s of two cores to start; Tune frees
             the resources of stopped trials through it.
         worker_logs: print the workers' output here too.
+
+    Raises:
+        UserError: the cluster cannot be reached; StartError: a Ray of our own could not be started.
     """
     import ray
-    from ray.exceptions import AuthenticationError, RaySystemError
 
     if ray.is_initialized():
         yield True
         return
-    before = {name: os.environ.get(name) for name in AUTH_VARIABLES}
+    before = {name: os.environ.get(name) for name in (*AUTH_VARIABLES, *OWN_ENV)}
     os.environ.update(quiet_env(os.environ))
     quiet = {"log_to_driver": worker_logs, "logging_level": "warning", "runtime_env": runtime_env}
     address = cluster_address(os.environ)
-    private = guard = None
     shown = _show_messages(worker_logs)
     try:
         if address is not None:
-            try:
-                ray.init(**quiet)
-            except (
-                ConnectionError,
-                RaySystemError,
-                AuthenticationError,
-            ) as error:
-                raise UserError(
-                    f"Ray cannot be reached ({textwrap.shorten(str(error), 160, placeholder='...')})",
-                    where=address,
-                    hint="check that it runs and that RAY_AUTH_MODE and the token are its own; "
-                    "RAY_ADDRESS=local starts a Ray here instead",
-                ) from error
+            _join(address, quiet)
         else:
-            private = Path(tempfile.mkdtemp(prefix="dbd-ray-"))  # mode 700
-            guard = _guard(private)
-            _write_token(private / "token")
-            os.environ.update(token_env(os.environ, private / "token"))
-            _reread_environment()
-            with _start_watched(private):
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    num_gpus=num_gpus,
-                    include_dashboard=dashboard,
-                    dashboard_host="127.0.0.1",
-                    **quiet,
-                )
-            if guard is not None:
-                _tell(guard, [process.pid for _, process in _own_processes()])
+            _start(num_cpus=num_cpus, num_gpus=num_gpus, include_dashboard=dashboard, **quiet)
         yield address is not None
     finally:
         ray.shutdown()
         _show_messages(shown)
-        if guard is not None:
-            _end(guard)
-        if private is not None:
-            shutil.rmtree(private, ignore_errors=True)
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _join(address: str, options: dict[str, Any]) -> None:
+    """Connect to a cluster, which ray.init finds as `cluster_address` does."""
+    import ray
+    from ray.exceptions import AuthenticationError, RaySystemError
+
+    try:
+        ray.init(**options)
+    except (ConnectionError, RaySystemError, AuthenticationError) as error:
+        raise UserError(
+            f"Ray cannot be reached ({textwrap.shorten(str(error), 160, placeholder='...')})",
+            where=address,
+            hint="check that it runs and that RAY_AUTH_MODE and the token are its own; "
+            "RAY_ADDRESS=local starts a Ray here instead",
+        ) from error
+
+
+def _start(**options: Any) -> None:
+    """Start a Ray of our own."""
+    import ray
+
+    os.environ.update(token_env(os.environ))
+    os.environ.update({name: value for name, value in OWN_ENV.items() if name not in os.environ})
+    _reread_environment()
+    try:
+        ray.init(address="local", dashboard_host="127.0.0.1", **options)
+    except Exception as error:  # Ray raises whatever its parts do
+        what = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder="...")
+        raise StartError(f"Ray could not be started ({what})", hint="the same command starts again") from error
 
 
 class StartError(UserError):
@@ -155,59 +153,11 @@ class StartError(UserError):
 
     exit_code = 1
 
-    @classmethod
-    def because(cls, what: str) -> StartError:
-        return cls(
-            f"Ray could not be started ({textwrap.shorten(what, 200, placeholder='...')})",
-            hint="the same command starts again",
-        )
-
-
-@contextmanager
-def _start_watched(folder: Path) -> Iterator[None]:
-    """Around the start of a Ray of our own: one message where it fails, also where one of its servers is killed
-    meanwhile. Ray then waits for it for a minute, or ends this process at once without a word of ours: the guard of
-    `folder` says it.
-
-    Raises:
-        StartError
-    """
-    started = threading.Event()
-    said = folder / reaper.STDERR_FILE
-    sys.stderr.flush()
-    shown = os.dup(2)
-    with open(said, "wb") as file:
-        os.dup2(file.fileno(), 2)
-
-    def watch() -> None:
-        while not started.wait(0.5):
-            for name, process in _own_processes():
-                code = process.poll()
-                if code is not None and not started.wait(5):  # time for Ray to raise an error of its own
-                    said.unlink(missing_ok=True)  # so that the guard does not tell it too
-                    os.write(shown, f"error: {StartError.because(f'{name} {how_it_ended(code)}')}\n".encode())
-                    os._exit(StartError.exit_code)  # the main thread cannot be woken; the reaper clears up
-
-    threading.Thread(target=watch, name="start of Ray", daemon=True).start()
-    try:
-        yield
-    except Exception as error:  # Ray raises whatever its parts do
-        raise StartError.because(f"{type(error).__name__}: {error}") from error
-    finally:
-        started.set()
-        sys.stderr.flush()
-        os.dup2(shown, 2)
-        os.close(shown)
-        with suppress(OSError):  # nobody reads it
-            os.write(2, said.read_bytes())
-        said.unlink()
-
 
 class Watch:
-    """Tells whether the Ray that this process is connected to is still there. For any thread, one at a time.
+    """Says whether the Ray that this process is connected to is still there. For any thread, one at a time.
 
-    Ask it every second or so while Ray is waited for: asking is what tells Ray's workers too (they live on as long as
-    their raylet, which, killed, stays a zombie until its parent looks).
+    To be polled every second or so. Polling reaps a killed raylet: Ray's workers exit once it is no zombie any more.
     """
 
     def __init__(self) -> None:
@@ -256,7 +206,7 @@ def _own_processes() -> list[tuple[str, subprocess.Popen]]:
 
 
 def _answers(address: str) -> bool:
-    """The note outlives a cluster that was killed: `ray stop` alone removes it."""
+    """Whether a head listens there: the note outlives a cluster that was killed, only `ray stop` removes it."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
@@ -266,63 +216,26 @@ def _answers(address: str) -> bool:
 
 
 def _listens(path: str) -> bool:
-    """Does someone listen on a socket of this machine?"""
+    """Whether a process listens on a socket of this machine."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(2)
         try:
             client.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
             return False
-        except OSError:  # full for the moment: someone has it open
+        except OSError:  # its queue is full: it is open
             return True
     return True
 
 
-def _guard(folder: Path) -> subprocess.Popen | None:
-    """Start the process that cleans up after this one; None where there is no /proc to do it with."""
-    if not Path("/proc/self/stat").exists():
-        return None
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", reaper.__file__, str(folder), f"error: {StartError.because(reaper.WHAT)}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,  # what ends this process and its group must not end it
-        cwd="/",
-    )
-
-
-def _tell(guard: subprocess.Popen, pids: list[int]) -> None:
-    assert guard.stdin is not None
-    try:
-        guard.stdin.write("".join(f"{pid}\n" for pid in pids).encode())
-        guard.stdin.flush()
-    except BrokenPipeError:  # someone ended it; Ray's own ways remain
-        pass
-
-
-def _end(guard: subprocess.Popen) -> None:
-    """Let it clean up, and wait for it."""
-    assert guard.stdin is not None
-    try:
-        guard.stdin.close()
-        guard.wait(REAPER_WAIT_S)
-    except (BrokenPipeError, subprocess.TimeoutExpired):
-        pass
-
-
 def _show_messages(wanted: bool) -> bool:
-    """Let Ray print here what happens to its processes, twenty lines of its log with each, or not; returns whether it
-    did before."""
+    """Whether Ray prints here what happens to its processes, with twenty lines of its log each; returns what was set
+    before. `log_to_driver` does not cover these."""
     from ray._private import worker
 
     before = worker._worker_logs_enabled
     worker._worker_logs_enabled = wanted
     return before
-
-
-def _write_token(path: Path) -> None:
-    with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(secrets.token_hex(32))
 
 
 def _reread_environment() -> None:

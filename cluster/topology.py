@@ -40,7 +40,7 @@ class WorkerResources:
     """What one run asks Ray for: num_workers, use_gpu and resources_per_worker of a `ScalingConfig`."""
 
     workers: int
-    cpus_per_worker: int
+    cpus_per_worker: float
     use_gpu: bool
 
     @property

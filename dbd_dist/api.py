@@ -102,14 +102,15 @@ def report(runs: Sequence[str | Path | Run], out: str | Path | None = None) -> s
     Raises:
         UserError: one of them is no run folder, or `out` cannot be written.
     """
-    from dbd_dist.reporting import runs as reading
-    from dbd_dist.reporting import tables, write_report
+    from dbd_dist.reporting import tables
+    from dbd_dist.reporting.page import write_report
+    from dbd_dist.reporting.runs import load_run
+    from dbd_dist.reporting.settings import results_of
 
     folders = [_folder(run) for run in runs]
     if out is not None:
         write_report(folders, Path(out))
-    loaded = [reading.load_run(folder, arrays=False) for folder in folders]
-    return tables.as_markdown(tables.aggregate(*reading.results_of(loaded)))
+    return tables.as_markdown(tables.aggregate(*results_of([load_run(folder, arrays=False) for folder in folders])))
 
 
 def _folder(run: str | Path | Run) -> Path:

@@ -68,8 +68,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     from data_prep.errors import UserError
-    from dbd_dist.launch.failures import RunFailed
-    from dbd_dist.runtime import watchdog
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for stream in (sys.stdout, sys.stderr):
@@ -93,20 +91,10 @@ def main(argv: list[str] | None = None) -> int:
         path = str(error.filename)
         print(f"error: {path if len(path) <= 80 else path[:77] + '...'}: file name too long.", file=sys.stderr)
         return 2
-    except RunFailed as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except watchdog.StalledError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return watchdog.EXIT_CODE
     except KeyboardInterrupt:
         if debug:
             raise
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
 
 

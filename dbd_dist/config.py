@@ -53,6 +53,9 @@ class ComputeConfig:
     stall_s: float = 900.0
     """A worker that makes no step for so many seconds is taken to hang: it leaves its stacks in the run folder and is
     ended. Compiling, one checkpoint and reading the data set once have to fit in; 0: never."""
+    keep_ray_results: bool = True
+    """Keep Ray Train's own folder of the run (some KB below RUN/ray), for `ray.train.Result` and Tune; False: Ray gets
+    the metrics only. A run with --launcher local has none."""
     min_workers: int | None = None
     """Go on with fewer workers, down to this many, while nodes are missing. Default: wait for all."""
 

@@ -58,7 +58,7 @@ DIGITS_MEAN = (0.3, 0.3, 0.3)
 DIGITS_STD = (0.35, 0.35, 0.35)
 
 
-def _digits_weak() -> AugmentConfig:
+def digits_weak() -> AugmentConfig:
     # no flip: a mirrored digit is another sign
     return replace(augment.weak_pad(mean=DIGITS_MEAN, std=DIGITS_STD), pad_px=2, flip_p=0.0)
 
@@ -69,7 +69,7 @@ def demo() -> Preset:
     Seeds 0-4 on 2 cores: see the README's table. Settings were chosen on this data set, whose 16 px images need
     neither blur nor flips; the network is a ResNet of three blocks.
     """
-    weak = _digits_weak()
+    weak = digits_weak()
     strong = replace(
         weak, crop="random_resized", scale=(0.4, 1.0), interpolation="bilinear", jitter_p=0.8, grayscale_p=0.2
     )

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +43,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Hold the marker against the name, and put the chain of Ray's tests first."""
+    """Hold the marker against the name; put Ray's tests, which take longest, first, those that share one together."""
     for item in items:
         if item.get_closest_marker("ray") and not starts_ray(item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} starts a Ray, and its name does not say so (see starts_ray)")
-    if hasattr(config, "workerinput"):  # first what takes longest
-        items.sort(key=lambda item: not starts_ray(item.nodeid))
+    items.sort(key=lambda item: 0 if shares_ray(item) else 1 if starts_ray(item.nodeid) else 2)
+
+
+def shares_ray(item: pytest.Item | None) -> bool:
+    return "ray_here" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")
@@ -116,15 +121,52 @@ def edit_sealed() -> Callable[..., None]:
     return edit
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[str]:
-    """A Ray of two CPUs, started once for all tests of a module that need one; gives its address."""
-    import ray
+class SharedRay:
+    """A Ray of two CPUs with a dashboard: started for the first test that needs one, stopped after the last."""
 
-    from cluster import session
+    def __init__(self) -> None:
+        self._running = ExitStack()
 
-    with pytest.MonkeyPatch.context() as patch:
+    def start(self, home: Path) -> str:
+        """Returns its address.
+
+        Args:
+            home: an empty folder, in whose place Ray would write a token.
+        """
+        import ray
+
+        from cluster import session
+
+        patch = self._running.enter_context(pytest.MonkeyPatch.context())
         for name in session.AUTH_VARIABLES:
             patch.delenv(name, raising=False)
-        with session.connect(num_cpus=2, dashboard=True):
-            yield ray.get_runtime_context().gcs_address
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # jobs find `dbd`
+        with pytest.MonkeyPatch.context() as while_starting:
+            while_starting.setenv("HOME", str(home))
+            assert not self._running.enter_context(session.connect(num_cpus=2, dashboard=True))
+        assert list(home.iterdir()) == []
+        return ray.get_runtime_context().gcs_address
+
+    def stop(self) -> None:
+        import ray
+
+        self._running.close()
+        assert not ray.is_initialized()
+        assert "RAY_AUTH_TOKEN" not in os.environ
+        assert "RAY_AUTH_MODE" not in os.environ
+
+
+SHARED_RAY = SharedRay()
+
+
+@pytest.fixture(scope="session")
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a Ray that all tests which need one share, and that this process is connected to."""
+    return SHARED_RAY.start(tmp_path_factory.mktemp("home"))
+
+
+@pytest.hookimpl(trylast=True)  # when the fixtures of the last test that shares it are gone
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop it before tests that must find no Ray."""
+    if shares_ray(item) and not shares_ray(nextitem):
+        SHARED_RAY.stop()

@@ -33,7 +33,6 @@ from typing import Any
 
 import psutil
 
-from cluster import reaper
 from data_prep.attacks import BadNets
 from data_prep.config import PrepareConfig
 from data_prep.io.hashes import sha256_file
@@ -42,7 +41,7 @@ from data_prep.sources import Digits
 from dbd_dist.config import TrainConfig
 from dbd_dist.fields import to_dict
 from dbd_dist.presets import preset
-from dbd_dist.runtime.run_folder import commit
+from dbd_dist.runtime.run_folder import RAY_FOLDER, commit
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = "run"
@@ -344,8 +343,6 @@ def _attempt(
                 break
         time.sleep(LOOK_S)
     code = driver.wait()
-    if code != 0:
-        _wait_for_guard(processes)
     text = log.read_text()
     by_us = code == -signal.SIGKILL and killed == driver.pid
     record.attempts.append({"code": code, "seconds": round(time.monotonic() - begun, 1), "errors": errors_in(text)})
@@ -370,13 +367,6 @@ def _carry_out(kill: Kill, driver: subprocess.Popen, processes: Processes, dice:
     except ProcessLookupError:
         return None
     return pid
-
-
-def _wait_for_guard(processes: Processes) -> None:
-    """What outlives a command for a moment may have to say why it ended."""
-    end = time.monotonic() + LEFT_S
-    while any(reaper.__file__ in words for _, words in processes.alive()) and time.monotonic() < end:
-        time.sleep(LOOK_S)
 
 
 def _sockets(folder: str, names: list[str]) -> list[str]:
@@ -451,12 +441,12 @@ def outcome(storage: Path) -> dict[str, Any]:
 
 
 def listing(storage: Path) -> list[str]:
-    """The files below a storage, hidden ones too; without the log that there is only where workers failed, and with #
-    for the numbers of checkpoints and for what tells event files apart."""
+    """The files below a storage, hidden ones too; without the log that there is only where workers failed and Ray
+    Train's own folder, and with # for the numbers of checkpoints and for what tells event files apart."""
     found = set()
     for path in storage.rglob("*"):
         name = str(path.relative_to(storage))
-        if name == f"{RUN}/logs/driver.jsonl":
+        if name == f"{RUN}/logs/driver.jsonl" or (name + "/").startswith(f"{RUN}/{RAY_FOLDER}/"):
             continue
         if name.startswith((f"{RUN}/tensorboard/", f"{RUN}/checkpoints/")):
             name = re.sub(r"\d+", "#", re.sub(r"(?<=tfevents\.).*", "#", name))

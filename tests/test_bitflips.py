@@ -46,7 +46,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     train = TrainConfig(model=ModelConfig(depths=(1,), widths=(4,), projection_dim=2))
     run, network = RunFolder(root / "run"), Classifier(train.model, 10)
     run.path.mkdir()
-    run.write_model(network, train, dataset, train.normalise)
+    run.write_model(network.state_dict(), train, dataset, train.normalise)
     run.write_backbone(network.backbone.state_dict(), train, dataset, train.normalise)
     return {"data": root / "data", "artefact": root / "artefact", "run": run.path}
 

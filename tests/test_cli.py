@@ -121,7 +121,7 @@ def test_interrupt_ends_with_130_and_says_how_to_go_on(monkeypatch, capsys):
 
     monkeypatch.setattr("dbd_dist.commands.train.main", interrupt)
     assert main(["train", "smoke"]) == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    assert "resumes from the last checkpoint" in capsys.readouterr().err
 
 
 # -- presets, fields, values
@@ -418,7 +418,7 @@ def test_a_name_of_the_demo_is_refused_before_its_data_is_made(refused):
 
 def test_evaluating_on_images_of_another_size(refused, digits, smoke_config, place, edit_sealed):
     folder, dataset = RunFolder(place), open_dataset(digits)
-    folder.write_model(Classifier(smoke_config.model, 10), smoke_config, dataset, smoke_config.normalise)
+    folder.write_model(Classifier(smoke_config.model, 10).state_dict(), smoke_config, dataset, smoke_config.normalise)
     path = place / "model.json"
     whole = json.loads(path.read_text())
     edit_sealed(path, image_px=32)

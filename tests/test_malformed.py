@@ -459,7 +459,7 @@ def material(tmp_path_factory, digits, smoke_config) -> dict[str, Path]:
 
     run, dataset = RunFolder(root / "run"), open_dataset(digits)
     run.claim(smoke_config, dataset)
-    run.write_model(Classifier(smoke_config.model, 10), smoke_config, dataset, smoke_config.normalise)
+    run.write_model(Classifier(smoke_config.model, 10).state_dict(), smoke_config, dataset, smoke_config.normalise)
     found["run"] = run.path
     copy("brokenweights", "run", lambda f: flip(f / "model.safetensors"))
     copy("editedmodel", "run", lambda f: edit(f / "model.json", image_px=32))

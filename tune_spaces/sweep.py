@@ -21,7 +21,7 @@ from tune_spaces.space import Space
 
 GRID_FILE = "grid.json"
 SWEEP_FILE = "sweep.json"
-TRIAL_CPU = 0.01  # the function that starts a trial's workers only waits for them; Ray refuses 0
+TRIAL_CPU = 0.01  # a trial's own function starts workers and waits for them; Ray refuses 0
 
 
 def run_sweep(
@@ -35,8 +35,7 @@ def run_sweep(
 
     Returns:
         A row a trial, best first: the varied fields, "clean_acc", "asr", "kept_poisoned", "poisoned", "score",
-        "folder". The score is clean
-        accuracy minus attack success, and needs the truth: a defender can see the first part only.
+        "folder". The score is clean accuracy minus ASR, which needs the truth: a defender sees the first part only.
 
     Raises:
         UserError: a point of the grid does not fit the data, or the folder holds a sweep over another grid, or
@@ -61,7 +60,7 @@ def _run(base: TrainConfig, space: Space, storage: Path, name: str, parallel: in
         threads = topology.worker_resources(
             available, workers=workers, use_gpu=resources.use_gpu, runs=parallel
         ).cpus_per_worker
-        cpus = threads * 0.9  # the trials' own functions take a little too
+        cpus = threads * 0.9  # leaves room for TRIAL_CPU
         base = dataclasses.replace(base, compute=dataclasses.replace(base.compute, workers=workers))
         if space.shared_stage is not None:
             shared = dataclasses.replace(base, stop_after=space.shared_stage)  # type: ignore[arg-type]
@@ -84,9 +83,9 @@ def _check(base: TrainConfig, space: Space, folder: Path) -> None:
     stored = folder / GRID_FILE
     if stored.exists() and _stored(stored) != _grid(space):
         raise UserError(
-            "this sweep exists with another grid",  # and Tune would go on with that one
+            "this sweep exists with another grid",  # and Tune would continue that one
             where=folder,
-            expected="the same space, to go on with it",
+            expected="the same space, to continue it",
             hint="choose another --name, or delete the folder",
         )
     if not (folder / SWEEP_FILE).exists():
@@ -135,7 +134,7 @@ def _tune(base: TrainConfig, space: Space, storage: Path, name: str, parallel: i
 
 
 def _trial(values: dict[str, Any], *, fixed: dict[str, Any]) -> None:
-    """One trial: builds a trainer of its own, whose reports reach Tune through its callback."""
+    """One trial: a Ray Train run, whose reports reach Tune through a callback."""
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 

@@ -33,7 +33,8 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=argv, prog="dbd demo")
     from cluster import session, topology
     from dbd_dist.launch.local import check_name
-    from dbd_dist.reporting import format_results, write_report
+    from dbd_dist.reporting.page import write_report
+    from dbd_dist.reporting.tables import format_results
 
     start = time.monotonic()
     check_name(arguments.name)

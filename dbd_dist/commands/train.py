@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     if result is None:
         print(f"stopped after {config.stop_after}; kept in {(arguments.storage / 'stages').resolve()}")
         return 0
-    from dbd_dist.reporting import format_results
+    from dbd_dist.reporting.tables import format_results
 
     print(format_results([result]))
     print(f"\n{folder}")

@@ -31,7 +31,7 @@ FILES_OF_RUNS = (
 
 
 def check_name(name: str) -> None:
-    """Refuse names of runs that would write elsewhere than into a folder of their own under the storage.
+    """Refuse names of runs that are not a folder of their own under the storage.
 
     Raises:
         UserError: the name is empty, absolute, too long, cannot be printed, leads out of the storage, or is that of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -31,11 +32,11 @@ WORKER_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
 ALONE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""For a Ray of this machine's own, whose only node nobody takes away; watching costs seconds at the start."""
+"""For a Ray of this machine's own, whose only node is never preempted; watching costs seconds at the start."""
 RETRIES = 3
 """How often workers are started again after one has ended."""
-LOOK_S = 0.3
-"""Between looks at whether Ray is still there."""
+POLL_S = 0.3
+"""Between polls of whether Ray is still there."""
 
 
 def run_ray(
@@ -51,13 +52,11 @@ def run_ray(
 
     Args:
         callbacks: for Ray Train's RunConfig.
-        cpus_per_worker: what to ask of Ray for each worker, where not an equal share of all there is.
+        cpus_per_worker: what to ask Ray for, for each worker; an equal part of all that there are when left out.
 
     Raises:
-        UserError, UserError: the run cannot start, or ended for a reason that its user can mend.
-        Stopped: it was asked to.
-        StalledError: its workers hung, time and again.
-        RunFailed: it ended for another reason.
+        UserError: the run cannot start, or ended for a reason that its user can mend; `Stopped` on request,
+            `StalledError` where its workers hung every time, `RunFailed` for any other reason.
     """
     folder, dataset, stages = prepare_folder(config, storage, name)
     done = _finished(folder, config, dataset)
@@ -74,7 +73,7 @@ def run_ray(
     with lock.held(folder.path / lock.FILE, str(folder.path)):
         known = watchdog.stacks(folder.path)
         failure = _train(config, dataset, folder, stages, name, quiet, cpus_per_worker, callbacks)
-    if failure is not None:  # told when Ray is gone: only then nobody goes on
+    if failure is not None:  # raised only now that Ray has ended: its workers cannot continue the run any more
         stalled = watchdog.stalled(folder.path, known, died=str(failure))
         if stalled is not None:
             raise stalled from _exception(failure)
@@ -101,6 +100,8 @@ def _train(
             config.compute.workers, config.compute.device, topology.from_ray(), "compute.workers", fewest
         )
         most = resources.workers if fewest is None else config.compute.workers or resources.workers
+        if cpus_per_worker is not None:
+            resources = dataclasses.replace(resources, cpus_per_worker=cpus_per_worker)
         config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, workers=most))
         for count in range(fewest or most, most + 1):
             runner.check(config, dataset, count)
@@ -118,9 +119,10 @@ def _train(
             count=most if fewest is None else (fewest, most),
             stoppable=True,
             home=folder.path,
+            name=re.sub(r"[^\w.-]+", "-", name),
+            keep=config.compute.keep_ray_results,
             progress=folder.progress,
             quiet=quiet,
-            cpus_per_worker=cpus_per_worker,
             callbacks=[RetryLog(folder.path, name), *callbacks],
             timeout_s=watchdog.collective_timeout_s(config.compute.stall_s),
         )
@@ -177,19 +179,21 @@ def _on_workers(
     count: int | tuple[int, int],
     stoppable: bool = False,
     home: Path,
+    name: str = "work",
+    keep: bool = False,
     progress: Path,
     quiet: bool,
-    cpus_per_worker: float | None = None,
     callbacks: Sequence[Any] = (),
     timeout_s: float = watchdog.collective_timeout_s(0),
 ) -> BaseException | str | None:
-    """Run `loop(arguments)` on workers of a share's size, and wait for all of them.
+    """Run `loop(arguments)` on workers with these resources, and wait for all of them.
 
     Args:
         loop: leaves an ERROR_FILE in `home` for what its user can mend (see `worker.forward_user_errors`).
         count: workers; or how many at least and at most.
-        stoppable: whether `loop` heeds requests to stop: SIGINT and SIGTERM are then passed on to it through a file in
-            `home` (see `stopping`), and else end this process as usual.
+        stoppable: forward SIGINT and SIGTERM to `loop` through a file in `home` (see `stopping`).
+        name: of the run for Ray, its dashboard and `ray.train.Result`.
+        keep: leave Ray's own folder of the run in `home`.
         progress: the file to show meanwhile.
         timeout_s: how long a collective waits for the other workers.
 
@@ -199,99 +203,119 @@ def _on_workers(
     Raises:
         UserError: the one that a worker left; Stopped among them.
     """
-    import ray.exceptions
-    import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    error_file, request = home / ERROR_FILE, StopRequest(home / stopping.FILE)
-    error_file.unlink(missing_ok=True)
+    request = StopRequest(home / stopping.FILE)
     request.clear()
-    cpus = resources.cpus_per_worker if cpus_per_worker is None else cpus_per_worker
+    (home / ERROR_FILE).unlink(missing_ok=True)
+    shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)  # Ray Train would resume from it; our checkpoints are exact
     trainer = TorchTrainer(
         loop,
         train_loop_config=arguments,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=count,
-            use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if resources.use_gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=RAY_FOLDER,
-            storage_path=str(home),
-            failure_config=ray.train.FailureConfig(max_failures=RETRIES),
-            callbacks=list(callbacks),
-        ),
+        scaling_config=_scaling_config(resources, count),
+        run_config=_run_config(home, name, callbacks),
         torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(timeout_s)),
     )
-    failure: BaseException | str | None = None
     try:
         shown = nullcontext() if quiet else Follower(progress, Display())
-        with shown, stopping.signals(request.leave) if stoppable else nullcontext():
+        with shown, stopping.signals(request.forward) if stoppable else nullcontext():
             failure = _wait_for(trainer.fit)
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-        failure = error
     finally:
         request.clear()
-        shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)
-    if error_file.exists():
-        fields = json.loads(error_file.read_text())
-        error_file.unlink()
+        if not keep:
+            shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)
+    left = _error_of_a_worker(home / ERROR_FILE)
+    if failure is not None or left is not None:
         progress.unlink(missing_ok=True)
-        what, where, hint = fields["what"], fields["where"], fields["hint"]
-        if "exit_code" in fields:
-            raise stopping.Stopped(what, where=where, hint=hint, exit_code=fields["exit_code"])
-        raise UserError(what, where=where, expected=fields["expected"], hint=hint) from _exception(failure)
-    if failure is not None:
-        progress.unlink(missing_ok=True)
+    if left is not None:
+        raise left from _exception(failure)
     return failure
+
+
+def _scaling_config(resources: topology.WorkerResources, count: int | tuple[int, int]) -> Any:
+    import ray.train
+
+    return ray.train.ScalingConfig(
+        num_workers=count, use_gpu=resources.use_gpu, resources_per_worker=resources.resources
+    )
+
+
+def _run_config(home: Path, name: str, callbacks: Sequence[Any]) -> Any:
+    import ray.train
+
+    return ray.train.RunConfig(
+        name=name,
+        storage_path=str(home / RAY_FOLDER),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        failure_config=ray.train.FailureConfig(max_failures=RETRIES),
+        callbacks=list(callbacks),
+    )
+
+
+def _error_of_a_worker(path: Path) -> UserError | None:
+    """The error that a worker left for its user; its file is removed."""
+    if not path.exists():
+        return None
+    fields = json.loads(path.read_text())
+    path.unlink()
+    what, where, hint = fields["what"], fields["where"], fields["hint"]
+    if "exit_code" in fields:
+        return stopping.Stopped(what, where=where, hint=hint, exit_code=fields["exit_code"])
+    return UserError(what, where=where, expected=fields["expected"], hint=hint)
 
 
 def _exception(failure: BaseException | str | None) -> BaseException | None:
     return failure if isinstance(failure, BaseException) else None
 
 
-def _failed(failure: BaseException | str, where: Path, goes_on_from: str | None) -> RunFailed:
-    failed = run_failed(failure, where=where, goes_on_from=goes_on_from, tries=RETRIES + 1)
+def _failed(failure: BaseException | str, where: Path, resumes_from: str | None) -> RunFailed:
+    failed = run_failed(failure, where=where, resumes_from=resumes_from, tries=RETRIES + 1)
     failed.__cause__ = _exception(failure)  # --debug shows it
     return failed
 
 
-def _wait_for(fit: Callable[[], object]) -> str | None:
-    """Call `fit` and wait for it while Ray is there; returns what Ray has lost where it is not.
+def _wait_for(fit: Callable[[], object]) -> BaseException | str | None:
+    """Call `fit` and wait for it while Ray is there.
 
     In a thread of its own: in the main one Ray Train takes Ctrl-C as an order to abort; and where Ray has ended, `fit`
     never returns, and some seconds later Ray ends this process. Such threads are not waited for at the end.
 
+    Returns:
+        What Ray or its workers ended with, as an exception or in words; None at the end of `fit`.
+
     Raises:
-        What `fit` raises.
+        Any other exception of `fit`.
     """
+    import ray.exceptions
+    import ray.train
+
     ended: list[BaseException | None] = []
 
     def body() -> None:
         try:
             fit()
             ended.append(None)
-        except BaseException as error:  # also SystemExit, which Ray raises in those who wait when it is shut down
+        except BaseException as error:  # also SystemExit, which Ray raises in waiting threads when it is shut down
             ended.append(error)
 
     thread = threading.Thread(target=body, name="fit", daemon=True)
     watch = session.Watch()
     thread.start()
     while thread.is_alive():
-        thread.join(LOOK_S)
+        thread.join(POLL_S)
         lost = watch.lost()
         if lost is not None and thread.is_alive():
             return lost
     (error,) = ended
-    if error is not None:
+    if error is not None and not isinstance(error, ray.train.TrainingFailedError | ray.exceptions.RayError):
         raise error
-    return None
+    return error
 
 
 def _worker_resources(
     workers: int | None, device: str, machine: topology.Topology, where: str, fewest: int | None = None
 ) -> topology.WorkerResources:
-    """The share of `workers`, or of as many as there is room for, down to `fewest`."""
+    """What `workers` workers get, or as many as there is room for, down to `fewest`."""
     use_gpu = {"auto": None, "cpu": False, "cuda": True}[device]
     for count in range(workers or 0, fewest or workers or 0, -1):
         with suppress(UserError):

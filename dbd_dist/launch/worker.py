@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,14 @@ from dbd_dist.config import TrainConfig
 from dbd_dist.craft import job as crafting
 from dbd_dist.distributed.world import World
 from dbd_dist.runtime import logs, runner, watchdog
-from dbd_dist.runtime.run_folder import ERROR_FILE, RunFolder, versions, write_json
+from dbd_dist.runtime.checkpoint import retry_on_oserror, stored_sha256
+from dbd_dist.runtime.reporter import Hook
+from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder, versions, write_json
 from dbd_dist.runtime.stopping import Stopped, StopRequest
+
+POINTER_FILE = "checkpoint.json"
+"""In a checkpoint of Ray's: "uri" and "sha256" of the newest checkpoint of ours that was written then; "stage" and
+"epoch" of the report that it came with, which at the end of a stage are also that checkpoint's."""
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
@@ -45,7 +52,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
         dataset = open_here(Path(arguments["data"]), config.compute.stage)
         request = StopRequest(folder.stop, reads_file=world.is_main, notice=_preemption)
         stages = Path(arguments["stages"])
-        runner.run(config, dataset, folder, stages, world, request=request, hook=_report)
+        runner.run(config, dataset, folder, stages, world, request=request, hook=_reporter(config, folder.path))
         logs.event("finish", stage=None)
 
 
@@ -63,19 +70,40 @@ def craft_loop(arguments: dict[str, Any]) -> None:
         crafting.run(job, world)
 
 
-def _report(row: dict[str, Any], checkpoint: Path | None) -> None:
-    ray.train.report(row)
+def _reporter(config: TrainConfig, folder: Path) -> Hook:
+    """Hands every row to Ray Train, with a pointer to the newest checkpoint: through it Ray's dashboard, Tune and
+    `ray.train.Result` see the run. Nothing is read back from it here."""
+    results = folder / RAY_FOLDER / ray.train.get_context().get_experiment_name()
+
+    def report(row: dict[str, Any], checkpoint: Path | None) -> None:
+        if checkpoint is None or not config.compute.keep_ray_results:
+            ray.train.report(row)
+            return
+        pointer = {"uri": checkpoint.resolve().as_uri(), "sha256": stored_sha256(checkpoint)}
+        pointer |= {"stage": row["stage"], "epoch": row["epoch"]}
+        # a new name each time: Ray removes old ones, and an epoch may be trained again after a failure
+        place = results / f"{row['stage']}-{row['epoch']}-{uuid.uuid4().hex[:8]}"
+        retry_on_oserror(lambda: _write_pointer(place, pointer), place, config.compute.patience_s)
+        there = ray.train.CheckpointUploadMode.NO_UPLOAD
+        ray.train.report(row, checkpoint=ray.train.Checkpoint(place), checkpoint_upload_mode=there)
+
+    return report
+
+
+def _write_pointer(place: Path, pointer: dict[str, Any]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / POINTER_FILE, pointer)
 
 
 def _preemption() -> str | None:
-    """Whether Ray says that a node of this run is about to be taken away; all ranks ask together."""
+    """Whether Ray says that a node of this run will be preempted; all ranks ask together."""
     if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
         return None
     return None if ray.train.get_preemption_info() is None else "state"
 
 
 class RetryLog(ray.train.UserCallback):
-    """Notes in the run's logs/driver.jsonl when workers fail, before Ray Train starts them again or gives up."""
+    """Logs failures of workers to the run's logs/driver.jsonl, before Ray Train starts them again or gives up."""
 
     def __init__(self, folder: Path, run: str):
         self._folder, self._run = folder, run
@@ -101,9 +129,9 @@ def forward_user_errors(folder: Path) -> Iterator[None]:
     except UserError as error:
         # the exception itself reaches the driver only as text inside Ray's own
         fields = {"what": error.what, "where": error.where, "expected": error.expected, "hint": error.hint}
-        told = {k: None if v is None else str(v) for k, v in fields.items()}
+        content = {k: None if v is None else str(v) for k, v in fields.items()}
         if isinstance(error, Stopped):
-            write_json(folder / ERROR_FILE, told | {"exit_code": error.exit_code})
+            write_json(folder / ERROR_FILE, content | {"exit_code": error.exit_code})
             return
-        write_json(folder / ERROR_FILE, told)
+        write_json(folder / ERROR_FILE, content)
         raise  # ends the other ranks too, which may be waiting for this one

@@ -37,9 +37,19 @@ class Method:
         """The stages in order."""
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
+    def titles(self) -> dict[str, str]:
+        """Titles by name, of the method and its stages: a run records them for its reports."""
+        return {self.name: self.title, **{stage.name: stage.title for stage in self.stages()}}
+
     def trained(self) -> tuple[Stage, ...]:
         """The stages that have epochs, in order."""
         return tuple(stage for stage in self.stages() if stage.trains)
+
+    @classmethod
+    def stage_kinds(cls) -> dict[str, type[Stage]]:
+        """The classes of the stages, by the names of the fields."""
+        hints = get_type_hints(cls)
+        return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
     def at_test_time(self, model: nn.Module) -> nn.Module:
         """The classifier that is measured and used: `model` (images (B, 3, H, W) -> logits), perhaps with a change of
@@ -79,19 +89,18 @@ class Method:
         Raises:
             UserError: neither the preset nor the method has settings for one of the stages.
         """
-        hints = get_type_hints(cls)
         own = {**cls.defaults.get("*", {}), **cls.defaults.get(preset, {})}
         chosen: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            found = stages.get(field.name)
-            if found is None or not isinstance(found, hints[field.name]):
-                found = own.get(field.name)
+        for name, kind in cls.stage_kinds().items():
+            found = stages.get(name)
+            if not isinstance(found, kind):
+                found = own.get(name)
             if found is None:
                 raise UserError(
-                    f"the preset {preset} has no settings for {field.name}, a stage of {cls.name}",
+                    f"the preset {preset} has no settings for {name}, a stage of {cls.name}",
                     where="--method",
                     expected=f"a method of the stages {', '.join(stages)}",
                     hint="choose another preset, or give the method's class `defaults` for this one",
                 )
-            chosen[field.name] = found
+            chosen[name] = found
         return cls(**chosen)

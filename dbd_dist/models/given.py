@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_prep.errors import UserError
-from data_prep.io.hashes import refuse_pipes
+from data_prep.io.limits import refuse_pipes
 from dbd_dist.fields import to_dict
 from dbd_dist.models.config import ModelConfig
 

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     if not arguments.runs:
         raise UserError("no run folder is named", where="dbd report", hint="name the folders of one or more runs")
     folders = list({os.path.realpath(folder): folder for folder in arguments.runs}.values())
-    from dbd_dist.reporting import page, runs, tables
+    from dbd_dist.reporting import page, runs, settings, tables
 
     loaded = [runs.load_run(folder, arrays=False) for folder in folders]
     for run in loaded:
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     if arguments.format == "html":
         print(page.write_report(folders, arguments.out or _common(folders) / "report.html"))
         return 0
-    rows = tables.aggregate(*runs.results_of(loaded))
+    rows = tables.aggregate(*settings.results_of(loaded))
     text = (tables.as_markdown if arguments.format == "md" else tables.as_text)(rows)
     if arguments.out is None:
         print(text)

@@ -16,7 +16,7 @@ def choose(index: np.ndarray, poisoned: np.ndarray | None, limit: int = POINTS) 
 
     Args:
         index: int64 (n,): samples that there are features of.
-        poisoned: bool over all training samples, or None where nobody knows.
+        poisoned: bool over all training samples, or None where that is not known.
 
     Returns:
         int64, sorted: a part of `index`; the same for the same arguments.
@@ -36,7 +36,7 @@ def embed(features: np.ndarray) -> np.ndarray | str:
     """float32 (n, d) to float32 (n, 2), always the same way; a reason where they make no picture."""
     if len(features) < _FEWEST:
         return f"there are features of {len(features)} samples only"
-    centred = features - features.mean(axis=0)
+    centred = features - features.mean(axis=0, dtype=np.float64)  # the difference of large float32 is no float32
     scale = float(np.abs(centred).max())
     if scale == 0:
         return "the features of all samples are the same"
@@ -48,4 +48,4 @@ def embed(features: np.ndarray) -> np.ndarray | str:
         max_iter=600,  # at 800 points the picture no longer changes after that
         random_state=0,
     )
-    return method.fit_transform(centred / scale)
+    return method.fit_transform((centred / scale).astype(np.float32))

@@ -14,9 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 
-from dbd_dist.reporting.style import CLASS_COLOURS
-from dbd_dist.reporting.wording import escaped
+from dbd_dist.reporting.wording import printable
+
+CLASS_COLOURS = (
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#b8a800", "#8c564b", "#7f7f7f", "#7a4fbf", "#17a5a5",
+)  # fmt: skip
+"""Of given labels, in class order (Okabe and Ito's, and more where those run out); readable on white and on black."""
 
 _PLACEHOLDERS = {
     "ink": "#010203", "soft": "#010204", "rule": "#010205", "clean": "#010206", "poisoned": "#010207",
@@ -65,7 +70,7 @@ class Histogram:
     clean: np.ndarray
     """float64 (bins,): percent of the clean samples; of all samples where the two are not told apart."""
     poisoned: np.ndarray | None
-    """float64 (bins,): percent of the poisoned samples; None where there are none, or nobody knows."""
+    """float64 (bins,): percent of the poisoned samples; None where there are none, or that is not known."""
     threshold: float
     """The highest loss that was kept."""
     kept: int
@@ -81,8 +86,8 @@ def loss_histogram(loss: np.ndarray, kept: np.ndarray, poisoned: np.ndarray | No
 
     Args:
         loss: float (n,).
-        kept: bool (n,): the filter's verdict.
-        poisoned: bool (n,), or None where nobody knows.
+        kept: bool (n,): which labels the filter kept.
+        poisoned: bool (n,), or None where that is not known.
     """
     low, high = float(loss.min()), float(loss.max())
     edges = np.linspace(low, high if high > low else low + 1.0, bins + 1)
@@ -119,7 +124,7 @@ def _canvas(size: str) -> Iterator[tuple[Any, Any]]:
         yield figure, figure.subplots()
 
 
-def _svg(figure: Any, name: str, alt: str) -> str:
+def _svg(figure: Any, name: str, alt: str) -> Markup:
     """A figure as an SVG element; `name` keeps its ids apart from those of the page's other figures."""
     stream = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -127,7 +132,7 @@ def _svg(figure: Any, name: str, alt: str) -> str:
     return inline(stream.getvalue(), name, alt)
 
 
-def inline(svg: str, name: str, alt: str) -> str:
+def inline(svg: str, name: str, alt: str) -> Markup:
     """Matplotlib's SVG file made an element of an HTML page.
 
     Args:
@@ -146,7 +151,8 @@ def inline(svg: str, name: str, alt: str) -> str:
     body = re.sub(r"\s*\n\s*", " ", body)
     for variable, colour in _PLACEHOLDERS.items():
         body = body.replace(colour, f"var(--{variable})")
-    return f'<svg viewBox="{view.group(1)}" role="img" aria-label="{escaped(alt, 600)}">{body.rstrip()}'
+    head = f'<svg viewBox="{view.group(1)}" role="img" aria-label="{escape(printable(alt, 600))}">'
+    return Markup(head + body.rstrip())  # matplotlib escapes the text that it draws
 
 
 _LOOKS: dict[str, dict[str, Any]] = {
@@ -159,7 +165,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def curves(name: str, alt: str, series: Sequence[Line], *, x_title: str, y_title: str, percent: bool = False) -> str:
+def curves(name: str, alt: str, series: Sequence[Line], *, x_title: str, y_title: str, percent: bool = False) -> Markup:
     """Curves over epochs; with `percent` on a scale from 0 to 100 %."""
     from matplotlib.ticker import MaxNLocator
 
@@ -178,7 +184,7 @@ def curves(name: str, alt: str, series: Sequence[Line], *, x_title: str, y_title
         return _svg(figure, name, alt)
 
 
-def loss_bars(name: str, alt: str, histogram: Histogram) -> str:
+def loss_bars(name: str, alt: str, histogram: Histogram) -> Markup:
     """A histogram of losses with the filter's threshold."""
     clean, poisoned = _PLACEHOLDERS["clean"], _PLACEHOLDERS["poisoned"]
     with _canvas("wide") as (figure, axes):
@@ -204,7 +210,7 @@ def loss_bars(name: str, alt: str, histogram: Histogram) -> str:
         return _svg(figure, name, alt)
 
 
-def scatter(name: str, alt: str, points: np.ndarray, labels: np.ndarray | None, poisoned: np.ndarray | None) -> str:
+def scatter(name: str, alt: str, points: np.ndarray, labels: np.ndarray | None, poisoned: np.ndarray | None) -> Markup:
     """Samples in the plane: dots in the colour of their given label, poisoned ones as crosses on top.
 
     Args:
@@ -227,42 +233,3 @@ def scatter(name: str, alt: str, points: np.ndarray, labels: np.ndarray | None, 
         for spine in axes.spines.values():
             spine.set(visible=True, color=_PLACEHOLDERS["rule"])
         return _svg(figure, name, alt)
-
-
-# -- legends, in HTML since they wrap there
-
-
-def _key(drawing: str, text: str) -> str:
-    return f'<li><svg viewBox="0 0 34 18" aria-hidden="true">{drawing}</svg>{escaped(text)}</li>'
-
-
-def _legend(keys: Sequence[str]) -> str:
-    return f'<ul class="legend">{"".join(keys)}</ul>'
-
-
-def line_legend(clean: str, poisoned: str | None) -> str:
-    """Of curves."""
-    keys = [_key('<path d="M0 9H34" stroke="var(--clean)" stroke-width="4"/>', clean)]
-    if poisoned is not None:
-        drawing = '<path d="M0 9H34" stroke="var(--poisoned)" stroke-width="4" stroke-dasharray="9 4"/>'
-        keys.append(_key(drawing, poisoned))
-    return _legend(keys)
-
-
-def bar_legend(clean: str, poisoned: str | None) -> str:
-    """Of histograms."""
-    box = '<rect x="2" y="1" width="30" height="16" fill="var(--{0})" fill-opacity=".35" stroke="var(--{0})" {1}/>'
-    keys = [_key(box.format("clean", 'stroke-width="2.5"'), clean)]
-    if poisoned is not None:
-        keys.append(_key(box.format("poisoned", 'stroke-width="2.5" stroke-dasharray="7 4"'), poisoned))
-    threshold = '<path d="M17 0V18" stroke="var(--ink)" stroke-width="3" stroke-dasharray="3 4"/>'
-    return _legend([*keys, _key(threshold, "threshold: the highest loss that was kept")])
-
-
-def label_legend(names: Sequence[str], labels: Sequence[int], crosses: bool) -> str:
-    """Of scatter plots: the given labels that occur in them."""
-    dot = '<circle cx="17" cy="9" r="7" fill="{}"/>'
-    keys = [_key(dot.format(CLASS_COLOURS[label % len(CLASS_COLOURS)]), names[label]) for label in labels]
-    if crosses:
-        keys.append(_key('<path d="M10 2L24 16M10 16L24 2" stroke="var(--mark)" stroke-width="3.5"/>', "poisoned"))
-    return _legend(keys)

@@ -1,8 +1,7 @@
-"""Results over seeds: mean and standard deviation, as text for a terminal, as Markdown, as HTML.
+"""Results over seeds: mean and standard deviation, as text for a terminal and as Markdown.
 
 A row holds runs that differ in their seeds alone. Another data set, attack, preset, method, training-set size or
-setting
-makes another row, so nothing is averaged that does not belong together.
+setting makes another row, so that nothing is averaged that does not belong together.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dbd_dist.reporting import wording
-from dbd_dist.reporting.wording import escaped, printable
-
-FIRST, LAST = "none", "dbd"  # the comparison reads from no defence, over others, to DBD
+from dbd_dist.reporting import names, wording
+from dbd_dist.reporting.wording import printable
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ def statistics(values: Iterable[float | None]) -> Stat | None:
     return Stat(mean, math.sqrt(squares / (len(present) - 1)), len(present))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
     """Runs that differ in their seeds alone. Fractions in 0-1."""
 
@@ -50,28 +47,64 @@ class Row:
     """Without the seed of the poisoning, which is part of a data set's name."""
     attack: str
     preset: str
+    train_size: int | None
     method: str
     variant: str
     """The settings in which this row differs from others of its data set and method; empty where there is one row."""
-    train_size: int | None
-    n: int
-    seeds: tuple[int, ...]
-    clean_acc: Stat | None
-    asr: Stat | None
-    robust_acc: Stat | None
-    kept_poisoned: Stat | None
-    poisoned: Stat | None
-    seconds: Stat | None
-    """All stages together."""
-    devices: tuple[str, ...]
-    notes: tuple[str, ...]
+    results: tuple[Mapping[str, Any], ...]
+    """result.json of each run."""
     members: tuple[int, ...]
-    """Positions among the results that the row was made of."""
+    """Their positions among the results that the table was made of."""
 
     @property
     def group(self) -> tuple[str, str, str, int | None]:
         """Rows of one group can be compared: same data, attack, preset."""
         return (self.dataset, self.attack, self.preset, self.train_size)
+
+    @property
+    def title(self) -> str:
+        """The method's; not escaped."""
+        return printable(names.title(self.method, self.results[0]), 40)
+
+    @property
+    def defends(self) -> bool:
+        """False: the baseline that defences are compared with."""
+        return names.defends(self.method, self.results[0])
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.values("seed")
+
+    def values(self, field: str) -> list[Any]:
+        """A field of every run that has it."""
+        return [result[field] for result in self.results if result.get(field) is not None]
+
+    def stat(self, field: str) -> Stat | None:
+        """Over the runs that have the field; "seconds" are those of all stages together."""
+        values = self.values(field)
+        return statistics([math.fsum(v.values()) for v in values if v] if field == "seconds" else values)
+
+    @property
+    def devices(self) -> list[str]:
+        return sorted({_device(result) for result in self.results if result.get("device")})
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader has to know of how the runs differ; not escaped."""
+        remarks = []
+        runs = [(r.get("seed"), r.get("data_hash") or r.get("dataset")) for r in self.results]
+        if repeated := {seed for seed, data in runs if isinstance(seed, int) and runs.count((seed, data)) > 1}:
+            remarks.append(f"{wording.seeds(repeated)} counted more than once: the spread is too small")
+        if len(self.devices) > 1:
+            remarks.append(f"times come from different machines: {'; '.join(self.devices)}")
+        if len({str(result.get("precision")) for result in self.results}) > 1:
+            remarks.append("runs of different floating-point precision")
+        return remarks
+
+
+def _device(result: Mapping[str, Any]) -> str:
+    size = result.get("world_size") or 1
+    return printable(result["device"]) + (f", {size} workers" if size != 1 else "")
 
 
 def family(result: Mapping[str, Any]) -> str:
@@ -81,119 +114,72 @@ def family(result: Mapping[str, Any]) -> str:
 
 
 def aggregate(results: Sequence[Mapping[str, Any]], variants: Sequence[str] | None = None) -> list[Row]:
-    """Rows over seeds, those that can be compared side by side.
+    """Rows over seeds, those that can be compared side by side: the baseline first, then defences by name.
 
     Args:
         results: the contents of result.json files.
         variants: for every result the settings that set it apart from others of its name (`settings.differing`).
     """
-    members: dict[tuple[Any, ...], list[int]] = {}
+    members: dict[Any, list[int]] = {}
     for i, result in enumerate(results):
-        variant = variants[i] if variants else ""
-        key = (
-            family(result),
-            str(result.get("attack") or "clean"),
-            str(result.get("preset") or "custom"),
-            result.get("train_size"),
-            str(result["method"]),
-            variant,
-        )
-        members.setdefault(key, []).append(i)
-    rows = [_row(key, [results[i] for i in at], tuple(at)) for key, at in members.items()]
-    groups = {group: i for i, group in enumerate(dict.fromkeys(row.group for row in rows))}
-
-    def place(row: Row) -> tuple[int, int, str, str]:
-        order = 0 if row.method == FIRST else 2 if row.method == LAST else 1
-        return groups[row.group], order, row.method, row.variant
-
-    return sorted(rows, key=place)
+        attack, preset = str(result.get("attack") or "clean"), str(result.get("preset") or "custom")
+        key = (family(result), attack, preset, result.get("train_size"), str(result["method"]))
+        members.setdefault((*key, variants[i] if variants else ""), []).append(i)
+    rows = [Row(*key, results=tuple(results[i] for i in at), members=tuple(at)) for key, at in members.items()]
+    places = {group: i for i, group in enumerate(dict.fromkeys(row.group for row in rows))}
+    return sorted(rows, key=lambda row: (places[row.group], row.defends, row.method, row.variant))
 
 
-def _row(key: tuple[Any, ...], results: list[Mapping[str, Any]], at: tuple[int, ...]) -> Row:
-    dataset, attack, preset, train_size, method, variant = key
-    totals = [math.fsum(r["seconds"].values()) if r.get("seconds") else None for r in results]
-    devices = tuple(sorted({_device(r) for r in results if r.get("device")}))
-    notes = []
-    identities = [(r.get("seed"), r.get("data_hash") or r.get("dataset")) for r in results]
-    repeated = {seed for seed, data in identities if isinstance(seed, int) and identities.count((seed, data)) > 1}
-    if repeated:
-        notes.append(f"{wording.seeds(repeated)} counted more than once: the spread is too small")
-    if len(devices) > 1:
-        notes.append(f"times come from different machines: {'; '.join(devices)}")
-    if len({str(r.get("precision")) for r in results}) > 1:
-        notes.append("runs of different floating-point precision")
-    return Row(
-        dataset=dataset,
-        attack=attack,
-        preset=preset,
-        method=method,
-        variant=variant,
-        train_size=train_size,
-        n=len(results),
-        seeds=tuple(r["seed"] for r in results if isinstance(r.get("seed"), int)),
-        clean_acc=statistics(r.get("clean_acc") for r in results),
-        asr=statistics(r.get("asr") for r in results),
-        robust_acc=statistics(r.get("robust_acc") for r in results),
-        kept_poisoned=statistics(r.get("kept_poisoned") for r in results),
-        poisoned=statistics(r.get("poisoned") for r in results),
-        seconds=statistics(totals),
-        devices=devices,
-        notes=tuple(notes),
-        members=at,
-    )
-
-
-def _device(result: Mapping[str, Any]) -> str:
-    size = result.get("world_size") or 1
-    return f"{printable(result['device'])}" + (f", {size} workers" if size != 1 else "")
+def grouped(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that can be compared with each other, a list a group."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return list(groups.values())
 
 
 # -- cells
 
 
-def _share(stat: Stat | None, row: Row) -> str:
+def _spread(row: Row, field: str, show: Callable[[float], str]) -> str:
+    """Mean and standard deviation; a dash where no run has the field."""
+    stat = row.stat(field)
     if stat is None:
         return "–"
-    return f"{100 * stat.mean:.2f}" + ("" if stat.std is None else f" ± {100 * stat.std:.2f}") + _fewer(stat, row)
+    fewer = "" if stat.n == len(row.results) else f" (n = {stat.n})"
+    return show(stat.mean) + ("" if stat.std is None else f" ± {show(stat.std)}") + fewer
 
 
-def _fewer(stat: Stat, row: Row) -> str:
-    return "" if stat.n == row.n else f" (n = {stat.n})"
+def _share(field: str) -> Callable[[Row], str]:
+    return lambda row: _spread(row, field, lambda fraction: f"{100 * fraction:.2f}")
 
 
 def _kept(row: Row) -> str:
-    if row.kept_poisoned is None or row.poisoned is None:
+    kept, of = row.stat("kept_poisoned"), row.stat("poisoned")
+    if kept is None or of is None:
         return "–"
-    kept = row.kept_poisoned
+    fewer = "" if kept.n == len(row.results) else f" (n = {kept.n})"
     spread = "" if kept.std is None else f" ± {wording.number(kept.std)}"
-    return f"{wording.number(kept.mean)}{spread} of {wording.number(row.poisoned.mean)}{_fewer(kept, row)}"
-
-
-def _time(row: Row) -> str:
-    if row.seconds is None:
-        return "–"
-    spread = "" if row.seconds.std is None else f" ± {wording.duration(row.seconds.std)}"
-    return wording.duration(row.seconds.mean) + spread + _fewer(row.seconds, row)
+    return f"{wording.number(kept.mean)}{spread} of {wording.number(of.mean)}{fewer}"
 
 
 def _method(row: Row) -> str:
-    name = printable(wording.method_name(row.method), 40)
-    return f"{name} ({printable(row.variant, 160)})" if row.variant else name
+    return f"{row.title} ({printable(row.variant, 160)})" if row.variant else row.title
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "method": _method,
-    "n": lambda row: str(row.n),
-    "clean acc. %": lambda row: _share(row.clean_acc, row),
-    "ASR %": lambda row: _share(row.asr, row),
-    "robust acc. %": lambda row: _share(row.robust_acc, row),
+    "n": lambda row: str(len(row.results)),
+    "clean acc. %": _share("clean_acc"),
+    "ASR %": _share("asr"),
+    "robust acc. %": _share("robust_acc"),
     "poisoned kept": _kept,
-    "time": _time,
+    "time": lambda row: _spread(row, "seconds", wording.duration),
 }
 """Titles and cells of every format."""
 
 
-def title(row: Row) -> str:
+def group_title(row: Row) -> str:
     """What the rows of a group have in common, in one line; not escaped."""
     parts = [printable(row.dataset), f"preset {printable(row.preset, 40)}"]
     if row.train_size is not None:
@@ -201,23 +187,23 @@ def title(row: Row) -> str:
     return " · ".join(parts)
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
-    return [f"{_method(row)}: {note}" for row in rows for note in row.notes]
+def row_name(row: Row, among: Sequence[Row]) -> str:
+    """A row's method and what sets it apart from the others; not escaped."""
+    name = _method(row)
+    return name if len(grouped(among)) == 1 else f"{group_title(row)} · {name}"
 
 
-def _spread_note(rows: Sequence[Row]) -> list[str]:
-    many = [row for row in rows if row.n > 1]
-    if not many:
-        return []
-    over = sorted({wording.seeds(row.seeds) for row in many})
-    return [f"Mean ± sample standard deviation over runs ({'; '.join(over)})."]
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Sentences that belong below a table; not escaped."""
+    over = sorted({wording.seeds(row.seeds) for row in rows if len(row.results) > 1})
+    spread = [f"Mean ± sample standard deviation over runs ({'; '.join(over)})."] if over else []
+    return spread + [f"{_method(row)}: {remark}" for row in rows for remark in row.remarks]
 
 
-def _grouped(rows: Sequence[Row]) -> list[list[Row]]:
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.group, []).append(row)
-    return list(groups.values())
+def hardware(rows: Sequence[Row]) -> list[str]:
+    """A sentence on the machines, where they are known; not escaped."""
+    devices = dict.fromkeys(device for row in rows for device in row.devices)
+    return [f"Hardware: {'; '.join(devices)}."] if devices else []
 
 
 # -- formats
@@ -226,7 +212,7 @@ def _grouped(rows: Sequence[Row]) -> list[list[Row]]:
 def as_text(rows: Sequence[Row]) -> str:
     """Aligned columns for a terminal, a block a group."""
     blocks = []
-    for group in _grouped(rows):
+    for group in grouped(rows):
         lines = [list(COLUMNS), *([cell(row) for cell in COLUMNS.values()] for row in group)]
         widths = [max(_width(line[i]) for line in lines) for i in range(len(COLUMNS))]
         table = []
@@ -237,7 +223,7 @@ def as_text(rows: Sequence[Row]) -> str:
             ]
             table.append("  ".join(cells).rstrip())
         table.insert(1, "  ".join("─" * w for w in widths))
-        blocks.append("\n".join([title(group[0]), "", *table, *_spread_note(group), *_notes(group)]))
+        blocks.append("\n".join([group_title(group[0]), "", *table, *notes(group)]))
     return "\n\n".join(blocks)
 
 
@@ -255,42 +241,11 @@ def as_markdown(rows: Sequence[Row]) -> str:
     for row in rows:
         cells = [printable(row.dataset), printable(row.preset, 40), *(cell(row) for cell in COLUMNS.values())]
         lines.append("| " + " | ".join(_markdown(cell) for cell in cells) + " |")
-    devices = dict.fromkeys(device for row in rows for device in row.devices)
-    below = [*_spread_note(rows), *_notes(rows)]
-    if devices:
-        below.append(f"Hardware: {'; '.join(devices)}.")
-    return "\n".join(lines + [line for note in below for line in ("", _markdown(note))])
+    return "\n".join(lines + [line for note in notes(rows) + hardware(rows) for line in ("", _markdown(note))])
 
 
 def _markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|~$])", r"\\\1", text).replace("&", "&amp;")
-
-
-def as_html(rows: Sequence[Row]) -> str:
-    """A table element, a body a group."""
-    titles = list(COLUMNS)
-    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in titles)
-    bodies = []
-    groups = _grouped(rows)
-    for group in groups:
-        caption = ""
-        if len(groups) > 1:
-            name = escaped(title(group[0]), 240)
-            caption = f'<tr><th class="group" scope="rowgroup" colspan="{len(titles)}">{name}</th></tr>'
-        lines = []
-        for row in group:
-            first, *others = (escaped(cell(row), 240) for cell in COLUMNS.values())
-            cells = "".join(f"<td>{text}</td>" for text in others)
-            lines.append(f'<tr class="{_class(row.method)}"><th scope="row"><bdi>{first}</bdi></th>{cells}</tr>')
-        bodies.append(f"<tbody>{caption}{''.join(lines)}</tbody>")
-    below = [*_spread_note(rows), *_notes(rows)]
-    notes = "".join(f'<p class="note">{escaped(note, 400)}</p>' for note in below)
-    table = f'<table class="results"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
-    return f'<div class="scroll">{table}</div>{notes}'
-
-
-def _class(method: str) -> str:
-    return {"none": "plain", "dbd": "defended"}.get(method, "other")
 
 
 def format_results(results: Sequence[Mapping[str, Any]]) -> str:

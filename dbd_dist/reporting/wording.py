@@ -6,21 +6,9 @@ escape codes, characters that reverse the writing direction, or a megabyte of te
 
 from __future__ import annotations
 
-import html
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
-
-METHODS = {"none": "No defence", "dbd": "DBD"}
-"""How methods are called on pages; others go by their own name."""
-
-STAGES = {
-    "simclr": "Self-supervised pretraining",
-    "warmup": "Head warm-up",
-    "mixmatch": "Semi-supervised fine-tuning",
-    "supervised": "Plain supervised training",
-}
-"""How stages are called on pages, in their order; others go by their own name."""
 
 _BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
@@ -41,21 +29,6 @@ def _shown(character: str) -> str:
     if kind in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in _BIDI:
         return "\ufffd"
     return character
-
-
-def escaped(value: Any, limit: int = 80) -> str:
-    """`printable` text for HTML, inside an element or a quoted attribute."""
-    return html.escape(printable(value, limit), quote=True)
-
-
-def method_name(method: str) -> str:
-    """The name of a method for people."""
-    return METHODS.get(method, method)
-
-
-def stage_name(stage: str) -> str:
-    """The name of a stage for people."""
-    return STAGES.get(stage, stage)
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:

@@ -100,6 +100,12 @@ def load_state(path: Path, *, needs: Sequence[str]) -> dict[str, Any]:
     return state
 
 
+def stored_sha256(path: Path) -> str:
+    """The hash that `save_state` wrote into a file."""
+    with open(path, "rb") as file:
+        return file.read(_HEAD_BYTES)[len(_FORMAT) :].decode().strip()
+
+
 def on_cpu(value: Any) -> Any:
     """A copy of a nested state whose tensors are on the CPU and nobody else's."""
     if isinstance(value, Tensor):

@@ -1,8 +1,8 @@
 """What happened to a run, as JSON lines: RUN/logs/rankR.jsonl of each training process, for people and programs.
 
 Plain `logging` underneath. Messages of our modules (``logging.getLogger(__name__)``, from INFO up), torch's, and
-Python's warnings are written; warnings reach the terminal too, as they do without a log. Events are for the log alone:
-where none is open they go nowhere. Logging is best effort: no error of the storage in here ends a run.
+Python's warnings are written; warnings reach the terminal too, as they do without a log. Events go to the log only, and
+nowhere while none is open. Logging is best effort: no error of the storage in here ends a run.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def log_to(folder: Path, *, run: str, rank: int | str) -> Iterator[None]:
         return
     handler = _File(path, run, rank)
     level, show = _ours.level, warnings.showwarning
-    # logging shows warnings on the terminal only while nobody else takes them: here, while there is no log
+    # logging shows warnings on the terminal only where there is no other handler
     terminal = logging.lastResort if not logging.getLogger().handlers and not _ours.handlers else None
 
     def show_and_log(message, category, filename, lineno, file=None, line=None) -> None:
@@ -122,10 +122,10 @@ def log_to(folder: Path, *, run: str, rank: int | str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if getattr(error, "exit_code", None) is None:
-            event("failure", level=logging.ERROR, exc_info=True, type=type(error).__name__)
+        if getattr(error, "is_request", False):  # a stopping.Stopped, whose module would import torch
+            event("stopped", message=str(error))
         else:
-            event("stopped", message=str(error))  # on request: see stopping.Stopped, which would bring torch along
+            event("failure", level=logging.ERROR, exc_info=True, type=type(error).__name__)
         raise
     finally:
         warnings.showwarning = show
@@ -139,7 +139,7 @@ def log_to(folder: Path, *, run: str, rank: int | str) -> Iterator[None]:
 
 
 def _end_torn_line(path: Path) -> None:
-    """What a killed process left without its end would swallow the next line."""
+    """End a line that a killed process left unfinished: the next one would be appended to it."""
     if path.exists() and path.stat().st_size:
         with open(path, "r+b") as file:
             file.seek(-1, os.SEEK_END)

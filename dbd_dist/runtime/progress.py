@@ -1,4 +1,4 @@
-"""Where a run stands, as a person sees it: a small file that the training writes and the driver shows."""
+"""The progress of a run: a small file that the training writes and the driver shows."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class ProgressFile:
         if now < self._next and not (step == steps and epoch == epochs):
             return
         self._next = now + self._interval
-        if stage != self._stage:  # figures of one stage mean nothing in the next
+        if stage != self._stage:  # metrics of one stage mean nothing in the next
             self._stage, self._metrics = stage, {}
         self._write({"stage": stage, "epoch": epoch, "epochs": epochs, "step": step, "steps": steps, **self._metrics})
 
     def note(self, metrics: dict[str, Any]) -> None:
-        """Keep the last epoch's figures beside the position."""
+        """Keep the last epoch's metrics beside the position."""
         self._metrics = {
             k: metrics[k] for k in ("loss", "images_per_s", "clean_acc", "asr") if metrics.get(k) is not None
         }
 
     def _write(self, state: dict[str, Any]) -> None:
-        aside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        with suppress(OSError):  # a full or failing disk ends no run for the sake of a progress bar
-            aside.write_text(json.dumps(state))
-            os.replace(aside, self._path)
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        with suppress(OSError):  # a progress bar must not end a run
+            temporary.write_text(json.dumps(state))
+            os.replace(temporary, self._path)
 
     def remove(self) -> None:
         with suppress(OSError):
@@ -124,7 +124,7 @@ class Follower:
             last_round = self._stop.wait(self._interval)
             try:
                 text = self._path.read_text()
-            except OSError:  # not there yet, or gone again
+            except OSError:  # not there yet, or removed
                 text = None
             if text and text != seen:
                 seen = text

@@ -86,6 +86,8 @@ class Reporter:
         due = time.monotonic() - self._saved_s >= self._config.compute.checkpoint_s
         if self._world.is_main and (last or wanted or due):
             self._save(end.stage, end.state())
+        if last:
+            self._checkpoints.flush()  # the hook's checkpoint is then this one
         self.position = self._world.broadcast(self.position)  # any rank may have to say it
         self._hook(row, self._checkpoints.newest_path)
         self._leave(wanted)

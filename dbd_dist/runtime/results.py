@@ -91,6 +91,7 @@ class Results:
         return {
             "method": config.method.name,
             "defends": config.method.defends,
+            "titles": config.method.titles(),
             "preset": config.preset,
             "dataset": manifest.name,
             "data_hash": manifest.data_hash,

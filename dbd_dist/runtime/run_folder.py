@@ -34,7 +34,7 @@ from dbd_dist.runtime.keys import method_hash
 ERROR_FILE = "error.json"
 """What a worker leaves for its driver: a mistake of the user's, or that the run was stopped."""
 RAY_FOLDER = "ray"
-"""Ray Train's own files, there while a run is under way."""
+"""Ray Train's own files: metrics, and pointers to checkpoints. Read by nothing here."""
 
 
 class _NoWriter:
@@ -86,7 +86,6 @@ class RunFolder:
         """Remove what a command that was killed after the result had been written has left."""
         for path in (self.progress, self.stop, self.path / ERROR_FILE):
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.path / RAY_FOLDER, ignore_errors=True)
         lock.clear(self.path / lock.FILE)
 
     def claim(self, config: TrainConfig, dataset: Dataset) -> None:
@@ -122,6 +121,7 @@ class RunFolder:
             path,
             {
                 "config": config.to_dict(),
+                "titles": config.method.titles(),
                 "config_hash": method_hash(config),
                 "dataset": dataset.manifest.name,
                 "data_hash": dataset.manifest.data_hash,

@@ -1,7 +1,7 @@
-"""Leaving a run on request, with a state to go on from: by Ctrl-C, SIGTERM, or a node that is about to be taken away.
+"""Stopping a run on request, with a checkpoint to resume from: by Ctrl-C, SIGTERM, or because a node will be preempted.
 
-A request reaches the training as a flag in this process, as a file in the run folder (the driver leaves it there for
-workers elsewhere), or as a notice of Ray's. Ranks agree on the step that they stop at.
+A request reaches the training as a flag in this process, as a file in the run folder (the driver writes it for workers
+on other machines), or as Ray's preemption notice. All ranks stop after the same step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
 class Stopped(UserError):
-    """The run was asked to stop, and left a checkpoint that the same command goes on from."""
+    """The run was asked to stop, and left a checkpoint that the same command resumes from."""
 
     is_request = True
 
@@ -35,16 +35,16 @@ class Stopped(UserError):
     @classmethod
     def at(cls, reason: str, position: str, folder: Path) -> Stopped:
         what = f"stopped after {position} ({reason})"
-        return cls(what, where=folder, hint="the same command goes on from there", exit_code=EXIT_CODES[reason])
+        return cls(what, where=folder, hint="the same command resumes from there", exit_code=EXIT_CODES[reason])
 
 
 class StopRequest:
-    """Whether somebody wants the run to stop, and why.
+    """Whether the run was asked to stop, and why.
 
     Args:
-        file: a request that comes through the file system; looked for by who has `reads_file`.
-        notice: a further source, asked at every `reason` (Ray's: all ranks have to ask it equally often). "state" asks
-            for a state alone: the run goes on, and whoever takes its node away starts it again elsewhere.
+        file: a request from another process; read only where `reads_file`.
+        notice: a further source, polled at every `reason` (Ray's: all ranks have to poll it equally often). "state"
+            asks for a checkpoint only: the run continues until its node is gone, and Ray starts it again elsewhere.
     """
 
     def __init__(self, file: Path, *, reads_file: bool = False, notice: Callable[[], str | None] | None = None):
@@ -54,11 +54,11 @@ class StopRequest:
     def set(self, reason: str) -> None:
         self._reason = reason
 
-    def leave(self, reason: str) -> None:
-        """Pass a request on to whoever reads the file."""
-        aside = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-        aside.write_text(reason)
-        os.replace(aside, self._file)
+    def forward(self, reason: str) -> None:
+        """Pass a request on to the process that reads the file."""
+        temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+        temporary.write_text(reason)
+        os.replace(temporary, self._file)
 
     def clear(self) -> None:
         """Forget a request of an earlier run."""
@@ -68,16 +68,16 @@ class StopRequest:
     def reason(self) -> str | None:
         noticed = self._notice() if self._notice is not None else None
         if self._reason is None and self._reads_file:
-            with suppress(OSError):  # nobody asked
+            with suppress(OSError):  # no request
                 text = self._file.read_text()
                 self._reason = text if text in EXIT_CODES else None
         return self._reason or noticed
 
 
 class StopPoller:
-    """Asks about once a second, on all ranks after the same step, whether the run is to stop.
+    """Polls about once a second, on all ranks after the same step, whether the run is to stop.
 
-    Rank 0 turns that into a number of steps by how long steps take.
+    Rank 0 turns the second into a number of steps by how long steps take.
     """
 
     EVERY_S = 1.0
@@ -86,24 +86,24 @@ class StopPoller:
         self._world, self._request = world, request
         self._left, self._between = 1, 1
         self._noticed = False
-        self._asked = time.monotonic()
+        self._polled = time.monotonic()
 
     def poll(self, *, now: bool = False) -> str | None:
-        """What is wanted: the name of a signal, "state", or nothing. To be called after every step by every rank.
+        """The request: the name of a signal, "state", or None. Every rank calls this after every step.
 
         Args:
-            now: ask at once, whenever that was done last.
+            now: poll at once, however short ago that was done.
         """
         self._left -= 1
         if self._left > 0 and not now:
             return None
-        since, made = time.monotonic() - self._asked, self._between - self._left
+        since, made = time.monotonic() - self._polled, self._between - self._left
         steps = max(1, min(int(made * self.EVERY_S / max(since, 1e-6)), 10_000)) if self._world.is_main else 1
         code, steps = self._world.all_reduce_max([_CODES[self._request.reason()], float(steps)])
         self._left = self._between = int(steps)
-        self._asked = time.monotonic()
+        self._polled = time.monotonic()
         reason = _REASONS[code]
-        if reason == "state":  # a notice stays until the node goes; one checkpoint answers it, the next epochs' follow
+        if reason == "state":  # Ray repeats a notice until the node is gone; one checkpoint answers it
             reason, self._noticed = None if self._noticed else reason, True
         return reason
 
@@ -113,8 +113,8 @@ _REASONS = {code: reason for reason, code in _CODES.items()}
 
 
 @contextmanager
-def signals(ask: Callable[[str], None]) -> Iterator[None]:
-    """Inside the block, the first SIGINT or SIGTERM calls `ask` with its name; a second ends the process at once.
+def signals(request: Callable[[str], None]) -> Iterator[None]:
+    """Inside the block, the first SIGINT or SIGTERM calls `request` with its name; a second ends the process at once.
 
     Only in the main thread, where Python delivers signals; in others the block changes nothing. A signal that this
     process was started to ignore stays ignored.
@@ -129,12 +129,12 @@ def signals(ask: Callable[[str], None]) -> Iterator[None]:
         seen += 1
         name = signal.Signals(number).name
         if seen > 1:
-            os.write(2, b"stopping at once; the same command goes on from the last checkpoint\n")
+            os.write(2, b"stopping at once; the same command resumes from the last checkpoint\n")
             raise KeyboardInterrupt
         os.write(2, f"{name}: stopping after this step, with a checkpoint; again stops at once\n".encode())
         try:
-            ask(name)
-        except OSError as error:  # nobody would learn of it
+            request(name)
+        except OSError as error:
             os.write(2, f"that cannot be passed on ({error}): stopping at once\n".encode())
             raise KeyboardInterrupt from error
 

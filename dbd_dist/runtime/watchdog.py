@@ -6,8 +6,8 @@ as long as a run allows (`compute.stall_s`), a thread of the watchdog writes the
 it in a collective: their watchdogs find the same at about the same time, and each leaves its own file before the first
 one goes.
 
-C code that never lets go of the interpreter would stop that thread as well. For this case `faulthandler` is armed with
-a little more time: its own thread needs no interpreter. All it can do is to write the stacks to a file that lies ready
+C code that never releases the GIL would stop that thread as well. For this case `faulthandler` is armed with
+a little more time: its own thread needs no GIL. All it can do is to write the stacks to a file that was opened before
 (`logs/.rankR.stacks`) and to end the process with code 1; `collect` then moves the file to the others.
 """
 
@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+from data_prep.errors import UserError
 from dbd_dist.runtime import logs
 
 FOLDER = "stalls"
@@ -43,18 +44,29 @@ Tick = Callable[[str, int, int, int, int], None]
 _current: Watchdog | None = None
 
 
-class StalledError(Exception):
-    """A run was ended because it hung; str() says where the stacks are."""
+class StalledError(UserError):
+    """A run was ended because it hung; the message says where the stacks are."""
+
+    exit_code = EXIT_CODE
+
+    @classmethod
+    def of(cls, folder: Path, what: str, stacks: object) -> StalledError:
+        return cls(
+            f"{what}, and was ended. Stacks of its threads: {stacks}",
+            where=folder,
+            hint="look there for what it waited for; the same command resumes from the last checkpoint. A run that is "
+            "only slow needs a larger --compute.stall-s",
+        )
 
 
 def beat() -> None:
-    """Note that this process gets on. Costs an assignment; does nothing where there is no watchdog."""
+    """Note progress of this process. Costs an assignment; does nothing where there is no watchdog."""
     if _current is not None:
         _current.beat()
 
 
 def ticking(then: Tick | None) -> Tick:
-    """The `tick` of a `Context`: a beat that knows where it is, and what is to happen `then`."""
+    """The `tick` of a `Context`: a beat that knows its step, followed by `then`."""
 
     def tick(stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
         if _current is not None:
@@ -152,21 +164,20 @@ class Watchdog:
             if self._stop.wait(self._linger):
                 return
             if self._beats != beats:  # slow, not stuck
-                logs.event("went on after a stall", seconds=round(time.monotonic() - self._last, 1))
+                logs.event("continued after a stall", seconds=round(time.monotonic() - self._last, 1))
                 continue
             self._say(waited, path)
             os._exit(EXIT_CODE)
 
     def _arm(self) -> None:
-        """Ask for the dump of the C thread, from now on; called from this thread, so that a beat costs no more than it
-        does, and a stuck interpreter stops the calls."""
+        """Restart the timer of the C thread. Called from this thread: beats stay cheap, a held GIL ends the calls."""
         if self._ready is None:
             return
         after = self._limit_now + self._linger + 2 * self._poll
         with suppress(OSError):
             self._ready.seek(0)
             self._ready.truncate()
-            self._ready.write(self._header(f"no beat for {after:.0f} s, and the interpreter is held by C code"))
+            self._ready.write(self._header(f"no beat for {after:.0f} s, and C code holds the interpreter"))
             self._ready.flush()
         faulthandler.dump_traceback_later(after, exit=True, file=self._ready)
 
@@ -195,16 +206,8 @@ class Watchdog:
     def _say(self, waited: float, path: Path | None) -> None:
         stacks = "above" if path is None else str(path)
         with suppress(OSError, ValueError):
-            print(f"error: {message(self._folder, f'rank {self._rank} made no step for {waited:.0f} s', stacks)}",
-                  file=sys.stderr, flush=True)  # fmt: skip
-
-
-def message(folder: Path, what: str, stacks: object) -> str:
-    """One message, made like a UserError's."""
-    return (
-        f"{folder}: {what}, and was ended. Stacks of its threads: {stacks}. Hint: look there for what it waited for; "
-        "the same command goes on from the last checkpoint. A run that is only slow needs a larger --compute.stall-s."
-    )
+            error = StalledError.of(self._folder, f"rank {self._rank} made no step for {waited:.0f} s", stacks)
+            print(f"error: {error}", file=sys.stderr, flush=True)
 
 
 def _now() -> str:
@@ -237,21 +240,21 @@ def stacks(folder: Path) -> list[Path]:
 
 
 def stalled(folder: Path, known: Collection[Path], died: str) -> StalledError | None:
-    """What to say of a run that has failed, where that was because it hung.
+    """The error for a run that failed because it hung; None where it failed for another reason.
 
     Args:
         known: the stacks that were there when it started.
-        died: what Ray says of the workers that failed last; it names them by "pid=N". Stalls that the run got over
-            before are no reason.
+        died: Ray's message on the workers that failed last; it names them by "pid=N". Stalls that the run recovered
+            from before do not count.
     """
     collect(folder)
     found = [path for path in stacks(folder) if path not in known]
     found = [path for path in found if any(f"pid={pid}," in died for pid in _PID.findall(path.read_text()))]
     if not found:
         return None
-    return StalledError(message(folder, "its workers hung", ", ".join(map(str, found))))
+    return StalledError.of(folder, "its workers hung", ", ".join(map(str, found)))
 
 
 def collective_timeout_s(limit_s: float) -> float:
-    """How long a collective may wait for a rank: longer than the watchdog, which tells more than an exception does."""
+    """How long a collective may wait for a rank: longer than the watchdog, whose stacks say more than an exception."""
     return max(600.0, limit_s + 300.0) if limit_s else 600.0

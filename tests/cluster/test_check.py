@@ -24,21 +24,21 @@ def test_a_failed_check_exits_with_1_and_names_itself(capsys):
 
 
 def test_an_object_store_is_a_finding():
-    failed = [f for f in check.examine("s3://bucket/x") if f.verdict == "fail"]
+    failed = [f for f in check.examine("s3://bucket/x") if f.status == "fail"]
     assert [f.name for f in failed] == ["storage"]
     assert "not a folder" in failed[0].detail
 
 
 @pytest.mark.parametrize(
-    ("torch", "wanted", "verdict"),
+    ("torch", "wanted", "status"),
     [("2.14.1+cu130", "torch==2.14.1", "ok"), ("2.13.0", "torch==2.14.1", "fail"), ("2.13.0", "torch", "ok")],
 )
-def test_pair(torch, wanted, verdict):
-    assert check.pair(torch, "0.29.1", ["numpy", wanted]).verdict == verdict
+def test_pair(torch, wanted, status):
+    assert check.pair(torch, "0.29.1", ["numpy", wanted]).status == status
 
 
 @pytest.mark.parametrize(
-    ("finding", "verdict"),
+    ("finding", "status"),
     [
         (check.check_python((3, 10, 4)), "fail"),
         (check.check_python((3, 13, 0)), "ok"),
@@ -56,9 +56,9 @@ def test_pair(torch, wanted, verdict):
         (check.check_name("10.0.0.1", {}), "ok"),
     ],
 )
-def test_verdicts(finding, verdict):
-    assert finding.verdict == verdict
-    assert finding.verdict == "ok" or finding.remedy
+def test_statuses(finding, status):
+    assert finding.status == status
+    assert finding.status == "ok" or finding.remedy
 
 
 def test_a_check_that_raises_is_a_failed_one():
@@ -66,7 +66,7 @@ def test_a_check_that_raises_is_a_failed_one():
         raise RuntimeError("operator torchvision::nms does not exist")
 
     found = check._guarded("torch", check_broken)
-    assert (found.name, found.verdict) == ("torch", "fail")
+    assert (found.name, found.status) == ("torch", "fail")
     assert "nms" in found.detail
 
 
@@ -75,7 +75,7 @@ def test_the_odd_node_out_fails():
     odd = [Finding("python", "ok", "3.12.1"), Finding("cpus", "ok", "8")]
     found = check.compare({"a": same, "b": odd, "c": same})
     assert found["a"] == found["c"] == same
-    assert [(f.name, f.verdict) for f in found["b"]] == [("python", "fail"), ("cpus", "ok")]
+    assert [(f.name, f.status) for f in found["b"]] == [("python", "fail"), ("cpus", "ok")]
     assert "3.12.1; other nodes: 3.11.7" in found["b"][0].detail
 
 

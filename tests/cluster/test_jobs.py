@@ -1,49 +1,36 @@
-"""Jobs on a running cluster: `ray start --head` with a token, then `ray job submit` as docs/clusters.md has it."""
+"""Jobs on a running Ray, guarded by a token: `ray job submit` as docs/clusters.md has it."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
-
-from cluster import session
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-START_S = 90.0
-STOP_S = 60.0
 
 
 @dataclass(frozen=True)
 class Head:
     dashboard: str
     folder: Path
-    """Ray's temporary files."""
-    environ: dict[str, str]
-    """For what talks to it."""
+    """Of Ray's session."""
 
     def submit(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
         """`ray job submit` from the project's folder; waits for the job's end."""
+        ray = Path(sys.executable).parent / "ray"
         return subprocess.run(
-            [BIN / "ray", "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *entrypoint],
+            [ray, "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *entrypoint],
             cwd=ROOT,
-            env=self.environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -51,69 +38,16 @@ class Head:
 
     def packages(self) -> list[Path]:
         """Working directories of jobs, unpacked."""
-        return list(self.folder.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/"))
+        return list(self.folder.glob("runtime_resources/working_dir_files/_ray_pkg_*/"))
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    """A cluster of this machine alone, with folder, ports and token of its own."""
-    with ExitStack() as stack:
-        # not pytest's folder: the paths of Ray's sockets may have 107 characters
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)))
-        token = folder / "token"
-        token.write_text(secrets.token_hex(32))
-        environ = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", *session.AUTH_VARIABLES)}
-        environ |= {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_TMPDIR": str(folder),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # at its end nothing is left to wait for
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",  # jobs find `dbd` as the head does
-        }
-        gcs, dashboard, client, agent = free_ports(4)
-        output = stack.enter_context(open(folder / "output", "w"))
-        process = subprocess.Popen(
-            [
-                BIN / "ray", "start", "--head", "--block", "--num-cpus", "2", "--node-ip-address", "127.0.0.1",
-                "--port", str(gcs), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard),
-                "--ray-client-server-port", str(client), "--dashboard-agent-listen-port", str(agent),
-            ],
-            cwd=folder,
-            env=environ,
-            stdout=output,
-            stderr=output,
-        )  # fmt: skip
-        stack.callback(stop, process)
-        url = f"http://127.0.0.1:{dashboard}"
-        end = time.monotonic() + START_S
-        while status(url, token.read_text()) != 200:
-            assert process.poll() is None, (folder / "output").read_text()
-            assert time.monotonic() < end, (folder / "output").read_text()
-            time.sleep(0.2)
-        yield Head(dashboard=url, folder=folder, environ=environ)
+@pytest.fixture
+def head(ray_here) -> Head:
+    from ray._private import worker
 
-
-def stop(process: subprocess.Popen) -> None:
-    """End `ray start --block` and what it started: by pids, since `ray stop` would end every Ray of the machine."""
-    parent = psutil.Process(process.pid)
-    started = parent.children(recursive=True)
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _, alive = psutil.wait_procs(started, timeout=5)
-    for child in alive:  # psutil tells a process from a later one with its pid
-        child.kill()
-    psutil.wait_procs(alive, timeout=5)
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [s.getsockname()[1] for s in sockets]
+    node = worker._global_node
+    assert node is not None
+    return Head(f"http://{node.address_info['webui_url']}", Path(node.get_session_dir_path()))
 
 
 def status(url: str, token: str | None) -> int | None:
@@ -151,4 +85,5 @@ def test_a_job_that_fails_is_a_submit_that_fails(head):
 
 def test_without_the_token_nothing_is_let_in(head):
     assert status(head.dashboard, None) == 401
+    assert status(head.dashboard, os.environ["RAY_AUTH_TOKEN"]) == 200
     assert status(head.dashboard, secrets.token_hex(32)) == 403

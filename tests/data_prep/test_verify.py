@@ -203,7 +203,7 @@ def test_an_artefact(tmp_path, capsys, damaged):
 def test_a_run(tmp_path, digits, smoke_config, capsys, damaged, edit_json):
     folder, dataset = RunFolder(tmp_path / "run"), open_dataset(digits)
     folder.claim(smoke_config, dataset)
-    folder.write_model(Classifier(smoke_config.model, 10), smoke_config, dataset, TrainConfig().normalise)
+    folder.write_model(Classifier(smoke_config.model, 10).state_dict(), smoke_config, dataset, TrainConfig().normalise)
     assert main(["doctor", str(folder.path)]) == 0
     assert "model     sha256 as in the description" in capsys.readouterr().out
     path = folder.path / "model.json"

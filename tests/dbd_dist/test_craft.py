@@ -17,7 +17,7 @@ import pytest
 import tiny
 import torch
 
-from cluster import session, topology
+from cluster import topology
 from data_prep.artefacts import fingerprint, read_artefact
 from data_prep.beton import read_beton
 from data_prep.config import PrepareConfig
@@ -688,22 +688,20 @@ def test_two_ranks_of_torchrun_train_and_craft(clean, place):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_two_ray_workers_make_what_one_process_makes(clean, run, place, refused, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    with session.connect(num_cpus=2):
-        argv = flags("label-consistent", clean, run, "--batch", 2)
-        assert main(["craft", *argv, "--out", "by-ray", "--launcher", "ray", "--workers", "2"]) == 0
-        assert main(["craft", *argv]) == 0
-        one, ray = (read_artefact(place / name, "label-consistent") for name in ("made", "by-ray"))
-        assert ray.settings == one.settings
-        difference = np.abs(ray.arrays["images"].astype(int) - one.arrays["images"].astype(int))
-        assert np.mean(difference > 1) < 0.01
-        assert {p.name for p in place.iterdir()} == {"made", "by-ray"}
-        shutil.rmtree(place / "made")
+def test_two_ray_workers_make_what_one_process_makes(clean, run, place, refused, tmp_path, ray_here):
+    argv = flags("label-consistent", clean, run, "--batch", 2)
+    assert main(["craft", *argv, "--out", "by-ray", "--launcher", "ray", "--workers", "2"]) == 0
+    assert main(["craft", *argv]) == 0
+    one, ray = (read_artefact(place / name, "label-consistent") for name in ("made", "by-ray"))
+    assert ray.settings == one.settings
+    difference = np.abs(ray.arrays["images"].astype(int) - one.arrays["images"].astype(int))
+    assert np.mean(difference > 1) < 0.01
+    assert {p.name for p in place.iterdir()} == {"made", "by-ray"}
+    shutil.rmtree(place / "made")
 
-        broken, config = Path(shutil.copytree(run, tmp_path / "broken")), TrainConfig(model=tiny.MODEL)
-        classifier = Classifier(tiny.MODEL, 10)
-        classifier.head.weight.data[:] = torch.finfo(torch.float32).max  # finite, so that it is opened; its loss is not
-        RunFolder(broken).write_model(classifier.state_dict(), config, clean, config.normalise)
-        argv = flags("label-consistent", clean, broken, "--launcher", "ray", "--workers", "2")
-        assert "label-consistent, step 1" in refused(*argv)
+    broken, config = Path(shutil.copytree(run, tmp_path / "broken")), TrainConfig(model=tiny.MODEL)
+    classifier = Classifier(tiny.MODEL, 10)
+    classifier.head.weight.data[:] = torch.finfo(torch.float32).max  # finite, so that it is opened; its loss is not
+    RunFolder(broken).write_model(classifier.state_dict(), config, clean, config.normalise)
+    argv = flags("label-consistent", clean, broken, "--launcher", "ray", "--workers", "2")
+    assert "label-consistent, step 1" in refused(*argv)

@@ -1,11 +1,12 @@
-"""Runs on Ray Train workers end with the numbers of a run without Ray, also where they hung or were told to end. Kills
-are in test_soak.py.
+"""Runs on Ray Train workers end with the numbers of a run without Ray, also where they hung or were stopped. Kills are
+in test_soak.py.
 
 One Ray for all of them. Every run goes through the command where the command can do it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -29,18 +30,19 @@ from dbd_dist.config import TrainConfig, override
 from dbd_dist.fields import to_dict
 from dbd_dist.launch import ray_train as launch
 from dbd_dist.launch.ray_train import run_ray
-from dbd_dist.reporting import format_results
+from dbd_dist.reporting.tables import format_results
 from dbd_dist.runtime import watchdog
+from dbd_dist.runtime.run_folder import RAY_FOLDER
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 RUN = "run"
-FINE_TUNING = 10
+FINE_TUNING = 6
 """Epochs of MixMatch: room for something to be killed in."""
 EPOCHS = [("simclr", 1), ("simclr", 2), ("warmup", 1), ("warmup", 2)] + [
     ("mixmatch", epoch + 1) for epoch in range(FINE_TUNING)
 ]
-KILL_AT = ("mixmatch", 4)
+KILL_AT = ("mixmatch", 3)
 WAIT_S = 240.0  # for what must happen, on a slow machine too
 
 
@@ -69,10 +71,23 @@ def undisturbed(described, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def on_ray(described, tmp_path_factory, ray_here) -> Path:
-    """The storage of the run on two Ray workers. Not to be changed."""
+def on_ray(config, tmp_path_factory, ray_here) -> Path:
+    """The storage of the run on two Ray workers, one of which stops in the middle: the other waits for it, is ended by
+    its watchdog, and Ray Train starts both again. Not to be changed."""
+    from ray.util.state import list_actors
+
     storage = tmp_path_factory.mktemp("on-ray")
-    assert main(command(described, storage)) == 0
+
+    def stop_one() -> None:
+        wait_for(lambda: KILL_AT in epochs(storage))
+        alive = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
+        os.kill(alive[0].pid, signal.SIGSTOP)
+
+    watched = replace(config, compute=replace(config.compute, stall_s=15.0))
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(stop_one)
+        run_ray(watched, storage=storage, name=RUN, quiet=True)
+        stopping.result()
     return storage
 
 
@@ -143,7 +158,43 @@ def test_two_workers_equal_two_ranks_of_torchrun(undisturbed, on_ray):
     assert epochs(on_ray) == EPOCHS
     assert result_of(on_ray)["world_size"] == 2
     assert outcome(on_ray) == outcome(undisturbed)
-    assert {p.name for p in (on_ray / RUN).iterdir()} == {p.name for p in (undisturbed / RUN).iterdir()}
+    more = {p.name for p in (on_ray / RUN).iterdir()} - {p.name for p in (undisturbed / RUN).iterdir()}
+    assert more == {RAY_FOLDER, watchdog.FOLDER}
+
+
+def test_a_worker_that_hangs_is_replaced(on_ray):
+    (stacks,) = watchdog.stacks(on_ray / RUN)
+    assert "in train_epoch" in stacks.read_text() or "in measure_losses" in stacks.read_text()
+    (retry,) = (row for row in events(on_ray, "driver") if row["event"] == "retry")
+    assert retry["level"] == "warning"
+    rank = int(stacks.name[len("rank")])
+    seen = [row["event"] for row in events(on_ray, f"rank{rank}")]
+    assert seen.count("start") == 2
+    assert seen.index("stall") > seen.index("start")
+    assert seen[-1] == "finish"
+
+
+def test_ray_knows_the_run_and_its_newest_checkpoint(on_ray):
+    from ray.train import Result
+
+    from dbd_dist.launch.worker import POINTER_FILE
+
+    folder = on_ray / RUN / RAY_FOLDER
+    assert [p.name for p in folder.iterdir()] == [RUN]
+    result = Result.from_path(str(folder / RUN))
+    last = logged(on_ray)[-1]
+    assert result.metrics == last
+    ((best, metrics),) = result.best_checkpoints
+    assert metrics == last
+    assert result.checkpoint is not None
+    assert best.path == result.checkpoint.path
+    pointer = json.loads((Path(best.path) / POINTER_FILE).read_text())
+    assert (pointer["stage"], pointer["epoch"]) == EPOCHS[-1]
+    newest = max((on_ray / RUN / "checkpoints").iterdir())
+    assert pointer["uri"] == newest.resolve().as_uri()
+    header, payload = newest.read_bytes().split(b"\n", 2)[1:]
+    assert pointer["sha256"] == header.decode() == hashlib.sha256(payload).hexdigest()
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 100_000
 
 
 def test_a_finished_run_is_not_started_again(on_ray, described, monkeypatch, capsys):
@@ -160,51 +211,25 @@ def test_a_finished_run_is_not_started_again(on_ray, described, monkeypatch, cap
     assert content(on_ray) == before
 
 
-# -- kills
-
-
-def test_a_worker_that_hangs_is_replaced(config, undisturbed, tmp_path, ray_here):
-    """One is stopped, the other waits for it: that one's watchdog finds it."""
-    from ray.util.state import list_actors
-
-    def stop_one() -> None:
-        wait_for(lambda: KILL_AT in epochs(tmp_path))
-        alive = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
-        os.kill(alive[0].pid, signal.SIGSTOP)
-
-    patient = replace(config, compute=replace(config.compute, stall_s=20.0))
-    with ThreadPoolExecutor(1) as pool:
-        stopping = pool.submit(stop_one)
-        run_ray(patient, storage=tmp_path, name=RUN, quiet=True)
-        stopping.result()
-    assert outcome(tmp_path) == outcome(undisturbed)
-    (stacks,) = watchdog.stacks(tmp_path / RUN)
-    assert "in train_epoch" in stacks.read_text() or "in measure_losses" in stacks.read_text()
-    (retry,) = (row for row in events(tmp_path, "driver") if row["event"] == "retry")
-    assert retry["level"] == "warning"
-    rank = int(stacks.name[len("rank")])
-    seen = [row["event"] for row in events(tmp_path, f"rank{rank}")]
-    assert seen.count("start") == 2
-    assert seen.index("stall") > seen.index("start")
-    assert seen[-1] == "finish"
+# -- runs that are ended
 
 
 def test_workers_that_hang_every_time_are_one_message(described, tmp_path, ray_here, monkeypatch, capfd):
-    """So little is not enough for anything, least of all to start."""
+    """The limit is too short for anything, the start included."""
     monkeypatch.setattr("dbd_dist.launch.ray_train.RETRIES", 1)
-    assert main(command(described, tmp_path, "--compute.stall-s", "0.3")) == watchdog.EXIT_CODE
+    argv = command(described, tmp_path, "--compute.stall-s", "0.3", "--compute.workers", "1")
+    assert main(argv) == watchdog.EXIT_CODE
     message = capfd.readouterr().err
     (line,) = (line for line in message.splitlines() if line.startswith("error: ") and "its workers hung" in line)
-    found = watchdog.stacks(tmp_path / RUN)
-    assert found
-    assert any(str(path) in line for path in found[-2:])  # of the last attempt
-    assert str(found[0]) not in line
-    assert "the same command goes on from the last checkpoint" in line
+    first, second = watchdog.stacks(tmp_path / RUN)
+    assert str(second) in line
+    assert str(first) not in line
+    assert "the same command resumes from the last checkpoint" in line
     assert not (tmp_path / RUN / ".lock").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
-def test_a_driver_that_is_told_to_end_leaves_a_checkpoint(number, code, described, undisturbed, tmp_path, ray_here):
+def test_a_driver_that_gets_a_signal_leaves_a_checkpoint(number, code, described, undisturbed, tmp_path, ray_here):
     argv = command(described, tmp_path)
     with open(tmp_path / "output", "w+") as output:
         driver = subprocess.Popen(
@@ -225,6 +250,7 @@ def test_a_driver_that_is_told_to_end_leaves_a_checkpoint(number, code, describe
     assert "Traceback" not in text
     assert {p.name for p in (tmp_path / RUN).iterdir()} == {
         "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "backbone.safetensors", "backbone.json", "logs",
+        RAY_FOLDER,
     }  # fmt: skip
     before = logged(tmp_path)
     assert main(argv) == 0
@@ -233,15 +259,22 @@ def test_a_driver_that_is_told_to_end_leaves_a_checkpoint(number, code, describe
 
 
 @pytest.mark.parametrize("stoppable", [True, False])
-def test_signals_are_passed_on_to_those_who_heed_them_only(tmp_path, monkeypatch, stoppable):
-    """Crafting asks nobody whether to stop: there Ctrl-C has to end the command."""
+def test_signals_are_forwarded_only_where_they_are_heeded(tmp_path, monkeypatch, stoppable):
+    """Crafting does not poll for requests to stop: there Ctrl-C has to end the command."""
     handlers: list[Any] = []
     monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda *_, **__: SimpleNamespace(fit=None))
     monkeypatch.setattr(launch, "_wait_for", lambda fit: handlers.append(signal.getsignal(signal.SIGINT)))
     before = signal.getsignal(signal.SIGINT)
-    share = topology.WorkerResources(workers=1, cpus_per_worker=1, use_gpu=False)
+    resources = topology.WorkerResources(workers=1, cpus_per_worker=1, use_gpu=False)
     launch._on_workers(
-        print, {}, share, count=1, stoppable=stoppable, home=tmp_path, progress=tmp_path / "progress.json", quiet=True
+        print,
+        {},
+        resources,
+        count=1,
+        stoppable=stoppable,
+        home=tmp_path,
+        progress=tmp_path / "progress.json",
+        quiet=True,
     )
     assert (handlers[0] is not before) == stoppable
     assert signal.getsignal(signal.SIGINT) is before
@@ -261,4 +294,10 @@ def test_a_mistake_that_a_worker_finds_is_one_message(described, tmp_path, ray_h
     assert "lower simclr.lr" in line
     assert "Traceback" not in out + message
     assert len(failures.read_text().splitlines()) == 1  # Ray Train would try three times more
-    assert {p.name for p in (tmp_path / RUN).iterdir()} <= {"run.json", "metrics.jsonl", "tensorboard", "logs"}
+    assert {p.name for p in (tmp_path / RUN).iterdir()} <= {
+        "run.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "logs",
+        RAY_FOLDER,
+    }

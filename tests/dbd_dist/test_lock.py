@@ -70,7 +70,7 @@ def is_free(path: Path) -> bool:
         return False
 
 
-def test_a_second_process_is_told_who_holds_it(holder, tmp_path):
+def test_a_second_process_learns_who_holds_it(holder, tmp_path):
     path = tmp_path / "run" / ".lock"
     process = holder(path)
     with pytest.raises(UserError) as caught, lock.held(path, str(path.parent)):
@@ -110,18 +110,18 @@ def test_a_kill_lets_go_whatever_the_holder_has_started(holder, tmp_path, also):
 
 
 def test_a_file_that_its_holder_removed_is_no_lock(tmp_path, monkeypatch):
-    """The file is opened, then its holder goes and removes it, then it is locked: another may have the new file."""
+    """The file is opened, then its holder removes it and ends, then it is locked: another may have the new file."""
     path = tmp_path / ".lock"
     first = lock.held(path, "the run")
     first.__enter__()
     flock = fcntl.flock
 
-    def after_the_holder_went(descriptor: int, operation: int) -> None:
-        monkeypatch.setattr(lock.fcntl, "flock", flock)
+    def after_the_holder_ended(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
         first.__exit__(None, None, None)
         flock(descriptor, operation)
 
-    monkeypatch.setattr(lock.fcntl, "flock", after_the_holder_went)
+    monkeypatch.setattr(fcntl, "flock", after_the_holder_ended)
     with lock.held(path, "the run"):
         assert path.exists()  # the one that we hold has the name
         assert not is_free(path)
@@ -140,7 +140,7 @@ def test_storage_without_locks_is_a_warning(tmp_path, monkeypatch, code):
     def refuse(*_: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.warns(UserWarning, match="has no file locks"), lock.held(tmp_path / ".lock", "the run"):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -165,6 +165,5 @@ def test_what_a_killed_command_left_in_a_finished_run_goes(smoke_none, tmp_path)
     before = sorted(p.name for p in (tmp_path / "run").iterdir())
     (tmp_path / "run" / lock.FILE).write_text("{}")
     (tmp_path / "run" / "progress.json").write_text("{}")
-    (tmp_path / "run" / "ray").mkdir()
     assert run_local(config, storage=tmp_path, name="run", quiet=True) is not None
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == before

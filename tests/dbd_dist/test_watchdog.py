@@ -1,4 +1,4 @@
-"""Runs that hang are found, told and ended; slow ones are left alone. Every run is a process of its own."""
+"""Runs that hang are found, reported and ended; slow ones are left alone. Every run is a process of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dbd_dist.runtime import watchdog
 from dbd_dist.config import TrainConfig, from_dict
 from dbd_dist.launch.local import run_local
 
-def wait_for_a_lock_that_nobody_frees():
+def wait_for_a_lock_that_is_never_freed():
     threading.Event().wait()
 
 def hold_the_interpreter():
@@ -113,17 +113,17 @@ def test_a_process_that_hangs_leaves_its_stacks_and_ends(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_hangs_leaves_its_stacks_and_ends(script, tmp_path):
-    code, message, _ = start(script("wait_for_a_lock_that_nobody_frees"))
+    code, message, _ = start(script("wait_for_a_lock_that_is_never_freed"))
     assert code == watchdog.EXIT_CODE, message
     (stacks,) = watchdog.stacks(tmp_path / "run")
     text = stacks.read_text()
-    assert "in wait_for_a_lock_that_nobody_frees" in text
+    assert "in wait_for_a_lock_that_is_never_freed" in text
     assert "in train_epoch" in text
     assert "rank   0\n" in text
     assert "at     simclr, epoch 1 of 2, step 2 of 4\n" in text
     (line,) = (line for line in message.splitlines() if line.startswith("error: "))
     assert str(stacks) in line
-    assert "the same command goes on from the last checkpoint" in line
+    assert "the same command resumes from the last checkpoint" in line
     (stall,) = (row for row in events(tmp_path / "run") if row["event"] == "stall")
     assert LIMIT_S <= stall["seconds"] < 2 * LIMIT_S
     assert (stall["level"], stall["stage"], stall["stacks"]) == ("error", "simclr", str(stacks))
@@ -153,13 +153,13 @@ def test_a_run_that_is_slow_is_left_alone(script, tmp_path):
 
 @pytest.mark.slow
 def test_every_rank_leaves_its_stacks(script, tmp_path):
-    program = script("wait_for_a_lock_that_nobody_frees", rank=1)
+    program = script("wait_for_a_lock_that_is_never_freed", rank=1)
     code, message, _ = start(program, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     assert code != 0
     first, second = sorted(watchdog.stacks(tmp_path / "run"))
     assert (first.name[:6], second.name[:6]) == ("rank0-", "rank1-")
-    assert "in wait_for_a_lock_that_nobody_frees" in second.read_text()
-    assert "in wait_for_a_lock_that_nobody_frees" not in first.read_text()
+    assert "in wait_for_a_lock_that_is_never_freed" in second.read_text()
+    assert "in wait_for_a_lock_that_is_never_freed" not in first.read_text()
     assert "in train_epoch" in first.read_text()  # it waits for the other one
     assert message.count("error: ") >= 1
 
@@ -171,7 +171,7 @@ def test_beats_keep_a_watchdog_quiet_and_it_leaves_nothing(tmp_path):
             time.sleep(0.1)
             watchdog.beat()
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
-    watchdog.beat()  # nobody listens
+    watchdog.beat()  # there is no watchdog
 
 
 def test_a_process_that_comes_back_is_not_ended(tmp_path):

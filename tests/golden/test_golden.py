@@ -75,7 +75,8 @@ def test_artefacts_and_what_they_poison(work):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_two_workers_on_ray_seed_0(work):
+def test_two_workers_on_ray_seed_0(work, ray_here, monkeypatch):
+    monkeypatch.setitem(make.ENVIRONMENT, "RAY_ADDRESS", ray_here)
     agrees("ray", make.make_runs(work, "ray", seeds=[0], methods=["dbd"]))
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from dbd_dist.reporting import embedding, figures, gallery
-from dbd_dist.reporting.runs import Split
+from dbd_dist.reporting.arrays import Split
 
 LOSS = np.array([0.0, 1.0, 2.0, 3.0, 9.0, 10.0])
 KEPT = np.array([True, True, True, False, False, False])
@@ -38,12 +38,20 @@ def test_equal_losses_make_a_histogram():
     assert figures.loss_bars("h", "all the same", bins).startswith("<svg")
 
 
+def test_figures_as_large_as_float32_has_are_drawn():
+    largest = float(np.finfo(np.float32).max)
+    line = figures.Line(x=[1, 2**53], y=[-largest, largest])
+    assert "</svg>" in figures.curves("f", "large", [line], x_title="epoch", y_title="loss")
+    bins = figures.loss_histogram(np.array([-largest, largest]), np.array([True, False]), None)
+    assert "</svg>" in figures.loss_bars("h", "large", bins)
+
+
 def test_svg_is_an_element_of_the_page():
     line = figures.Line(x=[1, 2], y=[1.0, 0.5], look="clean")
     svg = figures.curves("fig7", 'a "quoted" <b>', [line], x_title="epoch", y_title="$x$")
     assert svg.startswith('<svg viewBox="')
     assert svg.endswith("</svg>")
-    assert 'aria-label="a &quot;quoted&quot; &lt;b&gt;"' in svg
+    assert 'aria-label="a &#34;quoted&#34; &lt;b&gt;"' in svg
     assert "$x$" in svg
     assert "var(--clean)" in svg
     for never in ("http:", "<style", "<metadata", "font-family", "#0102"):
@@ -73,12 +81,17 @@ def test_points_chosen_hold_enough_poisoned_ones():
 def test_features_that_make_no_picture_give_a_reason():
     assert "5 samples" in str(embedding.embed(np.zeros((5, 3), dtype=np.float32)))
     assert "the same" in str(embedding.embed(np.ones((50, 3), dtype=np.float32)))
+    largest = np.finfo(np.float32).max * np.array([[-1], [1]] * 10, dtype=np.float32)
+    assert np.isfinite(embedding.embed(largest)).all()
     points = embedding.embed(np.random.default_rng(0).normal(0, 1e4, (20, 1)).astype(np.float32))
     assert isinstance(points, np.ndarray)
     assert np.isfinite(points).all()
 
 
 def test_import_is_light():
-    code = "import sys, dbd_dist.reporting; print([m for m in ('matplotlib', 'sklearn', 'torch') if m in sys.modules])"
+    code = (
+        "import sys, dbd_dist.reporting.page; heavy = ('matplotlib', 'sklearn', 'torch', 'jinja2');"
+        "print([m for m in heavy if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

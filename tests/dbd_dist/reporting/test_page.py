@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep.errors import UserError
 from dbd_dist import cli
-from dbd_dist.reporting import embedding, page, write_report
+from dbd_dist.reporting import embedding, page
+from dbd_dist.reporting.page import write_report
 
 VOID = {"meta", "img", "br"}
 
@@ -76,7 +80,7 @@ def text(both) -> str:
 
 def test_whole_page(text):
     seen = Checker(text)
-    assert "DBD brings that to 0.0 % for 1.1 points of clean accuracy" in seen.text
+    assert "DBD brings it to 0.0 % for 1.1 points of clean accuracy" in seen.text
     assert "60 of 120 images keep their labels, among them 0 of 12 poisoned ones." in seen.text
     assert "12 of these 24 are poisoned." in seen.text
     assert "Nothing to show" not in seen.text
@@ -149,13 +153,14 @@ def test_several_seeds(poisoned, make_run):
 def test_without_defence_says_why(poisoned, make_run):
     seen = Checker(page.render([make_run(poisoned, method="none", asr=0.99)]))
     assert seen.text.count("a run without defence ranks no samples") == 2
+    assert "Supervised features (No defence)" in seen.text
     assert "Name a run with the defence too" in seen.text
 
 
 def test_data_of_unknown_origin(untrusted, make_run):
     seen = Checker(page.render([make_run(untrusted, asr=None)]))
-    assert "Nobody knows which of these images are poisoned" in seen.text
-    assert "Which of them are poisoned nobody knows" in seen.text
+    assert "It is not known which of these images are poisoned" in seen.text
+    assert "It is not known which of them are poisoned" in seen.text
     assert "not told apart: the data set came without truth" in seen.text
     assert len(seen.named("img")) == 24
     assert "attack success (ASR)" not in seen.text
@@ -246,3 +251,88 @@ def test_command_mistakes(poisoned, make_run, tmp_path, capsys):
         assert error.startswith("error: ")
         assert words in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_template_opts_out_of_escaping():
+    for path in Path(page.__file__).with_name("templates").glob("*.html"):
+        assert not re.search(r"\|\s*safe|Markup|autoescape", path.read_text()), path
+
+
+def test_text_is_printable_escaped_and_short():
+    template = page.environment().from_string("<b title='{{ text }}'>{{ text }}</b>")
+    assert template.render(text="a\x1b[31m<i>'\u202e") == (
+        "<b title='a\ufffd[31m&lt;i&gt;&#39;\ufffd'>a\ufffd[31m&lt;i&gt;&#39;\ufffd</b>"
+    )
+    assert len(template.render(text="x" * 100_000)) < 3 * page.LONGEST
+
+
+def test_a_run_of_a_method_that_is_not_installed(poisoned, make_run):
+    """Its stages and rows come from its files: in the order in which they ran, under their own names."""
+    folder = make_run(poisoned, method="abl")
+    metrics = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(metrics.replace("simclr", "isolate").replace("mixmatch", "unlearn"))
+    (folder / "split.parquet").unlink()
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"kept": None, "kept_poisoned": None}))
+    seen = Checker(page.render([folder]))
+    assert re.findall(r"isolate|Head warm-up|unlearn", seen.text)[:3] == ["isolate", "Head warm-up", "unlearn"]
+    assert "Nothing to show: the method ranks no samples." in seen.text
+    assert "abl: poisoned images that the filter keeps" in seen.text
+    assert "Self-supervised features (abl)" in seen.text
+    assert "Name a run without defence too" in seen.text
+
+
+def test_figures_that_no_training_gives_are_left_out_and_counted(poisoned, make_run):
+    folder = make_run(poisoned)
+    rows = [
+        {"stage": "simclr", "epoch": 1, "loss": 10**400},
+        {"stage": "simclr", "epoch": 10**400, "loss": 1.0},
+        {"stage": "simclr", "epoch": 2, "loss": 1e308},
+        {"stage": "simclr", "epoch": 3, "loss": -1e308},
+        {"stage": "simclr", "epoch": 4, "loss": -3e38},
+        {"stage": "simclr", "epoch": 5, "loss": 3e38},
+        {"stage": "mixmatch", "epoch": 1, "loss": float("nan"), "kept_poisoned": 10**400, "poisoned": 1},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = Checker(page.render([folder]))
+    assert "dbd-s0: 5 lines of metrics.jsonl are left out" in seen.text
+    labels = [str(a.get("aria-label")) for a in seen.named("svg")]
+    assert any("the loss goes from -3e+38 to 3e+38 over 2 epochs" in label for label in labels)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("clean_acc", 10**400),
+        ("asr", -(10**400)),
+        ("kept", 10**400),
+        ("seed", 10**400),
+        ("seconds", {"simclr": 10**400}),
+        ("seconds", {"simclr": 1e308}),
+        ("per_class_acc", [10**400]),
+        ("clean_acc", True),
+    ],
+)
+def test_result_beyond_any_is_one_message(field, value, poisoned, make_run):
+    folder = make_run(poisoned)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {field: value}))
+    with pytest.raises(UserError, match=f"field {field} is "):
+        page.render([folder])
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 1e39, float("nan")])
+def test_arrays_beyond_float32_are_one_message(value, poisoned, make_run):
+    folder = make_run(poisoned)
+    table = pq.read_table(folder / "split.parquet")
+    loss = table.column("loss").to_numpy().astype(np.float64).copy()
+    loss[3] = value
+    pq.write_table(table.set_column(1, "loss", pa.array(loss)), folder / "split.parquet")
+    with pytest.raises(UserError, match="not finite float32"):
+        page.render([folder])
+    (folder / "split.parquet").unlink()
+    features = np.ones((20, 3))
+    features[3, 1] = value
+    np.savez(folder / "features.npz", index=np.arange(20), features=features, kind=np.array("ssl"))
+    with pytest.raises(UserError, match="not finite float32"):
+        page.render([folder])

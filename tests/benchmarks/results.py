@@ -1,0 +1,195 @@
+"""docs/results.md from docs/results/*.json and the text in docs/results/results.md.j2.
+
+    python -m tests.benchmarks.results [docs/results] [--check]
+
+Every number of the page comes from a file. A file that the text does not name, such as a new gpu_*.json, is shown as a
+plain table. A file is an object with `command`, `device` and `commit`, and one of: `results` (contents of
+result.json), `rows` (objects with the same fields, those of `dbd bench` among them), `figures` (numbers for the text).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from dbd_dist.reporting import names, tables, wording
+
+FRACTIONS = ("clean_acc", "asr", "robust_acc")
+APART = 0.2
+"""Standard deviation of attack success from which the runs are listed instead: a mean of 90 and 15 % misleads."""
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A table whose first columns are text, the others numbers."""
+    sides = ["---"] * text_columns + ["---:"] * (len(head) - text_columns)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, sides, *rows])
+
+
+def percent(results: Sequence[Mapping[str, Any]], field: str) -> str:
+    """ "98.94 ± 0.50" over runs; empty where none has the field."""
+    values = [result[field] for result in results if result.get(field) is not None]
+    stat = tables.statistics(values)
+    if stat is None:
+        return ""
+    if stat.std is not None and stat.std > APART:
+        return ", ".join(f"{100 * value:.1f}" for value in values)
+    return f"{100 * stat.mean:.2f}" + ("" if stat.std is None else f" ± {100 * stat.std:.2f}")
+
+
+def kept(results: Sequence[Mapping[str, Any]]) -> str:
+    """ "11, 5 of 36": poisoned images kept, by seed."""
+    found = [result for result in sorted(results, key=lambda r: r["seed"]) if result.get("kept_poisoned") is not None]
+    return f"{', '.join(str(r['kept_poisoned']) for r in found)} of {found[0]['poisoned']}" if found else ""
+
+
+def value(field: str, content: Any) -> str:
+    """A cell of a plain table."""
+    if content is None:
+        return ""
+    if isinstance(content, Mapping):
+        return ", ".join(f"{name} {value(name, inner)}" for name, inner in content.items())
+    if isinstance(content, list):
+        return ", ".join(value(field, inner) for inner in content)
+    if isinstance(content, float):
+        if field in FRACTIONS:
+            return f"{100 * content:.2f} %"
+        return f"{content:,.0f}" if abs(content) >= 1000 else f"{content:#.3g}".rstrip(".")
+    return str(content).replace("|", "\\|")
+
+
+class Page:
+    """What the template calls; keeps count of the files that it has used."""
+
+    def __init__(self, folder: Path):
+        self.files = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        self.used: set[str] = set()
+
+    def file(self, name: str) -> dict[str, Any]:
+        self.used.add(name)
+        return self.files[name]
+
+    def figures(self, name: str) -> dict[str, Any]:
+        return self.file(name)["figures"]
+
+    def source(self, name: str) -> str:
+        """Where a file's numbers come from, in one line."""
+        content = self.file(name)
+        rows = content.get("results") or content.get("rows") or []
+        commits = sorted(
+            {str(row["commit"]) for row in rows if row.get("commit")} or {str(content.get("commit") or "")}
+        )
+        command = content.get("command") or ""
+        if isinstance(command, list):
+            command = " ".join(map(str, command))
+        host = content.get("host")
+        cpu = host.get("gpus") or f"{host['cpu']}, {host['cores']} cores" if isinstance(host, Mapping) else None
+        device = cpu or content.get("device") or content.get("hardware") or ""
+        parts = [
+            f"`{command}`" if command else "",
+            value("", device),
+            "commit " + ", ".join(commits) if any(commits) else "",
+        ]
+        note = content.get("note")
+        line = "; ".join(filter(None, parts))
+        return f"[{name}.json](results/{name}.json): {line}." + (f" Note: {note.rstrip('.')}." if note else "")
+
+    def runs(self, name: str) -> str:
+        """Runs over seeds, a row for each data set and method."""
+        rows = tables.aggregate(self.file(name)["results"])
+        titles = ("data set", "training images", "method", "seeds", "clean accuracy %", "attack success %")
+        cells = []
+        for row in rows:
+            seeds = wording.seeds(row.seeds).split(" ", 1)[1]
+            measures = [percent(row.results, field) for field in FRACTIONS]
+            time = tables.COLUMNS["time"](row)
+            cells.append([row.dataset, f"{row.train_size:,}", row.title, seeds, *measures, kept(row.results), time])
+        return markdown_table([*titles, "robust accuracy %", "poisoned images kept", "time"], cells, text_columns=4)
+
+    def attacks(self, name: str) -> str:
+        """A row an attack, without and with defence."""
+        content = self.file(name)
+        rows = []
+        for case, about in content["cases"].items():
+            of = [result for result in content["results"] if result["case"] == case]
+            plain, defended = ([r for r in of if names.defends(r["method"], r) == defends] for defends in (False, True))
+            cells = [percent(runs, field) for runs in (plain, defended) for field in ("clean_acc", "asr")]
+            rows.append([about["title"], about["protocol"], *cells, kept(defended)])
+        measures = [
+            f"{method}: {what} %" for method in ("no defence", "DBD") for what in ("accuracy", "attack success")
+        ]
+        head = ["attack", "protocol", *measures, "poisoned images kept, by seed"]
+        return markdown_table(head, rows, text_columns=2)
+
+    def plain(self, name: str) -> str:
+        """Rows of any kind, the fields that all have in common left to `source`."""
+        content = self.file(name)
+        rows = content.get("results") or content.get("rows") or [content.get("figures") or {}]
+        if rows and "median" in rows[0]:
+            cells = [
+                [value("", r.get("name")), measured(r), str(r.get("n") or ""), value("", r.get("unit"))] for r in rows
+            ]
+            return markdown_table(["", "median (least – most)", "n", "unit"], cells)
+        fields = dict.fromkeys(field for row in rows for field in row)
+        shared = {f for f in fields if len(rows) > 1 and len({json.dumps(row.get(f)) for row in rows}) == 1}
+        shown = [field for field in fields if field not in shared]
+        table = markdown_table(shown, [[value(field, row.get(field)) for field in shown] for row in rows])
+        common = "; ".join(f"{field} {value(field, rows[0][field])}" for field in fields if field in shared)
+        return table + (f"\n\nAll rows: {common}." if common else "")
+
+    def others(self, start: str = "") -> list[str]:
+        """Files that the text has not named so far."""
+        return [name for name in self.files if name not in self.used and name.startswith(start)]
+
+    def demo_table(self, name: str) -> str:
+        """The small table, as the README has it too."""
+        rows = tables.aggregate([{**r, "dataset": "", "attack": None} for r in self.file(name)["results"]])
+        cells = [
+            [row.title, *(percent(row.results, f) for f in FRACTIONS), tables.COLUMNS["poisoned kept"](row)]
+            for row in rows
+        ]
+        return markdown_table(
+            ["", "clean accuracy %", "attack success %", "robust accuracy %", "poisoned images kept"], cells
+        )
+
+
+def measured(row: Mapping[str, Any]) -> str:
+    """ "12.0 (11.5 – 12.3)"."""
+    spread = "" if row.get("least") is None else f" ({value('', row['least'])} – {value('', row['most'])})"
+    return value("", row["median"]) + spread
+
+
+def render(folder: Path) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,  # Markdown from our own files
+    )  # fmt: skip
+    environment.filters["duration"] = wording.duration
+    return environment.get_template("results.md.j2").render(page=Page(folder))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page beside the folder, or say whether it is current."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/results"))
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page is not current")
+    arguments = parser.parse_args(argv)
+    out = arguments.folder.with_suffix(".md")
+    text = render(arguments.folder)
+    if arguments.check:
+        current = out.exists() and out.read_text() == text
+        print(f"{out} is {'current' if current else 'not current'}")
+        return 0 if current else 1
+    out.write_text(text)
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
