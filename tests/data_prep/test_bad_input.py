@@ -242,7 +242,7 @@ def test_triggers_that_do_not_fit(refused, tmp_path):
     message = refused("digits", "blended", "--pattern", tmp_path / "gone.png")
     assert "gone.png: cannot read the trigger image (No such file" in message
     assert "--alpha: alpha 1.5 is out of range" in refused("digits", "blended", "--alpha", "1.5")
-    for content, says in ((b"", "the trigger image is empty"), (b"no image", "not an image that can be read")):
+    for content, says in ((b"", "the trigger image file is empty"), (b"no image", "not an image that can be read")):
         (tmp_path / "trigger.png").write_bytes(content)
         message = refused("digits", "blended", "--pattern", tmp_path / "trigger.png")
         assert f"trigger.png: {says}. Expected: a whole JPEG" in message
