@@ -203,7 +203,8 @@ def open_dataset(folder: str | os.PathLike[str], verify: bool = True) -> Dataset
 
     Args:
         folder: as written by `prepare`.
-        verify: check that every file is there with the size and the sha256 of the manifest: a second for 1.5 GB.
+        verify: check that every file is there with the size and the sha256 of the manifest: a second of a core for
+            300 to 500 MB.
 
     Raises:
         UserError: as `read_manifest`; a file is missing, damaged, or of another data set.
