@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from data_prep.dataset.checks import AGAIN, FIELDS, RAW, SHA256, check_together
 from data_prep.errors import UserError
+from data_prep.io.hashcache import cached_sha256
 from data_prep.io.hashes import sha256_file
 from data_prep.io.json import SEAL, read_json, sealed, unsealed, write_json
 
@@ -198,13 +199,14 @@ def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
     return content
 
 
-def open_dataset(folder: str | os.PathLike[str], verify: bool = True) -> Dataset:
+def open_dataset(folder: str | os.PathLike[str], verify: bool = True, cached: bool = True) -> Dataset:
     """Open a dataset folder.
 
     Args:
         folder: as written by `prepare`.
-        verify: check that every file is there with the size and the sha256 of the manifest: a second of a core for
-            300 to 500 MB.
+        verify: check that every file is there with the size and the sha256 of the manifest. A file that did
+            not change since is hashed once a machine, see `data_prep.io.hashcache`.
+        cached: believe what was found then; False hashes every file.
 
     Raises:
         UserError: as `read_manifest`; a file is missing, damaged, or of another data set.
@@ -213,7 +215,9 @@ def open_dataset(folder: str | os.PathLike[str], verify: bool = True) -> Dataset
     dataset = Dataset(folder, read_manifest(folder))
     if verify:
         wrong = [
-            problem for name, record in dataset.manifest.files.items() if (problem := _mismatch(folder / name, record))
+            problem
+            for name, record in dataset.manifest.files.items()
+            if (problem := _mismatch(folder / name, record, cached_sha256 if cached else sha256_file))
         ]
         if len(wrong) == len(dataset.manifest.files):
             raise UserError(
@@ -226,7 +230,7 @@ def open_dataset(folder: str | os.PathLike[str], verify: bool = True) -> Dataset
     return dataset
 
 
-def _mismatch(path: Path, record: FileRecord) -> tuple[Path, str] | None:
+def _mismatch(path: Path, record: FileRecord, sha256_of: Callable[[Path], str]) -> tuple[Path, str] | None:
     try:
         size = path.stat().st_size
         if size != record.bytes:
@@ -234,7 +238,7 @@ def _mismatch(path: Path, record: FileRecord) -> tuple[Path, str] | None:
                 path,
                 f"the file has {size} bytes, the manifest says {record.bytes}: truncated or of another data set",
             )
-        found = sha256_file(path)
+        found = sha256_of(path)
     except FileNotFoundError:
         return path, "the file is missing"
     except OSError as error:

@@ -17,8 +17,8 @@ _BLOCK_BYTES = 8 << 20
 
 
 def open_here(folder: Path, local: Path | None) -> Dataset:
-    """Open a dataset folder that the launcher has checked, or its checked copy below `local`; see `stage`."""
-    return open_dataset(folder, verify=False) if local is None else stage(folder, local)
+    """Open a dataset folder, from its copy below `local` where one is asked for; see `stage`."""
+    return open_dataset(folder) if local is None else stage(folder, local)
 
 
 def stage(folder: str | os.PathLike[str], local: str | os.PathLike[str]) -> Dataset:

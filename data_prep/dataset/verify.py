@@ -64,7 +64,7 @@ def verify_dataset(folder: Path, *, progress: bool = True) -> Iterator[Passed]:
     counts = manifest.counts
     yield Passed("manifest", f"{printable(manifest.name)}, {manifest.num_classes} classes, {manifest.image_px} px")
 
-    dataset = open_dataset(folder)
+    dataset = open_dataset(folder, cached=False)
     size = sum(record.bytes for record in manifest.files.values())
     more = sorted(p.name for p in folder.iterdir() if p.name not in manifest.files and p.name != MANIFEST)
     extra = f"; not in the manifest: {printable(', '.join(more[:5]))}" if more else ""

@@ -37,6 +37,7 @@ from data_prep.dataset.truth import read_truth
 from data_prep.dataset.verify import verify_dataset
 from data_prep.errors import UserError
 from data_prep.images import Geometry, decode_image
+from data_prep.io import hashcache
 from data_prep.io.hashes import sha256_file, sha256_json
 from data_prep.pipeline import prepare
 from data_prep.sources import Digits
@@ -553,6 +554,25 @@ def run_folder(material: Material, rng: random.Random) -> str:
         return command(place, "doctor", "x")
 
 
+def cache(material: Material, rng: random.Random) -> str:
+    """The kept hashes: whatever is in their file, a hash of this very file comes out."""
+    from unittest import mock
+
+    with material.place() as place, mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(place / "cache")}):
+        (place / "file").write_bytes(b"content")
+        with mock.patch.object(hashcache, "SETTLED_S", -1.0), mock.patch.object(hashcache, "_here", {}):
+            hashcache.cached_sha256(place / "file")
+            kept = place / "cache" / "dbd-dist" / "sha256.json"
+            whole = kept.read_bytes()
+            changed = change_bytes(rng, whole)
+            kept.write_bytes(changed if rng.random() < 0.5 else json_text(rng, change_json(rng, json.loads(whole))))
+            (place / "file").write_bytes(b"another content")
+            hashcache._here.clear()
+            if hashcache.cached_sha256(place / "file") != sha256_file(place / "file"):
+                raise Broken("a kept hash of another content was believed")
+    return WORKED
+
+
 # -- command lines
 
 WORDS = (
@@ -644,6 +664,7 @@ TARGETS: dict[str, Target] = {
     "exported": Target(exported, 2),
     "report": Target(report),
     "doctor": Target(run_folder),
+    "cache": Target(cache, 2),
     "command": Target(line, 3),
 }
 
