@@ -14,7 +14,7 @@ help: ## list the targets
 setup: ## system packages and .venv; does only what is missing
 	@PYTHON=$(PYTHON) .ci/setup.sh
 
-demo: setup ## the whole story on embedded data: poison, train undefended and defended, report
+demo: setup ## end to end on embedded data: poison, train undefended and defended, report
 	$(BIN)/dbd demo
 
 test: setup ## every test, in two processes
@@ -26,7 +26,7 @@ test-quick: setup ## the tests that take seconds
 golden: setup ## are results, weights, data sets and artefacts what they were, to the bit? (GOLDEN="prepare local")
 	$(BIN)/python -m tests.golden.make --check $(GOLDEN)
 
-soak: setup ## 50 whole runs on Ray, each with a random process killed; goes on where it was cut off (SOAK="--kills 10")
+soak: setup ## 50 whole runs on Ray, each with a random process killed; resumes where it was interrupted (SOAK="--kills 10")
 	$(BIN)/python -m tests.soak --kills 50 $(SOAK)
 
 elastic: setup ## a run on two Ray nodes that loses one, minutes

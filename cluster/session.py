@@ -167,7 +167,7 @@ class Watch:
         self._answered = time.monotonic()
 
     def lost(self) -> str | None:
-        """What has ended, in words, if Ray cannot go on; else None."""
+        """What has ended, in words, if Ray cannot continue; else None."""
         for name, process in self._own:
             code = process.poll()
             if code is not None:

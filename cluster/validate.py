@@ -217,7 +217,7 @@ def _check_start_commands(commands: Any, where: str) -> None:
     for start in starts:
         words = shlex.split(start)
         if "RAY_AUTH_MODE=token" not in words:
-            what = "Ray starts without token authentication: whoever reaches its ports can run code there"
+            what = "Ray starts without token authentication: anybody who reaches its ports can run code there"
             raise UserError(what, where=where, hint="put RAY_AUTH_MODE=token before `ray start`")
         hosts = [w.partition("=")[2] for w in words if w.startswith("--dashboard-host=")]
         if any(host not in ("127.0.0.1", "localhost", "::1") for host in hosts):

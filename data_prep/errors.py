@@ -41,6 +41,6 @@ def _rebuild(what: str, where, expected, hint) -> UserError:
 
 
 def printable(text: str) -> str:
-    """One line that no terminal acts on: names come with the data, from whoever made it, and may hold escape codes,
+    """One line that no terminal acts on: names come with the data, from its author, and may hold escape codes,
     line breaks or characters that reverse the writing direction. They are shown as Python writes them in strings."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

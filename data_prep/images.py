@@ -1,4 +1,4 @@
-"""One image file's bytes to RGB pixels, for files that nobody has looked at."""
+"""One image file's bytes to RGB pixels, for files that nothing has checked."""
 
 from __future__ import annotations
 

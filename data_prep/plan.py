@@ -166,7 +166,7 @@ def choose_poisoned(
     count = int(np.floor(rate * len(labels) + 0.5))
     if count == 0:
         raise UserError(
-            f"poisoning rate {rate:g} of {len(labels)} images is no image at all",
+            f"poisoning rate {rate:g} of {len(labels)} images is less than one image",
             where="rate",
             expected=f"at least {1 / max(1, len(labels)):.2g}",
         )

@@ -1,5 +1,5 @@
-"""The `dbd` command: finds the subcommand, and turns errors that a user can mend into one message and exit code 2,
-and what ends a run for no mistake of its user's into one message and exit code 1.
+"""The `dbd` command: finds the subcommand, and turns errors that a user can fix into one message and exit code 2,
+and other failures of a run into one message and exit code 1.
 
 Subcommands are imported when they are called, so that ``dbd --help`` answers at once.
 """
@@ -13,9 +13,9 @@ import os
 import sys
 
 COMMANDS = {
-    "demo": ("dbd_dist.commands.demo", "the whole story on embedded images, in minutes on a laptop"),
+    "demo": ("dbd_dist.commands.demo", "end-to-end demo on embedded images, in minutes on a laptop"),
     "prepare": ("dbd_dist.commands.prepare", "images and an attack -> dataset folder"),
-    "craft": ("dbd_dist.commands.craft", "clean dataset folder -> what attacks need that have a trained model"),
+    "craft": ("dbd_dist.commands.craft", "clean dataset folder -> artefact of an attack that needs a trained model"),
     "train": ("dbd_dist.commands.train", "dataset folder -> run folder"),
     "evaluate": ("dbd_dist.commands.evaluate", "measure a run's model again: accuracy, attack success"),
     "tune": ("tune_spaces.cli", "a Ray Tune sweep"),
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return 141
     except OSError as error:
-        if debug or error.errno != errno.ENAMETOOLONG:  # whoever looks for a path first; only arguments are so long
+        if debug or error.errno != errno.ENAMETOOLONG:  # wherever a path is looked up first; only arguments are so long
             raise
         path = str(error.filename)
         print(f"error: {path if len(path) <= 80 else path[:77] + '...'}: file name too long.", file=sys.stderr)

@@ -115,7 +115,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         except UnicodeEncodeError:
             odd = True
         if odd:
-            raise UserError(f"{value!r} is no path", where=where)
+            raise UserError(f"expected a path, got {value!r}", where=where)
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -1,4 +1,4 @@
-"""A node is told to go, and goes, and the run goes on with what is left: two Ray nodes on this machine, one of them
+"""A node is preempted after notice, and the run continues with what is left: two Ray nodes on this machine, one of them
 drained as before a preemption and then killed.
 
     python -m tests.elastic [--epochs 300] [--work runs/elastic]

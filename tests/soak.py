@@ -8,7 +8,7 @@ Ray Train's controller, Ray's raylet or gcs_server, or the command itself, at a 
 --per-run 5 each of them once, a different one at every moment. Where the command has ended, the same command is given
 again at once, until there is a result. `check` says what must hold then.
 
-Everything is drawn from the seed. Each run adds a line to --out; the same command goes on after the last line of the
+Everything is drawn from the seed. Each run adds a line to --out; the same command resumes after the last line of the
 same commit (not of a tree with changes). What belongs to a failed run stays in WORK/failed. Exit code 1 if a run has
 failed.
 """

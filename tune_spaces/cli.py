@@ -34,7 +34,7 @@ class Arguments:
     parallel: int | None = None
     """Trials at the same time, from 1; as many as fit unless given."""
     name: str | None = None
-    """Folder of the sweep under the storage: tune/SPACE-PRESET-sSEED unless given. The same name goes on with a
+    """Folder of the sweep under the storage: tune/SPACE-PRESET-sSEED unless given. The same name resumes a
     sweep."""
     storage: Path = STORAGE
 

@@ -66,7 +66,7 @@ class AdapBlend(PoisonLabel):
         check_alpha(self.alpha, "alpha")
         check_alpha(self.test_alpha, "test_alpha")
         if self.pieces < 1:
-            raise UserError(f"{self.pieces} pieces are no division", where="pieces", expected="1 or more")
+            raise UserError(f"the pattern has {self.pieces} pieces", where="pieces", expected="1 or more")
         if not 0 < self.shown <= 1:
             raise UserError(f"chance {self.shown} is out of range", where="shown", expected="above 0 and at most 1")
         check_cover_ratio(self.cover_ratio)

@@ -62,7 +62,7 @@ class AdapPatch(PoisonLabel):
             check_alpha(alpha, "opacities")
         check_alpha(self.test_opacity, "test_opacity")
         if not self.test_patches or not set(self.test_patches) <= set(range(4)):
-            raise UserError(f"{self.test_patches} are no patches", where="test_patches", expected="some of 0, 1, 2, 3")
+            raise UserError(f"test_patches is {self.test_patches}", where="test_patches", expected="some of 0, 1, 2, 3")
         if self.patch_px is not None and self.patch_px < 1:
             raise UserError(f"the patch has {self.patch_px} pixels", where="patch_px", expected="1 or more")
         check_cover_ratio(self.cover_ratio)

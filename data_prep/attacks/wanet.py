@@ -141,7 +141,7 @@ class WaNet(PoisonLabel):
 
     def __post_init__(self):
         if self.grid < 2:
-            raise UserError(f"a grid of {self.grid} is no field", where="grid", expected="2 or more")
+            raise UserError(f"the grid has {self.grid} vectors a side", where="grid", expected="2 or more")
         if self.strength is not None and not 0 < self.strength < float("inf"):
             raise UserError(f"strength {self.strength} is out of range", where="strength", expected="above 0")
         if not 0 <= self.noise_ratio < float("inf"):

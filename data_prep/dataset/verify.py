@@ -1,4 +1,4 @@
-"""Every sample of a data set looked at, against everything that the folder says about it: `dbd doctor DATASET`.
+"""Every sample of a data set, checked against everything that the folder says about it: `dbd doctor DATASET`.
 
 It reads the truth, to hold it against the labels given, so nothing but that command may import it.
 """

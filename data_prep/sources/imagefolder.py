@@ -133,5 +133,5 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _is_clutter(path: Path) -> bool:
-    """What file managers leave behind; anything else that is no image is reported, not passed over."""
+    """What file managers leave behind; anything else that is not an image is reported, not skipped."""
     return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini")

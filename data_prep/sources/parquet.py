@@ -224,4 +224,4 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
-        raise UserError(f"unreadable Parquet file ({error})", where=path, expected="a whole Parquet file") from error
+        raise UserError(f"unreadable Parquet file ({error})", where=path, expected="a complete Parquet file") from error

@@ -5,7 +5,7 @@
 For a host with PyTorch that need have neither network, Ray, FFCV nor tyro. --images names a folder of train.parquet and
 test.parquet (Hugging Face layout, CIFAR-10); the recipe is run on it, under BadNets and Blended, without defence and
 with DBD. FOLDER/gpu_check.json is written anew after every piece, with hardware, versions, commit and seed; pieces that
-are in it are not run again, and recipes go on from the checkpoints in --work. When the budget is spent it stops
+are in it are not run again, and recipes resume from the checkpoints in --work. When the budget is spent it stops
 within about a second of training, with a checkpoint.
 """
 
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 everything(arguments, record, Path(scratch), until)
             except OutOfTime:
-                print(f"the budget of {arguments.budget_s:g} s is spent; the same command goes on", file=sys.stderr)
+                print(f"the budget of {arguments.budget_s:g} s is spent; the same command resumes", file=sys.stderr)
                 return 3
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

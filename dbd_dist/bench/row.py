@@ -1,4 +1,4 @@
-"""What a benchmark is told, and what it gives back."""
+"""Arguments of a benchmark, and the rows that it returns."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def _craft(arguments: Arguments, task: job.Job) -> None:
         raise RunFailed(
             f"{task.craft.name}, a craft of {module}, failed ({type(error).__name__}: {error})",
             where=task.work,
-            hint="mend it and run the same command again: finished parts stay; --debug shows where it failed",
+            hint="fix it and run the same command again: finished parts stay; --debug shows where it failed",
         ) from error
     finally:
         if _is_main():

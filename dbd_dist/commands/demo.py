@@ -15,9 +15,9 @@ from dbd_dist.presets import preset
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """The whole story on 1,797 embedded images of digits: 5 % get a small patch and the label of the target class.
+    """End-to-end demo on 1,797 embedded images of digits: 5 % get a small patch and the label of the target class.
 
-    Plain training then obeys the patch. DBD does not.
+    Training without defence learns the backdoor. DBD does not.
     """
 
     seed: int = 0

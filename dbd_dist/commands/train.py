@@ -26,7 +26,7 @@ class Arguments:
     """How to train; each method has flags of its own, below."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     name: str | None = None
-    """Name of the run, its folder under the storage. Default: PRESET-METHOD-sSEED. The same name goes on with a run."""
+    """Name of the run, its folder under the storage. Default: PRESET-METHOD-sSEED. The same name resumes a run."""
     storage: Path = STORAGE
     """Where run folders lie; on a cluster, a path that all nodes share. Default: $DBD_STORAGE, or runs/."""
     launcher: Literal["ray", "local"] = "ray"

@@ -35,9 +35,9 @@ def rank_slice(count: int, rank: int, size: int) -> slice:
 
 
 def keep_lowest(losses_N: Tensor, fraction: float) -> Tensor:
-    """The filter's verdict: True for the `fraction` of samples with the lowest loss, one ranking over all classes.
+    """The split: True for the `fraction` of samples with the lowest loss, one ranking over all classes.
 
-    Equal losses are settled by position, so that every rank comes to the same verdict.
+    Equal losses are settled by position, so that every rank gets the same split.
 
     Returns:
         bool (N,) with exactly ``round(fraction * N)`` True, at least 1 and at most N - 1.

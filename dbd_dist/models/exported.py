@@ -132,7 +132,7 @@ def _unseal(content: dict[str, Any]) -> FileRecord | None:
         raise ValueError("edited since it was written: the checksum differs")
     record = FileRecord(**content["weights"])
     if not isinstance(record.bytes, int) or not isinstance(record.sha256, str):
-        raise TypeError("weights is no size and sha256")
+        raise TypeError("weights: expected bytes (a number) and sha256 (text)")
     return record
 
 
@@ -158,10 +158,10 @@ def _check(weights: Path, record: FileRecord | None) -> str:
 
 def _rgb(values: list[float]) -> tuple[float, float, float]:
     if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
-        raise TypeError(f"{values!r} is no list of numbers")
+        raise TypeError(f"expected a list of numbers, got {values!r}")
     red, green, blue = (float(v) for v in values)
     if not all(map(math.isfinite, (red, green, blue))):
-        raise ValueError(f"{values} are no numbers")
+        raise ValueError(f"expected finite numbers, got {values}")
     return red, green, blue
 
 

@@ -151,7 +151,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"not safetensors ({error})", where=path, expected=expected) from error
     except Exception as error:  # whatever torch.load raises at a file that is none of its own
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"no weights ({reason})", where=path, expected=expected) from error
+        raise UserError(f"expected weights, got something else ({reason})", where=path, expected=expected) from error
     while True:
         inner = [content[key] for key in WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
         if not inner:

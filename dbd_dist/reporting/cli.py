@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
                 if run.metrics == []
                 else f"there is no result.json ({run.state})",
                 where=run.folder,
-                hint="wait for the run, or repeat its command to go on with it",
+                hint="wait for the run, or repeat its command to resume it",
             )
     if arguments.format == "html":
         print(page.write_report(folders, arguments.out or _common(folders) / "report.html"))

@@ -68,7 +68,7 @@ class Histogram:
     edges: np.ndarray
     """float64 (bins + 1,)."""
     clean: np.ndarray
-    """float64 (bins,): percent of the clean samples; of all samples where the two are not told apart."""
+    """float64 (bins,): percent of the clean samples; of all samples where the two are not shown separately."""
     poisoned: np.ndarray | None
     """float64 (bins,): percent of the poisoned samples; None where there are none, or that is not known."""
     threshold: float

@@ -1,4 +1,4 @@
-"""In which settings runs of one name differ, so that they are told apart rather than averaged."""
+"""In which settings runs of one name differ, so that they get rows of their own rather than an average."""
 
 from __future__ import annotations
 

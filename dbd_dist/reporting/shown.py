@@ -40,11 +40,11 @@ class Shown:
 
     @property
     def not_apart(self) -> str:
-        """Why clean and poisoned samples are not told apart; empty where they are."""
+        """Why clean and poisoned samples are not shown separately; empty where they are."""
         if isinstance(self.data, str):
-            return f"Clean and poisoned images are not told apart: {self.data}."
+            return f"Clean and poisoned images are not shown separately: {self.data}."
         if self.data.truth is None:
-            return "Clean and poisoned images are not told apart: the data set came without truth."
+            return "Clean and poisoned images are not shown separately: the data set came without truth."
         return "" if self.data.truth.poisoned.any() else "The data carries no attack: no image is poisoned."
 
 

@@ -1,6 +1,6 @@
 """Values as words: names from strangers made safe to show, fractions, durations, counts.
 
-Class names, file names and data set names come with the images, from whoever made them. They may hold markup, terminal
+Class names, file names and data set names come with the images, from their author. They may hold markup, terminal
 escape codes, characters that reverse the writing direction, or a megabyte of text.
 """
 

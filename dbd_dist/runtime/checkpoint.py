@@ -1,8 +1,9 @@
-"""States on disk: where a run can go on, and finished stages that other runs can start from.
+"""States on disk: checkpoints that a run resumes from, and finished stages that other runs can start from.
 
 A state is one file: a line that names the format, a line with the sha256 of the rest, and the rest as `torch.save`
-writes it. It is written aside and renamed, so that a reader finds a whole file or none; its hash is checked before
-anything in it is looked at; and it is loaded with ``weights_only``, so that a file from a stranger cannot run code.
+writes it. It is written to a temporary file and renamed, so that a reader finds a whole file or none; its hash is
+checked before anything in it is used; and it is loaded with ``weights_only``, so that a file from a stranger cannot run
+code.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def retry_on_oserror(write: Callable[[], Value], where: Path, patience_s: float)
                 raise UserError(
                     f"cannot be written ({error.strerror or error}), tried for {patience_s:.0f} s",
                     where=error.filename or where,
-                    hint="make room or bring the storage back; the same command goes on from the last checkpoint",
+                    hint="make room or bring the storage back; the same command resumes from the last checkpoint",
                 ) from error
             log.warning("%s cannot be written (%s); trying again", where, error.strerror or error)
             time.sleep(min(wait, left))
@@ -176,12 +177,12 @@ class Checkpoints:
         return sorted(self._folder.glob("checkpoint_*.pt"))
 
     def newest(self) -> tuple[str, dict[str, Any]] | None:
-        """Name and content of the newest state that is not damaged; damaged ones are told of and passed over."""
+        """Name and content of the newest state that is not damaged; damaged ones are logged and skipped."""
         for path in reversed(self._all()):
             try:
                 return path.name, load_state(path, needs=CHECKPOINT_KEYS)
             except DamagedState as error:
-                log.warning("%s; going on from the state before it", error)
+                log.warning("%s; resuming from the one before it", error)
         return None
 
     def read(self, name: str) -> dict[str, Any]:
@@ -273,7 +274,7 @@ ASIDE = re.compile(
 
 
 def remove_stale_temp_files(folder: Path) -> None:
-    """Remove what a killed process wrote aside in `folder` and never renamed. Only for who holds the run's lock.
+    """Remove temporary files that a killed process left in `folder`. Only for the process that holds the run's lock.
 
     Hidden files of others stay: those go by other names.
     """
@@ -284,5 +285,5 @@ def remove_stale_temp_files(folder: Path) -> None:
 
 
 def _quietly_remove(path: Path) -> None:
-    with suppress(OSError):  # the storage is gone or read-only: the error that matters is told elsewhere
+    with suppress(OSError):  # the storage is gone or read-only: the error that matters is reported elsewhere
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Room on the storage, looked at before it is needed: what a run or an artefact will write at most, by formula.
+"""Free space on the storage, checked before anything is written: an upper bound on what a run or an artefact writes.
 
 Quotas that the file system does not show as free space are not seen, nor what other programs write meanwhile.
 """

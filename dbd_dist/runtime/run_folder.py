@@ -142,7 +142,7 @@ class RunFolder:
     def restore(self, rows: Sequence[dict[str, Any]]) -> None:
         """Make these all rows there are, in metrics.jsonl and in the event files: those that a state was saved with.
 
-        What a killed run logged after the state that it goes on from is thereby gone.
+        What a killed run logged after the checkpoint that it resumes from is thereby gone.
         """
         self._rows = [dict(row) for row in rows]
         self._behind = True
@@ -216,7 +216,7 @@ class RunFolder:
     # -- results
 
     def write_split(self, split: dict[str, Tensor]) -> None:
-        """split.parquet: the filter's verdict on every training sample."""
+        """split.parquet: the split: loss and label kept of every training sample."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -288,7 +288,7 @@ def _hash_of(stored: dict[str, Any]) -> str | None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write aside and rename."""
+    """Write to a temporary file and rename it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(json.dumps(values, indent=2) + "\n")
     os.replace(aside, path)

@@ -26,7 +26,7 @@ FORMS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEnd:
-    """An epoch is over: what it measured, and all that is needed to go on from here."""
+    """An epoch is over: what it measured, and all that is needed to resume from here."""
 
     stage: str
     epoch: int
@@ -51,7 +51,7 @@ class StepEnd:
     """Counts from 1."""
     steps: int
     state: Callable[[], dict[str, Any]]
-    """As in `EpochEnd`, to go on after this step. Waits for the device."""
+    """As in `EpochEnd`, to resume after this step. Waits for the device."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,12 +52,12 @@ class CUDAGraphedStep:
 
     def _record(self) -> None:
         before = [buffer.clone() for buffer in self._model.buffers()]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self._run()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(stream)
         for buffer, value in zip(self._model.buffers(), before):  # the warm-up moved the running statistics
             buffer.copy_(value)
         self._model.zero_grad()  # so that the recording allocates the gradients that it will overwrite

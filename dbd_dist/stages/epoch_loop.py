@@ -43,8 +43,8 @@ class EpochLoop:
     `metrics` and states wait for it.
 
     Args:
-        state: the stage's own part of a state, to go on after the last step.
-        start: where the stage goes on; counts if it lies inside this epoch.
+        state: the stage's own part of a state, to resume after the last step.
+        start: where the stage resumes; counts if it lies inside this epoch.
     """
 
     def __init__(

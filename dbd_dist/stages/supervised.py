@@ -48,7 +48,7 @@ class Supervised(Stage):
         )  # fmt: skip
         if any(m < 1 for m in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
             raise UserError(
-                f"{self.milestones} are no milestones",
+                f"milestones are {self.milestones}",
                 where="supervised.milestones",
                 expected="whole numbers from 1, each larger than the one before",
             )

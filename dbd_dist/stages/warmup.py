@@ -83,7 +83,7 @@ def train_head(
     """Train the head of `model` in place; its backbone does not change.
 
     Returns:
-        The optimiser. It holds all parameters, so that MixMatch can go on with it; those of the backbone have no
+        The optimiser. It holds all parameters, so that MixMatch can continue with it; those of the backbone have no
         state yet.
     """
     world, images = context.world, context.images

@@ -145,7 +145,7 @@ def test_damaged_tables_of_images(parquet_root, refused):
         path.write_bytes(content)
         message = refused("parquet", "--root", parquet_root)
         assert f"{path}: unreadable Parquet file" in message
-        assert "Expected: a whole Parquet file" in message
+        assert "Expected: a complete Parquet file" in message
 
 
 # -------------------------------------------------------------------------------- classes
@@ -210,7 +210,7 @@ def test_numbers_of_an_attack_without_one(flag, refused):
         ("inf", "out of range"),
         ("0.9", "asks for 90 of 100 images, only 90"),
         ("0.91", "asks for 91 of 100 images, only 90 can be poisoned. Expected: at most 0.9"),
-        ("0.001", "of 100 images is no image at all. Expected: at least 0.01"),
+        ("0.001", "of 100 images is less than one image. Expected: at least 0.01"),
     ],
 )
 def test_poisoning_rates(rate, says, refused, tmp_path):

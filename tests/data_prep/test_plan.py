@@ -84,7 +84,7 @@ def test_rate_above_what_the_classes_hold():
 
 
 def test_rate_too_low_for_one_image():
-    with pytest.raises(UserError, match="no image at all"):
+    with pytest.raises(UserError, match="less than one image"):
         choose_poisoned(np.arange(100) % 10, rate=0.001, target=3, num_classes=10, seed=0)
 
 

@@ -161,7 +161,7 @@ def test_data_of_unknown_origin(untrusted, make_run):
     seen = Checker(page.render([make_run(untrusted, asr=None)]))
     assert "It is not known which of these images are poisoned" in seen.text
     assert "It is not known which of them are poisoned" in seen.text
-    assert "not told apart: the data set came without truth" in seen.text
+    assert "not shown separately: the data set came without truth" in seen.text
     assert len(seen.named("img")) == 24
     assert "attack success (ASR)" not in seen.text
     assert "true label" not in "".join(str(a.get("alt")) for a in seen.named("img"))
@@ -173,7 +173,7 @@ def test_data_that_is_gone(poisoned, make_run):
     (folder / "run.json").write_text(description.replace(str(poisoned.folder), "/nowhere"))
     seen = Checker(page.render([folder]))
     assert "The images cannot be shown: the data set's folder was not found." in seen.text
-    assert "not told apart: the data set's folder was not found" in seen.text
+    assert "not shown separately: the data set's folder was not found" in seen.text
 
 
 def test_unfinished_run(poisoned, make_run):
