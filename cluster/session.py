@@ -5,7 +5,7 @@ CPUs and address are its own, Ray refuses both there. Otherwise a Ray of our own
 guarded by a token.
 
 Our own Ray ends with this process, also when this process is killed: the kernel ends Ray's servers with their parent,
-training workers end within 3 s of their raylet, and Ray's agents once they give up on its head (OWN_ENV).
+training workers end within 3 s of their raylet, and Ray's two agents a minute later.
 
 Ray ends a process that is connected to it, from C++ and with a line of its log, some seconds after Ray has ended;
 `Watch.lost` says so earlier.
@@ -31,8 +31,6 @@ from data_prep.errors import UserError
 # every later `ray start` there. The token of our own Ray is never written: its processes inherit it.
 AUTH_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
-OWN_ENV = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-"""For a Ray of our own, whose head nothing restarts: how long its processes wait for the head to come back."""
 HEAD_MAY_BE_AWAY_S = 45.0
 """How long the head of a cluster may not answer: it may be restarted (KubeRay does), and after 60 s Ray ends us."""
 
@@ -97,7 +95,7 @@ def connect(
     if ray.is_initialized():
         yield True
         return
-    before = {name: os.environ.get(name) for name in (*AUTH_VARIABLES, *OWN_ENV)}
+    before = {name: os.environ.get(name) for name in AUTH_VARIABLES}
     os.environ.update(quiet_env(os.environ))
     quiet = {"log_to_driver": worker_logs, "logging_level": "warning", "runtime_env": runtime_env}
     address = cluster_address(os.environ)
@@ -139,7 +137,6 @@ def _start(**options: Any) -> None:
     import ray
 
     os.environ.update(token_env(os.environ))
-    os.environ.update({name: value for name, value in OWN_ENV.items() if name not in os.environ})
     _reread_environment()
     try:
         ray.init(address="local", dashboard_host="127.0.0.1", **options)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -27,44 +27,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Images as a file holds them."""
-
-    data: np.ndarray | list[bytes]
-    """What the writer takes."""
-    pixels: np.ndarray
-    """uint8 (b, H, W, 3): what is decoded from it."""
-    squared_error: int
-    """The sum over what the two differ by."""
-
-    @classmethod
-    def encode(cls, images: np.ndarray, quality: int | None) -> Stored:
-        """Images uint8 (b, H, W, 3) as JPEG of a quality; None keeps them raw."""
-        if quality is None:
-            return cls(images, images, 0)
-        height, width = images.shape[1:3]
-        data = [encode_jpeg(image, quality) for image in images]
-        pixels = np.stack([decode_jpeg(d, height_px=height, width_px=width) for d in data])
-        return cls(data, pixels, int(np.square(pixels.astype(np.int32) - images).sum()))
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Some images of a split on their way: uint8 (b, H, W, 3) each, by file where there is one a file."""
-
-    clean: np.ndarray
-    triggered: list[np.ndarray]
-    stored: list[np.ndarray]
-
-
-@dataclass(frozen=True)
 class EncodedSplit(Generic[T]):
     """What `encode_split` wrote."""
 
     content_hash: dict[str, str]
     """By file, see `data_prep.io.hashes.ContentHash`."""
     squared_error: int
-    """Of encoding, summed over all values of all files."""
+    """What is decoded against what was given, summed over all values of all files."""
     seen: list[T]
     """What `look` returned, in order."""
 
@@ -78,7 +47,7 @@ def encode_split(
     quality: int | None,
     threads: int,
     watch: np.ndarray,
-    look: Callable[[Watched], T],
+    look: Callable[[np.ndarray, list[np.ndarray], list[np.ndarray]], T],
     title: str,
     progress: bool,
 ) -> EncodedSplit[T]:
@@ -91,8 +60,9 @@ def encode_split(
         px: side of the images.
         quality: of JPEG; None stores raw pixels.
         threads: that decode and encode.
-        watch: positions of the images that `look` is shown, on one of the threads.
-        look: takes those of a chunk that holds any.
+        watch: positions of the images that `look` is shown.
+        look: is called on one of the threads with those of a chunk that holds any, uint8 (b, H, W, 3): as they were,
+            with each file's trigger, and as each file holds them.
         title: of the progress.
         progress: show it on stderr.
 
@@ -100,16 +70,15 @@ def encode_split(
         UserError: an image that cannot be decoded or has another size; no room.
     """
 
-    def make(chunk: list[tuple[int, Encoded]]) -> tuple[np.ndarray, list[Stored], list[T]]:
+    def make(chunk: list[tuple[int, Encoded]]) -> tuple[np.ndarray, list[tuple[Any, np.ndarray, int]], list[T]]:
         index = np.array([i for i, _ in chunk])
         clean = np.stack([_decode(split, i, encoded, px) for i, encoded in chunk])
         triggered = [clean if trigger is None else trigger(clean, index) for trigger in files.values()]
-        stored = [Stored.encode(images, quality) for images in triggered]
+        stored = [_store(images, quality) for images in triggered]
         shown = np.isin(index, watch)
         if not shown.any():
             return index, stored, []
-        watched = Watched(clean[shown], [i[shown] for i in triggered], [s.pixels[shown] for s in stored])
-        return index, stored, [look(watched)]
+        return index, stored, [look(clean[shown], [i[shown] for i in triggered], [s[1][shown] for s in stored])]
 
     digests, squared_error, seen = [ContentHash(px) for _ in files], 0, []
     with ExitStack() as stack:
@@ -121,10 +90,10 @@ def encode_split(
         ]
         bar = stack.enter_context(Progress(title, len(split), show=progress))
         for index, versions, looked in ordered_map(make, _chunks(split, px), workers=threads):
-            for writer, digest, stored in zip(writers, digests, versions):
-                writer.write(stored.data, labels[index])
-                digest.update(stored.pixels, labels[index])
-                squared_error += stored.squared_error
+            for writer, digest, (data, pixels, error) in zip(writers, digests, versions):
+                writer.write(data, labels[index])
+                digest.update(pixels, labels[index])
+                squared_error += error
             seen += looked
             bar.add(len(index))
     hashes = {path.name: digest.hexdigest() for path, digest in zip(files, digests)}
@@ -151,6 +120,16 @@ def readable(split: Split, px: int, *, threads: int, title: str, progress: bool)
                 skipped.append(f"{split.origin(i)}: {what}")
             bar.add(count)
     return split.take(good), skipped
+
+
+def _store(images: np.ndarray, quality: int | None) -> tuple[np.ndarray | list[bytes], np.ndarray, int]:
+    """What a file holds of images uint8 (b, H, W, 3), what is decoded from that, and the squared error between."""
+    if quality is None:
+        return images, images, 0
+    height, width = images.shape[1:3]
+    data = [encode_jpeg(image, quality) for image in images]
+    pixels = np.stack([decode_jpeg(d, height_px=height, width_px=width) for d in data])
+    return data, pixels, int(np.square(pixels.astype(np.int32) - images).sum())
 
 
 def psnr_db(squared_error: int, values: int) -> float | None:

@@ -46,7 +46,9 @@ class Geometry:
         )
 
 
-def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = None) -> np.ndarray:
+def decode_image(
+    data: bytes | Path, *, where: str, geometry: Geometry | None = None, opaque: bool = False, what: str = "image"
+) -> np.ndarray:
     """Decode a whole image to RGB.
 
     Grayscale, palette and CMYK images are converted; an alpha channel is dropped and EXIF rotation is not
@@ -56,6 +58,8 @@ def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = 
         data: the bytes of an image file, or its path.
         where: names the image in errors.
         geometry: resize and crop.
+        opaque: refuse an alpha channel.
+        what: the image is called in errors.
 
     Returns:
         uint8 (H, W, 3), C-contiguous.
@@ -64,69 +68,43 @@ def decode_image(data: bytes | Path, *, where: str, geometry: Geometry | None = 
         UserError: missing, empty, truncated or foreign file, more than `limits.IMAGE_PIXELS` pixels, 16-bit or float
             pixels.
     """
-    if isinstance(data, Path):
-        try:
+    allowed = f"a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+    try:
+        if isinstance(data, Path):
             data = limits.read_limited(data, limits.IMAGE_FILE_BYTES)
-        except OSError as error:
-            raise UserError(f"cannot read the image ({error.strerror})", where=where) from error
+    except OSError as error:
+        raise UserError(f"cannot read the {what} ({error.strerror})", where=where) from error
     if not data:
-        raise UserError("the image file is empty", where=where, expected=_allowed())
+        raise UserError(f"the {what} file is empty", where=where, expected=allowed)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > limits.IMAGE_PIXELS:
-                raise UserError(
-                    f"the image declares {width} x {height} pixels",
-                    where=where,
-                    expected=f"at most {limits.IMAGE_PIXELS:,} pixels",
-                )
-            if image.mode.startswith(_DEEP_MODES):
-                raise UserError(
-                    f"the image has more than 8 bits a channel (mode {image.mode})",
-                    where=where,
-                    expected="8 bits a channel",
-                )
+            _check(image, opaque=opaque, where=where, what=what)
             image.load()
             rgb = image if image.mode == "RGB" else image.convert("RGB")
             return np.array((geometry or Geometry()).apply(rgb), dtype=np.uint8)
     except UserError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise UserError("not an image that can be read", where=where, expected=_allowed()) from error
+        raise UserError("not an image that can be read", where=where, expected=allowed) from error
     except Image.DecompressionBombError as error:
-        raise UserError(
-            f"the image declares too many pixels ({error})",
-            where=where,
-            expected=f"at most {limits.IMAGE_PIXELS:,} pixels",
-        ) from error
+        most = f"at most {limits.IMAGE_PIXELS:,} pixels"
+        raise UserError(f"the {what} declares too many pixels ({error})", where=where, expected=most) from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise almost anything
-        raise UserError(f"damaged or truncated image ({error})", where=where, expected=_allowed()) from error
+        raise UserError(f"damaged or truncated {what} ({error})", where=where, expected=allowed) from error
 
 
-def read_opaque_image(path: Path) -> Image.Image:
-    """A trigger's image file as RGB.
+def _check(image: Image.Image, *, opaque: bool, where: str, what: str) -> None:
+    """What an image file's header must say.
 
     Raises:
-        UserError: unreadable, or with an alpha channel, whose meaning in a trigger would be a guess.
+        UserError: too many pixels, pixels that RGB does not hold, or an alpha channel where none may be.
     """
-    where = str(path)
-    try:
-        data = limits.read_limited(path, limits.IMAGE_FILE_BYTES)
-        if not data:
-            raise UserError("the trigger image is empty", where=where, expected=_allowed())
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if "A" in image.getbands() or "transparency" in image.info:
-                raise UserError("the trigger image has an alpha channel", where=where, expected="an opaque image")
-    except UserError:
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise UserError("not an image that can be read", where=where, expected=_allowed()) from error
-    except OSError as error:
-        raise UserError(f"cannot read the trigger image ({error})", where=where, expected=_allowed()) from error
-    except Exception as error:
-        raise UserError(f"damaged trigger image ({error})", where=where, expected=_allowed()) from error
-    return Image.fromarray(decode_image(data, where=where))
-
-
-def _allowed() -> str:
-    return f"a whole {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+    width, height = image.size
+    if width * height > limits.IMAGE_PIXELS:
+        most = f"at most {limits.IMAGE_PIXELS:,} pixels"
+        raise UserError(f"the {what} declares {width} x {height} pixels", where=where, expected=most)
+    if image.mode.startswith(_DEEP_MODES):
+        bits = f"the {what} has more than 8 bits a channel (mode {image.mode})"
+        raise UserError(bits, where=where, expected="8 bits a channel")
+    if opaque and ("A" in image.getbands() or "transparency" in image.info):
+        raise UserError(f"the {what} has an alpha channel", where=where, expected="an opaque image")

@@ -201,7 +201,7 @@ def _write(
         {folder / "train.beton": plan.train_trigger(px)},
         plan.labels,
         watch=np.flatnonzero(plan.poisoned)[: sample_size(px)],
-        look=lambda seen: compare(seen.clean, seen.triggered[0]),
+        look=lambda clean, triggered, stored: compare(clean, triggered[0]),
         title="train",
         **common,
     )
@@ -249,7 +249,7 @@ def _write_test(test: Split, plan: PoisonPlan, px: int, folder: Path, common: di
         files,
         test.labels,
         watch=np.sort(first[moved] if moved.any() else first)[:_PREVIEW_IMAGES],
-        look=lambda seen: [images.copy() for images in seen.stored],
+        look=lambda clean, triggered, stored: stored,
         title="test",
         **common,
     )

@@ -30,7 +30,7 @@ from tests.soak import RUN, configurations, make_data
 
 LOSE_AFTER, BACK_AFTER = 20, 20
 """Epochs before the notice; epochs on one worker before a node comes back."""
-NOTICE = "a node is about to be taken away"
+NOTICE = "a node will be preempted"
 WAIT_S = 300.0
 
 

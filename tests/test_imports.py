@@ -228,7 +228,7 @@ def test_paths_are_followed_through_the_real_project():
             "from dbd_dist.evaluation import evaluator",
             "dbd_dist.stages.context reaches the truth",
         ),
-        ("dbd_dist.seeds", "from . import presets", "dbd_dist.data.sampling reaches the truth"),
+        ("dbd_dist.seeds", "from . import api", "dbd_dist.data.sampling reaches the truth"),
         (
             "dbd_dist.stages",
             "import dbd_dist.evaluation.evaluator",

@@ -49,23 +49,24 @@ prepare digits --seed 1.5 -> --seed
 prepare digits --seed -1 -> seed
 prepare digits --workers 0 -> workers
 prepare digits --workers -2 -> workers
-prepare digits --image-px 7 -> image_px
-prepare digits --image-px 513 -> image_px
+prepare digits --image-px 7 -> --image-px
+prepare digits --image-px 513 -> --image-px
 prepare digits --image-px 16.7 -> --image-px
-prepare digits --image-px 99999999999999999999 -> image_px
-prepare digits --test-fraction 0 -> test_fraction
-prepare digits --test-fraction 1 -> test_fraction
-prepare digits --test-fraction nan -> test_fraction
-prepare digits --train-per-class 0 -> train_per_class
-prepare digits --train-per-class 100000 -> train_per_class
-prepare digits --test-per-class -5 -> test_per_class
-prepare digits --test-per-class 99999 -> test_per_class
-prepare digits --subset-seed -1 -> subset_seed
+prepare digits --image-px 99999999999999999999 -> --image-px
+prepare digits --test-fraction 0 -> --test-fraction
+prepare digits --test-fraction 1 -> --test-fraction
+prepare digits --test-fraction nan -> --test-fraction
+prepare digits --train-per-class 0 -> --train-per-class
+prepare digits --train-per-class 100000 -> --train-per-class
+prepare digits --test-per-class -5 -> --test-per-class
+prepare digits --test-per-class 99999 -> --test-per-class
+prepare digits --subset-seed -1 -> --subset-seed
 prepare digits --on-bad-image ignore -> ignore
 prepare digits --rate 0.05 -> rate
 prepare digits --target 3 -> target
-prepare digits --setting bench -> setting
-prepare digits --setting other -> other
+prepare digits --protocol bench -> --protocol
+prepare digits badnets --setting paper --protocol bench -> both --setting and --protocol
+prepare digits --protocol other -> other
 prepare digits badnets --rate 0 -> rate
 prepare digits badnets --rate 1 -> rate
 prepare digits badnets --rate 5 -> 0.05
@@ -80,8 +81,8 @@ prepare digits badnets --target -1 -> target
 prepare digits badnets --target three -> --target
 prepare digits badnets --mapping all-to-all --target 3 -> target
 prepare digits badnets --mapping all-to-some -> all-to-some
-prepare digits badnets --patch-px 0 -> patch_px
-prepare digits badnets --patch-px 17 -> patch_px
+prepare digits badnets --patch-px 0 -> --patch-px
+prepare digits badnets --patch-px 17 -> --patch-px
 prepare digits badnets --row -1 -> row
 prepare digits badnets --row 14 --col 0 -> row
 prepare digits badnets --pattern nowhere.png -> nowhere.png
@@ -98,15 +99,15 @@ prepare digits blended --alpha 0 -> alpha
 prepare digits blended --alpha 1.5 -> alpha
 prepare digits blended --alpha nan -> alpha
 prepare digits blended --alpha 0.12345678 -> alpha
-prepare digits blended --test-alpha -1 -> test_alpha
-prepare digits blended --pattern-seed -1 -> pattern_seed
+prepare digits blended --test-alpha -1 -> --test-alpha
+prepare digits blended --pattern-seed -1 -> --pattern-seed
 prepare digits blended --pattern {wide} -> 5 x 3
 prepare digits wanet --grid 1 -> grid
 prepare digits wanet --grid 17 -> grid
 prepare digits wanet --strength 1e308 -> strength
 prepare digits wanet --strength nan -> strength
 prepare digits wanet --strength -1 -> strength
-prepare digits wanet --field-seed -1 -> field_seed
+prepare digits wanet --field-seed -1 -> --field-seed
 prepare digits sig --delta 0 -> delta
 prepare digits sig --delta nan -> delta
 prepare digits sig --frequency 0 -> frequency
@@ -134,7 +135,7 @@ prepare imagefolder --root nowhere -> not an image folder
 prepare imagefolder --root {text} -> not an image folder
 prepare imagefolder --root= -> --root
 prepare imagefolder --root {circle} -> circle
-prepare imagefolder --root {images} --image-px 0 -> image_px
+prepare imagefolder --root {images} --image-px 0 -> --image-px
 prepare imagefolder --root {images} --image-px 300 -> 300
 prepare imagefolder --root {images} --image-px 9000 --resize-px 9000 -> 8192
 prepare imagefolder --root {links} --image-px 8 --resize-px 8 -> outside the image folder
@@ -149,8 +150,8 @@ prepare parquet -> --root
 prepare parquet --root nowhere -> no such folder
 prepare parquet --root {folder} -> no train images
 prepare parquet --root {badparquet} -> unreadable Parquet
-prepare parquet --root {parquet} --image-px 0 -> image_px
-prepare parquet --root {parquet} --image-px 8193 -> image_px
+prepare parquet --root {parquet} --image-px 0 -> --image-px
+prepare parquet --root {parquet} --image-px 8193 -> --image-px
 prepare parquet --root {parquet} --image-column nothing -> nothing
 prepare parquet --root {parquet} --label-column image -> image
 prepare parquet --root {parquet} --image-column label -> label

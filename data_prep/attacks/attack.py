@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep.attacks.protocols import ProtocolName
 from data_prep.errors import UserError
-from data_prep.images import read_opaque_image
+from data_prep.images import decode_image
 from data_prep.io.hashes import sha256_file
 
 Trigger = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -172,7 +172,8 @@ def trigger_image(path: Path, side: int | None, *, resize: bool, hint: str) -> n
     Raises:
         UserError: unreadable, with an alpha channel, or of another size.
     """
-    image = read_opaque_image(path)
+    # what an alpha channel means in a trigger would be a guess
+    image = Image.fromarray(decode_image(path, where=str(path), opaque=True, what="trigger image"))
     wanted = (side, side) if side is not None else (image.width, image.width)
     if image.size != wanted:
         if side is None or not resize:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.dataset.manifest import FILE, Dataset, open_dataset, read_manifest
+from filelock import FileLock
+
+from data_prep.dataset.manifest import FILE, Dataset, Manifest, open_dataset, read_manifest
 from data_prep.errors import UserError
+from data_prep.io.atomic import remove_stale, replacing_folder
 
 _BLOCK_BYTES = 8 << 20
 
@@ -40,15 +40,17 @@ def stage(folder: str | os.PathLike[str], local: str | os.PathLike[str]) -> Data
     copy = local / manifest.data_hash
     try:
         local.mkdir(parents=True, exist_ok=True)
-        with _locked(local / f".{manifest.data_hash}.lock"):
+        with FileLock(local / f".{manifest.data_hash}.lock"):  # the lock goes with its process, however that ends
             if copy.exists():
                 try:
                     if read_manifest(copy) == manifest:
                         return open_dataset(copy)
                 except UserError:
-                    pass  # damaged, or half deleted by whoever cleans this disk
+                    pass  # damaged, or half deleted by whatever cleans this disk
                 shutil.rmtree(copy)
-            _make(folder, Dataset(copy, manifest))
+            remove_stale(local, copy.name)
+            with replacing_folder(copy) as partial:
+                _copy_all(folder, partial, manifest)
     except OSError as error:
         raise UserError(
             f"the data set cannot be copied ({error.strerror or error})",
@@ -58,37 +60,22 @@ def stage(folder: str | os.PathLike[str], local: str | os.PathLike[str]) -> Data
     return open_dataset(copy)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process of this node at a time; the lock goes with its process, however that ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _make(source: Path, copy: Dataset) -> None:
-    needed, free = sum(r.bytes for r in copy.manifest.files.values()), shutil.disk_usage(copy.folder.parent).free
+def _copy_all(source: Path, target: Path, manifest: Manifest) -> None:
+    needed, free = sum(r.bytes for r in manifest.files.values()), shutil.disk_usage(target).free
     if needed > free:
         raise UserError(
             f"the data set takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free",
-            where=copy.folder.parent,
+            where=target.parent,
             hint="make room, or choose another compute.stage",
         )
-    partial = copy.folder.with_name(f".{copy.folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed: the lock is ours
-    try:
-        partial.mkdir()
-        for name, record in copy.manifest.files.items():
-            if _copy(source / name, partial / name) != record.sha256:
-                raise UserError(
-                    "the file's sha256 is not that of the manifest: damaged, edited or of another data set",
-                    where=source / name,
-                    hint="prepare the data set again",
-                )
-        shutil.copyfile(source / FILE, partial / FILE)
-        partial.rename(copy.folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    for name, record in manifest.files.items():
+        if _copy(source / name, target / name) != record.sha256:
+            raise UserError(
+                "the file's sha256 is not that of the manifest: damaged, edited or of another data set",
+                where=source / name,
+                hint="prepare the data set again",
+            )
+    shutil.copyfile(source / FILE, target / FILE)
 
 
 def _copy(source: Path, target: Path) -> str:

@@ -21,7 +21,7 @@ from dbd_dist.craft.craft import Craft, TrainingSet
 from dbd_dist.distributed.world import check_device
 from dbd_dist.launch.failures import RunFailed
 from dbd_dist.launch.local import check_place, craft_local
-from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch
+from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch, ray_train
 from dbd_dist.models.exported import read_exported
 from dbd_dist.presets import PRESETS, preset
 from dbd_dist.runtime import disk, lock
@@ -100,12 +100,10 @@ NETWORKS = {
 
 def commands() -> Any:
     """The subcommands, one for each crafted attack."""
-    parts = [
-        Annotated[
-            NETWORKS[craft.network].arguments[craft], tyro.conf.subcommand(name, description=inspect.getdoc(craft))
-        ]
-        for name, craft in CRAFTS.items()
-    ]
+    parts = []
+    for name, craft in CRAFTS.items():
+        subcommand = tyro.conf.subcommand(name, description=inspect.getdoc(craft))
+        parts.append(Annotated[NETWORKS[craft.network].arguments[craft], subcommand])
     return Union[tuple(parts)]  # noqa: UP007
 
 
@@ -203,14 +201,8 @@ def _craft(arguments: Arguments, task: job.Job) -> None:
     try:
         if arguments.launcher == "local":
             craft_local(task, arguments.device)
-            return
-        try:
-            from dbd_dist.launch.ray_train import craft_ray
-        except ModuleNotFoundError as error:
-            if error.name != "ray":
-                raise
-            raise UserError("Ray is not installed", where="--launcher ray", hint="use --launcher local") from error
-        craft_ray(task, workers=arguments.workers, device=arguments.device)
+        else:
+            ray_train().craft_ray(task, workers=arguments.workers, device=arguments.device)
     except UserError:
         if fresh:
             shutil.rmtree(task.work, ignore_errors=True)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import dbd_dist.craft.pgd as pgd
 from data_prep.attacks.badnets import badnets, checkerboard, default_patch_px
 from data_prep.attacks.crafted import PerturbedImages
 from data_prep.errors import UserError
-from dbd_dist.craft import pgd
 from dbd_dist.craft.craft import Network
 from dbd_dist.craft.images import PerImage
 from dbd_dist.fields import require

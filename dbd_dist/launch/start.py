@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from data_prep.dataset.manifest import read_manifest
@@ -68,10 +69,19 @@ def launch(
         from dbd_dist.launch.local import run_local
 
         return run_local(config, storage=storage, name=name, quiet=quiet)
+    return ray_train().run_ray(config, storage=storage, name=name, quiet=quiet)
+
+
+def ray_train() -> ModuleType:
+    """`dbd_dist.launch.ray_train`, imported only where Ray is wanted.
+
+    Raises:
+        UserError: Ray is not installed.
+    """
     try:
-        from dbd_dist.launch.ray_train import run_ray
+        from dbd_dist.launch import ray_train
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
         raise UserError("Ray is not installed", where="--launcher ray", hint="use --launcher local") from error
-    return run_ray(config, storage=storage, name=name, quiet=quiet)
+    return ray_train

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
+from data_prep.io.atomic import remove_stale
 from data_prep.io.limits import refuse_pipes
 from dbd_dist.runtime import logs
 from dbd_dist.runtime.mirror import Mirror
@@ -277,6 +278,7 @@ def remove_stale_temp_files(folder: Path) -> None:
 
     Hidden files of others stay: those go by other names.
     """
+    remove_stale(folder)
     for path in folder.glob(".*"):
         if ASIDE.fullmatch(path.name) and path.is_file():
             _quietly_remove(path)

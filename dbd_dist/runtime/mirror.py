@@ -15,6 +15,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from data_prep.errors import UserError
+from data_prep.io.atomic import temporary
 
 log = logging.getLogger(__name__)
 _LOCAL = fs.LocalFileSystem()
@@ -108,11 +109,11 @@ class Mirror:
 
 def _copy(source: fs.FileSystem, path: str, target: fs.FileSystem, to: str) -> None:
     """Copy under a temporary name, then rename, so that a reader finds a whole file or none."""
-    temporary = str(PurePosixPath(to).with_name(f".{PurePosixPath(to).name}.{uuid.uuid4().hex[:8]}"))
+    partial = str(temporary(Path(to)))
     try:
-        fs.copy_files(path, temporary, source_filesystem=source, destination_filesystem=target)
-        target.move(temporary, to)
+        fs.copy_files(path, partial, source_filesystem=source, destination_filesystem=target)
+        target.move(partial, to)
     except (OSError, pa.ArrowException):
         with suppress(OSError, pa.ArrowException):
-            target.delete_file(temporary)
+            target.delete_file(partial)
         raise

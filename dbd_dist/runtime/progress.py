@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from data_prep.io.atomic import write_text
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -41,10 +42,8 @@ class ProgressFile:
         }
 
     def _write(self, state: dict[str, Any]) -> None:
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         with suppress(OSError):  # a progress bar must not end a run
-            temporary.write_text(json.dumps(state))
-            os.replace(temporary, self._path)
+            write_text(self._path, json.dumps(state))
 
     def remove(self) -> None:
         with suppress(OSError):

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from data_prep.errors import UserError
+from data_prep.io.atomic import write_text
 from dbd_dist.distributed.world import World
 
 FILE = "stop"
@@ -56,9 +57,7 @@ class StopRequest:
 
     def forward(self, reason: str) -> None:
         """Pass a request on to the process that reads the file."""
-        temporary = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-        temporary.write_text(reason)
-        os.replace(temporary, self._file)
+        write_text(self._file, reason)
 
     def clear(self) -> None:
         """Forget a request of an earlier run."""

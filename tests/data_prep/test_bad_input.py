@@ -94,25 +94,25 @@ def test_images_of_other_sizes(parquet_root, write_parquet, encode_image, refuse
     write_parquet(parquet_root / "train.parquet", images, [0, 1, 2], ["disc", "ring", "star"])
     message = refused("parquet", "--root", parquet_root)
     assert "train.parquet#2: an image of 8 x 8 px among images of 12 x 12 px" in message
-    assert "image_px" in message
+    assert "give --image-px" in message
     wide = encode_image(np.zeros((12, 14, 3), np.uint8))
     write_parquet(parquet_root / "train.parquet", [wide] * 3, [0, 1, 2], ["disc", "ring", "star"])
     assert "train.parquet#0: an image of 14 x 12 px is not square" in refused("parquet", "--root", parquet_root)
 
 
 def test_images_smaller_than_allowed(refused, parquet_root, tmp_path):
-    assert "image_px: images of 7 px. Expected: 8 to 512" in refused("digits", "--image-px", "7")
-    assert "image_px: images of 0 px. Expected: 1" in refused("parquet", "--root", parquet_root, "--image-px", "0")
+    assert "--image-px: images of 7 px. Expected: 8 to 512" in refused("digits", "--image-px", "7")
+    assert "--image-px: images of 0 px. Expected: 1" in refused("parquet", "--root", parquet_root, "--image-px", "0")
     message = refused("imagefolder", "--root", tmp_path, "--image-px", "300")
     assert "a crop of 300 px does not fit a shorter side of 256 px" in message
 
 
 def test_images_larger_than_allowed(refused, parquet_root, tmp_path):
     for huge in ("100000", str(10**20)):
-        assert "image_px: images of 1" in refused("digits", "--image-px", huge)
+        assert "--image-px: images of 1" in refused("digits", "--image-px", huge)
         assert "Expected: 1 to 8192" in refused("parquet", "--root", parquet_root, "--image-px", huge)
         message = refused("imagefolder", "--root", tmp_path, "--image-px", huge, "--resize-px", huge)
-        assert "resize_px" in message
+        assert "--resize-px" in message
         assert "at most 8192" in message
 
 
@@ -177,7 +177,7 @@ def test_a_target_that_is_no_class(target, refused):
 
 def test_a_target_where_there_is_none(refused, make_image_folder, tmp_path, capsys):
     message = refused("digits", "badnets", "--mapping", "all-to-all", "--target", "3")
-    assert "target: target 3 is given, and all-to-all has none" in message
+    assert "--target: target 3 is given, and all-to-all has none" in message
     make_image_folder(tmp_path / "images", classes=("ant", "bee"))  # the protocol's target, 3, is no class here
     sizes = ["--image-px", "12", "--resize-px", "12", "--rate", "0.3", "--datasets", str(tmp_path)]
     arguments = ["imagefolder", "badnets", "--mapping", "all-to-all", "--root", str(tmp_path / "images"), *sizes]
@@ -188,7 +188,7 @@ def test_a_target_where_there_is_none(refused, make_image_folder, tmp_path, caps
 def test_numbers_of_an_attack_without_one(flag, refused):
     for clean in (["digits"], ["digits", "clean"]):
         message = refused(*clean, flag)
-        assert message.startswith(f"error: {flag[2:].split('=')[0]}: ")
+        assert message.startswith(f"error: {flag.split('=')[0]}: ")
         assert "name an attack after the source" in message
 
 
@@ -219,7 +219,7 @@ def test_poisoning_rates(rate, says, refused, tmp_path):
         assert main(["prepare", *arguments, "--datasets", str(tmp_path)]) == 0
         return
     message = refused(*arguments)
-    assert message.startswith("error: rate: ")
+    assert message.startswith("error: --rate: ")
     assert says in message
 
 
@@ -234,15 +234,15 @@ def test_rates_that_are_no_numbers(rate, tmp_path, capsys):
 
 def test_triggers_that_do_not_fit(refused, tmp_path):
     message = refused("digits", "badnets", "--patch-px", "17")
-    assert "patch_px: a patch of 17 px is larger than the image of 16 px. Expected: 1 to 16" in message
+    assert "--patch-px: a patch of 17 px is larger than the image of 16 px. Expected: 1 to 16" in message
     message = refused("digits", "badnets", "--row", "14", "--col", "0")
     assert "a patch of 3 px at row 14, column 0 sticks out of the image of 16 px. Expected: rows and columns" in message
     (tmp_path / "trigger.png").write_text("no image")
     assert "trigger.png: " in refused("digits", "badnets", "--pattern", tmp_path / "trigger.png")
     message = refused("digits", "blended", "--pattern", tmp_path / "gone.png")
     assert "gone.png: cannot read the trigger image (No such file" in message
-    assert "alpha: alpha 1.5 is out of range" in refused("digits", "blended", "--alpha", "1.5")
-    for content, says in ((b"", "the trigger image is empty"), (b"no image", "not an image that can be read")):
+    assert "--alpha: alpha 1.5 is out of range" in refused("digits", "blended", "--alpha", "1.5")
+    for content, says in ((b"", "the trigger image file is empty"), (b"no image", "not an image that can be read")):
         (tmp_path / "trigger.png").write_bytes(content)
         message = refused("digits", "blended", "--pattern", tmp_path / "trigger.png")
         assert f"trigger.png: {says}. Expected: a whole JPEG" in message
@@ -326,7 +326,7 @@ def test_flags_that_do_not_parse(arguments, capsys):
 def test_numbers_below_what_makes_sense(refused):
     for flag, value in (("--seed", "-1"), ("--train-per-class", "0"), ("--subset-seed", "-1")):
         message = refused("digits", "badnets", flag, value)
-        assert flag[2:].replace("-", "_") in message
+        assert flag in message
         assert "Expected: " in message
     assert "untrusted images are not poisoned" in refused("digits", "badnets", "--untrusted")
 

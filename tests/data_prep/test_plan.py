@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.attacks import AdapPatch, BadNets, NoAttack, Sig, WaNet
 from data_prep.errors import UserError
-from data_prep.plan import check_rate, check_target, choose_poisoned
+from data_prep.plan import check_rate, check_target, choose_poisoned, draw_plan
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,3 +92,43 @@ def test_rate_too_low_for_one_image():
 def test_target_is_not_a_class(target):
     with pytest.raises(UserError, match=r"not a class.*0 to 2 \(0 cat, 1 dog, 2 emu\)"):
         check_target(target, ["cat", "dog", "emu"])
+
+
+# -------------------------------------------------------------------------------- the whole plan
+
+
+@pytest.mark.parametrize("attack", [BadNets(), BadNets(mapping="all-to-all"), WaNet(), Sig(), AdapPatch()])
+def test_a_plan_against_a_loop(attack, rng):
+    labels = rng.integers(0, 5, 300)
+    images = rng.integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
+    before = labels.copy()
+    plan = draw_plan(labels, attack, rate=0.1, target=2, num_classes=5, seed=7)
+    assert plan.poisoned.sum() == 30
+    assert plan.cover.sum() == round(30 * attack.covers_per_poisoned)
+    assert plan.label_map == ((1, 2, 3, 4, 0) if not attack.has_target else (2,) * 5)
+    poison, cover, apply = attack.train_trigger(16), attack.cover_trigger(16), plan.train_trigger(16)
+    index = rng.permutation(300)[:200]
+    made = apply(images[index], index)
+    for i, image in zip(index, made, strict=True):
+        one, at = images[i : i + 1], np.array([i])
+        expected = poison(one, at) if plan.poisoned[i] else cover(one, at) if plan.cover[i] else one
+        assert (image == expected[0]).all()
+        assert plan.labels[i] == (plan.label_map[labels[i]] if plan.poisoned[i] else labels[i])
+        assert not (plan.poisoned[i] and plan.cover[i])
+        assert not plan.poisoned[i] or attack.eligible(labels, 2)[i]
+    assert (labels == before).all()
+    again = draw_plan(labels, attack, rate=0.1, target=2, num_classes=5, seed=7)
+    assert (again.poisoned == plan.poisoned).all()
+    assert (again.cover == plan.cover).all()
+
+
+def test_a_plan_without_an_attack():
+    labels = np.arange(6) % 3
+    plan = draw_plan(labels, NoAttack(), rate=0.05, target=3, num_classes=3, seed=0)
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    assert not plan.poisoned.any()
+    assert not plan.cover.any()
+    assert (plan.labels == labels).all()
+    assert plan.label_map == ()
+    assert (plan.train_trigger(8)(images, np.array([0, 1])) == images).all()
+    assert plan.test_trigger(8) is None

@@ -222,7 +222,7 @@ def test_normalise_is_the_augmentation_that_does_nothing():
 def test_other_devices_are_never_waited_for(config):
     """On the meta device, which has shapes and no values, every look at a value on the host is an error."""
     images_BCHW = random_images(12, 32, 32)
-    params = draw(config, images_BCHW).to("meta")
+    params = draw(config, images_BCHW)
     out_BCHW = augment.apply(config, images_BCHW.to("meta"), params)
     assert out_BCHW.shape == images_BCHW.shape
     assert out_BCHW.device.type == augment.normalise(config, images_BCHW.to("meta")).device.type == "meta"

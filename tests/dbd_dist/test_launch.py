@@ -37,7 +37,7 @@ from dbd_dist.runtime.run_folder import RAY_FOLDER
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 RUN = "run"
-FINE_TUNING = 6
+FINE_TUNING = 8
 """Epochs of MixMatch: room for something to be killed in."""
 EPOCHS = [("simclr", 1), ("simclr", 2), ("warmup", 1), ("warmup", 2)] + [
     ("mixmatch", epoch + 1) for epoch in range(FINE_TUNING)
@@ -228,8 +228,7 @@ def test_workers_that_hang_every_time_are_one_message(described, tmp_path, ray_h
     assert not (tmp_path / RUN / ".lock").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143)])
-def test_a_driver_that_gets_a_signal_leaves_a_checkpoint(number, code, described, undisturbed, tmp_path, ray_here):
+def test_runs_that_are_stopped_or_lose_their_controller_resume(described, undisturbed, tmp_path, ray_here, capfd):
     argv = command(described, tmp_path)
     with open(tmp_path / "output", "w+") as output:
         driver = subprocess.Popen(
@@ -240,12 +239,12 @@ def test_a_driver_that_gets_a_signal_leaves_a_checkpoint(number, code, described
         )
         try:
             wait_for(lambda: driver.poll() is not None or KILL_AT in epochs(tmp_path))
-            driver.send_signal(number)
+            driver.send_signal(signal.SIGTERM)
             ended = driver.wait(WAIT_S)
         finally:
             driver.kill()
     text = (tmp_path / "output").read_text()
-    assert ended == code, text
+    assert ended == 143, text
     assert "stopped after mixmatch, epoch" in text
     assert "Traceback" not in text
     assert {p.name for p in (tmp_path / RUN).iterdir()} == {
@@ -253,9 +252,26 @@ def test_a_driver_that_gets_a_signal_leaves_a_checkpoint(number, code, described
         RAY_FOLDER,
     }  # fmt: skip
     before = logged(tmp_path)
+
+    # resumed, it loses Ray Train's controller; and once more
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_the_controller, tmp_path, after=before)
+        assert main(argv) == 1
+        killing.result()
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
+    assert "Ray Train's controller was killed (pid " in line
+    assert "the same command resumes from about mixmatch, epoch" in line
     assert main(argv) == 0
     assert logged(tmp_path)[: len(before)] == before  # nothing was trained again
     assert outcome(tmp_path) == outcome(undisturbed)
+
+
+def kill_the_controller(storage: Path, after: list[dict[str, Any]]) -> None:
+    from ray.util.state import list_actors
+
+    wait_for(lambda: len(logged(storage)) > len(after))
+    alive = list_actors(filters=[("class_name", "=", "TrainController"), ("state", "=", "ALIVE")])
+    os.kill(alive[0].pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("stoppable", [True, False])

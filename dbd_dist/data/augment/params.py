@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
 from dbd_dist.data.augment.config import AugmentConfig
-
-if TYPE_CHECKING:
-    from dbd_dist.data.augment.batched import Plan
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 _TRIES = 10  # torchvision's RandomResizedCrop gives up after as many boxes that do not fit
@@ -25,7 +21,7 @@ class Params:
     """How each of B images is augmented. The tensors lie on the CPU, where work is planned without a sync.
 
     `params[i:j]` and `params[index_tensor]` keep some of the images: each rank its own part of the global
-    batch. `params.to(device)` sends ahead what `apply` needs on another device.
+    batch.
     """
 
     height: int
@@ -48,8 +44,6 @@ class Params:
     """Whether to blur (bool)."""
     sigma_B: Tensor
     """Standard deviation of the blur in pixels (float32)."""
-    plan: Plan | None = None
-    """What `to` has put on a device."""
 
     def __len__(self) -> int:
         return len(self.flip_B)
@@ -57,20 +51,13 @@ class Params:
     def __getitem__(self, keep: slice | Tensor) -> Params:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         kept = {name: v[keep] for name, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, plan=None, **kept)
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Params:
-        """These parameters, with what `apply` needs of them sent to the device; unchanged for a CPU."""
-        from dbd_dist.data.augment.batched import make_plan
-
-        device = torch.device(device)
-        return self if device.type == "cpu" else replace(self, plan=make_plan(self, device, non_blocking))
+        return replace(self, **kept)
 
 
 def join(parts: Sequence[Params]) -> Params:
     """The parameters of several batches of one image size, one after the other."""
     tensors = [f.name for f in fields(Params) if isinstance(getattr(parts[0], f.name), Tensor)]
-    return replace(parts[0], plan=None, **{n: torch.cat([getattr(part, n) for part in parts]) for n in tensors})
+    return replace(parts[0], **{n: torch.cat([getattr(part, n) for part in parts]) for n in tensors})
 
 
 def draw(config: AugmentConfig, count: int, *, height: int, width: int, generator: torch.Generator) -> Params:

@@ -29,10 +29,7 @@ def apply(config: AugmentConfig, images_BCHW: Tensor, params: Params) -> Tensor:
         from dbd_dist.data.augment.compiled import apply_compiled  # loads a compiler, for nothing beside a GPU
 
         return apply_compiled(config, images_BHWC, params).permute(0, 3, 1, 2)
-    plan = params.plan
-    if plan is None or plan.sorted_B.device != device:
-        plan = make_plan(params, device)
-    return apply_batched(config, images_BHWC, plan).permute(0, 3, 1, 2)
+    return apply_batched(config, images_BHWC, make_plan(params, device)).permute(0, 3, 1, 2)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import pytest
 from data_prep.dataset.manifest import open_dataset, read_manifest
 from data_prep.errors import UserError
 from data_prep.io.hashes import data_hash, sha256_json
+from data_prep.io.json import sealed, write_json
 
 
 def rewrite(folder, **changes) -> None:
@@ -45,7 +46,7 @@ def test_a_copy_is_as_good(digits, digits_copy):
         ("[]", "not a JSON object"),
         ('"manifest"', "not a JSON object"),
         ("{}", "format_version is None"),
-        ('{"format_version": 3}', "format_version is 3"),
+        ('{"format_version": 4}', "format_version is 4"),
         ('{"format_version": 2}', "missing field attack"),
         ('{"format_version": true}', "format_version is True"),
         ('{"format_version": 1}', "missing field attack"),
@@ -97,7 +98,7 @@ MISTYPED = {
     "content_hash": [{"train": "abc"}, {"train": "G" * 64}, "a" * 64],
     "data_hash": ["", "a" * 63, None],
     "files": [{"../x": {"bytes": 1, "sha256": "a" * 64}}, {"x": {"bytes": -1, "sha256": "a" * 64}}, {"x": 3}, []],
-    "versions": [{"ffcv": 1}, []],
+    "versions": [{"numpy": 1}, []],
     "skipped": ["", [1], None],
     "checksum": [None, "a" * 10],
 }
@@ -116,12 +117,14 @@ def test_every_field_is_checked(field, digits, tmp_path):
     assert set(MISTYPED) == set(content)
 
 
-def test_folders_from_before_encodings_are_raw(digits, digits_copy):
+def test_folders_of_older_versions_open(digits, digits_copy):
     content = json.loads((digits / "manifest.json").read_text())
-    del content["encoding"], content["encoding_psnr_db"], content["checksum"]
-    content["format_version"] = 1
-    content["checksum"] = sha256_json(content)
-    (digits_copy / "manifest.json").write_text(json.dumps(content))
+    del content["label_map"], content["checksum"]
+    content |= {"setting": content.pop("protocol"), "format_version": 2}
+    write_json(digits_copy / "manifest.json", sealed(content))
+    assert open_dataset(digits_copy).manifest == open_dataset(digits).manifest
+    del content["encoding"], content["encoding_psnr_db"]
+    write_json(digits_copy / "manifest.json", sealed(content | {"format_version": 1}))
     assert open_dataset(digits_copy).manifest == open_dataset(digits).manifest
     rewrite(digits_copy, encoding={"kind": "raw"})
     refused(digits_copy, "unknown field encoding")
@@ -134,7 +137,7 @@ def test_an_unknown_field(digits_copy):
 
 def test_an_edited_manifest(digits_copy, edit_json):
     edit_json(digits_copy / "manifest.json", seed=7)
-    refused(digits_copy, "edited: its checksum")
+    refused(digits_copy, "edited since it was written: its checksum")
 
 
 def test_fields_that_contradict_each_other(digits, digits_copy):
@@ -147,6 +150,9 @@ def test_fields_that_contradict_each_other(digits, digits_copy):
         "content_hash is about": {"content_hash": {"train": "a" * 64}},
         "counts is about test, test_triggered, train, not test, train": {"attack": {"kind": "clean"}},
         "target is 10, no class": {"target": 10},
+        "label_map holds 9 labels": {"label_map": [3] * 9},
+        "label_map holds 0 labels": {"label_map": []},
+        "label_map holds 10, no class": {"label_map": [10] * 10},
         "poisoned and covers are 241 and 0": {"poisoned": 241},
         "field stealth is None": {"stealth": None},
         "encoding_psnr_db is 40.0": {"encoding_psnr_db": 40.0},

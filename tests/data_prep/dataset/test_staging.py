@@ -12,6 +12,7 @@ from data_prep.dataset import staging
 from data_prep.dataset.manifest import open_dataset
 from data_prep.dataset.staging import stage
 from data_prep.errors import UserError
+from data_prep.io.atomic import temporary
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -60,7 +61,7 @@ def test_a_damaged_copy_is_made_again(harm, digits, tmp_path, copies):
 
 
 def test_what_a_killed_process_left_is_no_copy(digits, tmp_path):
-    left = tmp_path / f".{open_dataset(digits).manifest.data_hash}.partial"
+    left = temporary(tmp_path / open_dataset(digits).manifest.data_hash)
     left.mkdir()
     (left / "train.beton").write_bytes(b"half")
     assert content(stage(digits, tmp_path).folder) == content(digits)

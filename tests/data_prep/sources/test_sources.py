@@ -15,7 +15,8 @@ from PIL import Image
 
 from data_prep.errors import UserError
 from data_prep.images import decode_image
-from data_prep.sources import Cifar10, Digits, ImageFolder, OpenSource, Parquet, Split, probe_px
+from data_prep.sources import Cifar10, Digits, ImageFolder, OpenSource, Parquet, Split
+from data_prep.sources.source import probe_px
 
 
 def pixels(split: Split) -> list[np.ndarray]:
