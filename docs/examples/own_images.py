@@ -10,9 +10,7 @@ from pathlib import Path
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from data_prep.attacks import BadNets
-from data_prep.config import PrepareConfig
-from data_prep.sources import ImageFolder
+from data_prep import BadNets, ImageFolder, PrepareConfig
 from dbd_dist import evaluate, open_run, prepare, report, train
 
 IMAGES = Path("images")
