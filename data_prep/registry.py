@@ -61,7 +61,7 @@ class Registry(Mapping[str, Part], Generic[Part]):
         raise UserError(
             f"there is no {self.kind.removesuffix('s')} {name!r}",
             where=where,
-            expected=", ".join(sorted(parts)),
+            expected=", ".join(parts),
             hint=f"did you mean {near[0]!r}" if near else None,
         )
 

@@ -153,7 +153,7 @@ class TrainConfig:
             UserError: an unknown field, or a value of the wrong type, named with its place.
         """
         if not isinstance(values, Mapping) or not isinstance(values.get("method", "dbd"), str):
-            raise UserError(f"{values!r} is not a configuration", where=where, expected="an object that names a method")
+            raise UserError(f"{values!r} is not an object", where=where, expected="the fields of a configuration")
         values = dict(values)
         kind = METHODS.find(values.pop("method", "dbd"), where=f"{where}.method")
         names = {f.name for f in fields(kind)}

@@ -197,6 +197,7 @@ def data_set(folder: Path) -> dict[str, Any]:
     """Of a dataset folder: hashes of its samples, and what its manifest says of the poison."""
     manifest = _read(folder / "manifest.json")
     tables = {path.stem: table_sha256(path) for path in sorted(folder.glob("*.parquet"))}
+    manifest["setting"] = manifest.pop("protocol")  # its name before version 3 of the format
     return {**{field: manifest[field] for field in FIELDS}, "tables": tables}
 
 
