@@ -35,7 +35,7 @@ SHARED = ("data_prep.errors",)
 
 ONLY_IN = {
     "ray": ("dbd_dist.launch.ray_train", "dbd_dist.launch.worker", "tune_spaces", "cluster"),
-    "torch.distributed": ("dbd_dist.distributed.world",),
+    "torch.distributed": ("dbd_dist.distributed",),
     "ffcv": ("data_prep.beton.ffcv",),
     "data_prep.dataset.truth": (
         "dbd_dist.evaluation.evaluator",

@@ -1,8 +1,8 @@
 """All-gather of small CPU tensors among ranks, by Unix sockets where all ranks are on one node, else by gloo.
 
-Synchronised batch norm exchanges a few hundred bytes dozens of times a step, and every rank waits for each of them. Gloo
-passes such a message through three threads on each side; beside other work on the cores each hand-over waits for the
-scheduler. A socket that the training thread itself reads and writes takes one wake-up (docs/speed.md has figures).
+Synchronised batch norm exchanges a few hundred bytes dozens of times a step, and every rank waits for each of them.
+Gloo passes such a message through three threads on each side; beside other work on the cores each hand-over waits for
+the scheduler. A socket that the training thread itself reads and writes takes one wake-up (figures: docs/speed.md).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _connect() -> _Links | None:
 
 
 def _node() -> str | None:
-    """What processes share that can reach each other's sockets and know each other's user; None where that is unknown."""
+    """What processes share that reach each other's sockets and know each other's user; None where that is unknown."""
     if sys.platform != "linux":
         return None
     try:
