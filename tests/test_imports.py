@@ -317,3 +317,31 @@ def test_training_images_know_given_labels_only(kind, digits):
         if array.shape == given.shape:
             assert not np.array_equal(array, truth.true_label)
             assert not np.array_equal(array.astype(bool), truth.poisoned)
+
+
+# -- sizes and cycles
+
+
+def test_no_cycle_between_files():
+    modules = read_project()
+    below = {name: (imported(name, modules[name]) & modules.keys()) - {name} for name in modules}
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        stack = [start]
+        while stack:
+            new = below[stack.pop()] - found
+            found |= new
+            stack += new
+        return found
+
+    assert [name for name in modules if name in reached(name)] == []
+
+
+def test_files_and_functions_fit_on_a_few_screens():
+    for name, module in read_project().items():
+        assert module.source.count("\n") <= 400, name
+        for node in ast.walk(ast.parse(module.source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 60, f"{name}.{node.name}"
