@@ -18,7 +18,8 @@ def uses_bf16(compute: ComputeConfig, device: torch.device) -> bool:
         return compute.precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported()  # without them, bfloat16 is several times slower than float32
+    # without them, bfloat16 is several times slower than float32; ATEN_CPU_CAPABILITY can keep torch from using them
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_avx512_bf16_supported()
 
 
 def compiles(compute: ComputeConfig, device: torch.device) -> bool:

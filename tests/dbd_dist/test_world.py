@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+
 import numpy as np
 import pytest
 import tiny
 import torch
 from torch import nn
 
+from dbd_dist.distributed import exchange
 from dbd_dist.distributed.world import World
 
 
@@ -97,6 +100,45 @@ def test_the_batch_norm_oracle_tells_local_statistics_from_global_ones(alone):
     local = tiny.sync_norm(alone, x[:6], torch.ones(6, 5), ones, zeros, 6)["output"]
     whole = norm_oracle(x, torch.ones(12, 5), ones, zeros)["output"][:6]
     assert (local - whole).abs().max() > 0.1
+
+
+def batches_unlike_each_other() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn((8, 3, 6, 6), generator=generator) * (1 + k) + 3 * k for k in range(3)]
+
+
+def test_batches_in_one_pass_are_normalised_apart(two_ranks, alone):
+    expected = tiny.forward_each(alone, batches_unlike_each_other())
+    assert expected["1.num_batches_tracked"] == 3
+    for found in two_ranks(tiny.forward_each, batches_unlike_each_other()):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():  # a convolution's bias before batch norm has no gradient but rounding
+            scale = max(np.linalg.norm(value.double()), 1.0)
+            assert np.linalg.norm(found[name] - value.double().numpy()) <= 1e-5 * scale, name
+
+
+def test_the_comparison_tells_batches_apart_from_one_large_batch(two_ranks, alone):
+    expected = tiny.forward_each(alone, batches_unlike_each_other())
+    (found, _) = two_ranks(tiny.forward_each, batches_unlike_each_other(), apart=False)
+    assert np.abs(found["1.running_mean"] - expected["1.running_mean"].numpy()).max() > 0.1
+
+
+@pytest.mark.parametrize("one_node", [True, False])
+def test_an_exchange_is_an_all_gather(two_ranks, one_node):
+    for found in two_ranks(tiny.exchanged, [1, 33, 300_000], one_node=one_node):  # 1.2 MB are many pieces
+        *pairs, by_sockets = found
+        for ours, theirs in pairs:
+            np.testing.assert_array_equal(ours, theirs)
+        assert [bool(used) for used in by_sockets] == [one_node]
+
+
+def test_an_exchange_ends_when_its_peer_has():
+    ours, theirs = socket.socketpair()
+    links = exchange._Links(0, {1: ours})
+    theirs.close()
+    with pytest.raises(OSError, match=r"(?i)closed by peer|broken pipe"):
+        links.all_gather(torch.zeros(3))
+    links.close()
 
 
 def test_gradient_of_two_ranks_is_that_of_one(two_ranks, alone, record_property):

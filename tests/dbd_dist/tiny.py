@@ -18,6 +18,7 @@ from dbd_dist import seeds
 from dbd_dist.craft import job as crafting
 from dbd_dist.data import augment
 from dbd_dist.data.loaders import Images, ResidentImages
+from dbd_dist.distributed import exchange
 from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import Evaluator
 from dbd_dist.models.config import ModelConfig
@@ -177,6 +178,41 @@ def features(world: World, backbone: str) -> Tensor:
     part = pixels.chunk(world.size)[world.rank]
     with torch.no_grad():
         return network(part.contiguous(memory_format=torch.channels_last))
+
+
+def forward_each(world: World, batches: list[Tensor], *, apart: bool = True) -> dict[str, Tensor]:
+    """A network with batch norm over each of `batches`, forward and backward; or over all of them as one batch."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(96, 5), nn.BatchNorm1d(5)
+    ).to(memory_format=torch.channels_last)
+    network = world.synchronise_batch_norm(network)
+    part = slice(world.rank * len(batches[0]) // world.size, (world.rank + 1) * len(batches[0]) // world.size)
+    mine = [batch[part].contiguous(memory_format=torch.channels_last).requires_grad_() for batch in batches]
+    parallel = world.data_parallel(network)  # kept: it averages gradients for as long as it lives
+    outputs = world.forward_each(parallel, mine if apart else [torch.cat(mine)])
+    weights = torch.arange(1.0, 1 + outputs[0].shape[1])
+    torch.stack([((k + 1) * weights * out.pow(3)).mean() for k, out in enumerate(outputs)]).sum().backward()
+    gradients = {f"grad {name}": p.grad for name, p in network.named_parameters() if p.grad is not None}
+    inputs = {f"grad of batch {k}": world.gather(x.grad) / world.size for k, x in enumerate(mine) if x.grad is not None}
+    found = {f"output {k}": world.gather(out.detach()) for k, out in enumerate(outputs)}
+    return found | gradients | inputs | {name: b.clone() for name, b in network.named_buffers()}
+
+
+def exchanged(world: World, sizes: list[int], *, one_node: bool = True) -> list[list[Tensor]]:
+    """What `exchange.all_gather` and torch's own make of tensors of every size, and whether sockets did it."""
+    exchange.close()
+    node = exchange._node
+    if not one_node and world.rank == 1:
+        exchange._node = lambda: None  # as on a system where it cannot be told
+    try:
+        found = [[exchange.all_gather(x), world.gather(x[None])] for x in (torch.rand(n) + world.rank for n in sizes)]
+        transposed = torch.arange(6).view(2, 3).T + world.rank
+        found.append([exchange.all_gather(transposed), world.gather(transposed[None])])
+        return [*found, [torch.tensor(links is not None) for links in exchange._links.values()]]
+    finally:
+        exchange._node = node
+        exchange.close()
 
 
 def split_losses(world: World, count: int) -> Tensor:
