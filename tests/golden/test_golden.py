@@ -62,9 +62,8 @@ def test_one_process_and_report_of_another_seed(work, seed_0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", make.SEEDS)
-def test_two_ranks_of_torchrun(work, seed):
-    agrees("torchrun", make.make_runs(work, "torchrun", seeds=[seed]))
+def test_two_ranks_of_torchrun_seed_0(work):  # `make golden` has the others
+    agrees("torchrun", make.make_runs(work, "torchrun", seeds=[0], methods=["dbd"]))
 
 
 @pytest.mark.slow
