@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from data_prep.errors import UserError
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
-from dbd_dist.fields import from_dict, parse, require, to_dict
+from dbd_dist.fields import FLAT, from_dict, parse, require, to_dict
 from dbd_dist.methods import DBD, METHODS, Method
 from dbd_dist.models.config import ModelConfig
 from dbd_dist.stages import STAGES
@@ -80,7 +78,7 @@ class TrainConfig:
 
     preset: str = "custom"
     """Name of the preset that this configuration started from."""
-    method: Annotated[Method, tyro.conf.arg(name="")] = field(default_factory=DBD)
+    method: Annotated[Method, FLAT] = field(default_factory=DBD)
     data: Path | None = None
     """Dataset folder, as `dbd prepare` writes it. Default: the preset's own, prepared on first use."""
     seed: int = 0

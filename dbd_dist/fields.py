@@ -14,6 +14,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from data_prep.errors import UserError
 
+try:
+    from tyro.conf import arg
+except ImportError:  # a host that trains from Python needs no command line
+    FLAT: Any = None
+else:
+    FLAT = arg(name="")
+"""Marks a field whose own fields are flags without a prefix."""
+
 Config = TypeVar("Config")
 
 

@@ -54,7 +54,6 @@ def test_a_ray_of_our_own(tmp_path, ray_here):
 
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-    assert ray_here.startswith("127.0.0.1:")
     assert topology.current().cpus == 2
     with session.connect() as inner:  # uses, and leaves open, what is there
         assert inner
