@@ -45,7 +45,7 @@ class PrepareConfig:
     workers: int | None = None
     """Threads that decode; without it one for each core."""
     overwrite: bool = False
-    """Replace a data set of that name that was made otherwise."""
+    """Replace a data set of that name that was made with other settings."""
 
     def __post_init__(self):
         if self.rate is not None:

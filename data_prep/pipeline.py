@@ -84,9 +84,9 @@ def _existing(config: PrepareConfig, made: dict[str, Any]) -> Dataset | None:
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not folder.is_dir():
-        raise UserError("is a file", where=folder, hint="choose another folder with out")
+        raise UserError("is a file", where=folder, hint="choose another folder with --out")
     if not os.path.lexists(folder / MANIFEST):  # never delete what is no data set
-        raise UserError("is not empty and not a data set", where=folder, hint="choose another folder with out")
+        raise UserError("is not empty and not a data set", where=folder, hint="choose another folder with --out")
     try:
         manifest = read_manifest(folder)
         differing = [name for name, value in made.items() if sha256_json(getattr(manifest, name)) != sha256_json(value)]
@@ -104,7 +104,7 @@ def _existing(config: PrepareConfig, made: dict[str, Any]) -> Dataset | None:
             raise UserError(
                 error.what,
                 where=error.where,
-                hint="replace it with overwrite, or choose another folder with out",
+                hint="replace it with --overwrite, or choose another folder with --out",
             ) from error
     return None
 
