@@ -188,7 +188,7 @@ def test_it_is_bounded_and_forgets_the_oldest(cache, tmp_path, monkeypatch):
 
 def test_several_processes_at_once_leave_a_whole_file(cache, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from data_prep import hashcache\n"
+        "import sys; from pathlib import Path; from data_prep.io import hashcache\n"
         "hashcache.SETTLED_S, hashcache.LOCK_WAIT_S = -1, 60\n"
         "for i in range(40):\n"
         "    path = Path(sys.argv[1]) / f'{sys.argv[2]}-{i}'; path.write_text(path.name); hashcache.cached_sha256(path)"
