@@ -18,6 +18,7 @@ from dbd_dist.config import TrainConfig
 from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch, prepare_for
 from dbd_dist.methods import METHODS
 from dbd_dist.presets import PRESETS, Preset, preset
+from dbd_dist.stages import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, train, print the result."""
     started, rest, prepared = _start(argv)
+    rest = _without_other_methods(rest, started)
     backbone = _value("--model.backbone", rest)
     if backbone is not None:  # a preset's depths are those of its own backbone
         started = dataclasses.replace(started, model=started.model.with_backbone(backbone))
@@ -101,6 +103,22 @@ def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
         )
     chosen = preset(argv[0])
     return chosen.config(method or "dbd"), argv[1:], chosen
+
+
+def _without_other_methods(argv: list[str], config: TrainConfig) -> list[str]:
+    """The flags, without those of stages that the method does not have: version 0.1 took them without effect."""
+    own = {stage.name for stage in config.method.stages()}
+    kept: list[str] = []
+    dropping = False
+    for word in argv:
+        if word.startswith("--"):
+            stage, dot, _ = word[2:].partition(".")
+            dropping = bool(dot) and stage in STAGES and stage not in own
+            if dropping:
+                print(f"note: {word.partition('=')[0]} has no effect on --method {config.method.name}", file=sys.stderr)
+        if not dropping:
+            kept.append(word)
+    return kept
 
 
 def _value(flag: str, argv: list[str]) -> str | None:
