@@ -32,7 +32,7 @@ from dbd_dist.runtime.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow  # each is quick; together they take a minute
 
-SMOKE = "train smoke --data {data} --launcher local --simclr.batch 60 --warmup.batch 60 --supervised.batch 60"
+SMOKE = "train smoke --data {data} --launcher local --simclr.batch 60 --warmup.batch 60"
 
 COMMANDS = """
 nonsense -> nonsense
@@ -253,11 +253,11 @@ SMOKE --mixmatch.ramp-epochs 0 -> mixmatch.ramp_epochs
 SMOKE --mixmatch.augment.pad-px 1000 -> mixmatch.augment.pad_px
 SMOKE --mixmatch.augment.pad-px -1 -> pad_px
 SMOKE --method none --supervised.augment.pad-px 16 -> supervised.augment.pad_px
-SMOKE --supervised.milestones -1 -> supervised.milestones
-SMOKE --supervised.milestones 0 5 -> supervised.milestones
-SMOKE --supervised.milestones 5 5 -> supervised.milestones
-SMOKE --supervised.milestones 9 5 -> supervised.milestones
-SMOKE --supervised.momentum -0.1 -> supervised.momentum
+SMOKE --method none --supervised.milestones -1 -> supervised.milestones
+SMOKE --method none --supervised.milestones 0 5 -> supervised.milestones
+SMOKE --method none --supervised.milestones 5 5 -> supervised.milestones
+SMOKE --method none --supervised.milestones 9 5 -> supervised.milestones
+SMOKE --method none --supervised.momentum -0.1 -> supervised.momentum
 SMOKE --model.block wide -> wide
 SMOKE --model.widths 8 16 -> widths
 SMOKE --model.widths 0 -> widths
