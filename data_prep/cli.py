@@ -109,9 +109,10 @@ def main(argv: list[str]) -> int:
     size = sum(record.bytes for record in manifest.files.values())
     counts = manifest.counts
     poison = f" ({manifest.poisoned:,} poisoned)" if manifest.has_attack else ""
+    clean = f", {counts['holdout']:,} clean set aside" if "holdout" in counts else ""
     left_out = f", {len(manifest.skipped)} unreadable images left out" if manifest.skipped else ""
     print(
-        f"{dataset.folder}: {counts['train']:,} training{poison} and {counts['test']:,} test images "
+        f"{dataset.folder}: {counts['train']:,} training{poison}{clean} and {counts['test']:,} test images "
         f"of {manifest.image_px} px, {manifest.num_classes} classes{left_out}; "
         f"{size / 2**20:,.1f} MiB, {seconds:.1f} s"
     )

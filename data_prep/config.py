@@ -36,6 +36,10 @@ class PrepareConfig:
     large), and every reading decodes (224 px: some 0.15 ms of a core an image). Images of 32 px are best raw."""
     jpeg_quality: int | None = None
     """1 to 100, with encoding jpeg; without it 95. Lower loses more, and what a subtle trigger changes first."""
+    holdout_clean: float | None = None
+    """Set this share of every class's training images aside before anything is poisoned, in a file of their own, for
+    defences that need clean images: a fraction above 0 and below 1, at least one image a class. The draw depends on
+    subset_seed alone, so that all attacks on the same images set the same ones aside."""
     untrusted: bool = False
     """Nobody knows which images are poisoned: write no truth. Only without an attack."""
     out: Path | None = None
@@ -52,6 +56,19 @@ class PrepareConfig:
             check_rate(self.rate)
         if self.untrusted and self.has_attack:
             raise UserError("untrusted images are not poisoned on top", where="untrusted", expected="no attack (clean)")
+        if self.holdout_clean is not None:
+            if not 0 < self.holdout_clean < 1:
+                raise UserError(
+                    f"holdout_clean is {self.holdout_clean:g}",
+                    where="holdout_clean",
+                    expected="a fraction strictly between 0 and 1",
+                )
+            if self.untrusted:
+                raise UserError(
+                    "of untrusted images nobody knows which are clean",
+                    where="holdout_clean",
+                    expected="no holdout_clean, or images that are trusted",
+                )
         if self.target is not None and self.has_attack and not self.attack.has_target:
             raise UserError(
                 f"target {self.target} is given, and all-to-all has none: each class aims at the next",
@@ -126,7 +143,9 @@ class PrepareConfig:
     @property
     def name(self) -> str:
         """What the data set is, e.g. digits-badnets-r0.05-t3-s0."""
-        parts = [self.source.slug, self.attack.slug]
+        parts = [self.source.slug]
+        parts += [] if self.holdout_clean is None else [f"h{self.holdout_clean:g}"]
+        parts += [self.attack.slug]
         if self.has_attack:
             parts += [] if self.protocol == "paper" else [self.protocol]
             parts += [f"r{self.poison_rate:g}"]
@@ -153,5 +172,6 @@ class PrepareConfig:
             "protocol": self.protocol_name if poisons else None,
             "selection": self.decided.selection if poisons else None,
             "seed": self.seed if poisons else 0,
+            "holdout_clean": self.holdout_clean,
             "encoding": {"kind": "raw"} if self.quality is None else encoding,
         }

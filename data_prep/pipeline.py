@@ -27,7 +27,7 @@ from data_prep.io.atomic import replacing_folder
 from data_prep.io.hashes import data_hash, sha256_json
 from data_prep.plan import PoisonPlan, check_target, draw_plan
 from data_prep.sources import OpenSource, Split
-from data_prep.sources.classes import check_classes
+from data_prep.sources.classes import check_classes, holdout
 from data_prep.sources.source import probe_px
 from data_prep.stealth import compare, sample_size, summarise
 
@@ -60,12 +60,14 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Dataset:
         source = config.source.open()
         px = probe_px(source, skip_bad=config.source.on_bad_image == "skip")
         _check_attack(config, source, px)
+        _set_aside(config, source)
         try:
             with replacing_folder(config.folder, overwrite=config.overwrite) as folder:
                 _check_space(folder, source, px, config)
                 source, skipped = _readable(config, source, px, progress)
+                source, clean = _set_aside(config, source)
                 plan = _plan(config, source, px)
-                manifest = _write(config, source, plan, px, folder, made, skipped, progress)
+                manifest = _write(config, source, clean, plan, px, folder, made, skipped, progress)
         except OSError:  # another process may have been faster: fine if it made the same
             existing = _existing(config, made)
             if existing is None:
@@ -158,6 +160,15 @@ def _readable(config: PrepareConfig, source: OpenSource, px: int, progress: bool
     return OpenSource(source.class_names, train, test), first + second
 
 
+def _set_aside(config: PrepareConfig, source: OpenSource) -> tuple[OpenSource, Split | None]:
+    """The source without the training images that are set aside clean, and these; None where none are."""
+    if config.holdout_clean is None:
+        return source, None
+    rng = np.random.default_rng([config.source.subset_seed, 2])
+    drawn = holdout(source.train.labels, config.holdout_clean, source.class_names, rng, where="holdout_clean")
+    return OpenSource(source.class_names, source.train.take(~drawn), source.test), source.train.take(drawn)
+
+
 # -------------------------------------------------------------------------------- plan
 
 
@@ -186,6 +197,7 @@ def _plan(config: PrepareConfig, source: OpenSource, px: int) -> PoisonPlan:
 def _write(
     config: PrepareConfig,
     source: OpenSource,
+    clean: Split | None,
     plan: PoisonPlan,
     px: int,
     folder: Path,
@@ -213,14 +225,17 @@ def _write(
             hint="make it stronger, or put it elsewhere",
         )
     hashes = encoded.content_hash | _write_test(test, plan, px, folder, common)
-    _write_tables(source, plan, folder, untrusted=config.untrusted)
+    if clean is not None:
+        hashes |= _write_clean(clean, folder, common)
+    _write_tables(source, clean, plan, folder, untrusted=config.untrusted)
     hashes = {name.removesuffix(".beton"): value for name, value in hashes.items()}
+    sizes = {"train": len(train), "holdout": 0 if clean is None else len(clean)}
     manifest = Manifest(
         **made,
         num_classes=len(source.class_names),
         class_names=source.class_names,
         image_px=px,
-        counts={split: len(train) if split == "train" else len(test) for split in hashes},
+        counts={split: sizes.get(split, len(test)) for split in hashes},
         poisoned=int(plan.poisoned.sum()),
         covers=int(plan.cover.sum()),
         label_map=plan.label_map,
@@ -259,20 +274,33 @@ def _write_test(test: Split, plan: PoisonPlan, px: int, folder: Path, common: di
     return encoded.content_hash
 
 
-def _write_tables(source: OpenSource, plan: PoisonPlan, folder: Path, *, untrusted: bool) -> None:
+def _write_clean(clean: Split, folder: Path, common: dict[str, Any]) -> dict[str, str]:
+    """Write holdout.beton; returns its content hash by file."""
+    nothing = np.zeros(0, dtype=np.int64)
+    files = {folder / "holdout.beton": None}
+    return encode_split(
+        clean, files, clean.labels, watch=nothing, look=lambda *_: None, title="holdout", **common
+    ).content_hash
+
+
+def _write_tables(source: OpenSource, clean: Split | None, plan: PoisonPlan, folder: Path, *, untrusted: bool) -> None:
     """Write samples.parquet, and truth.parquet unless nobody knows it."""
     train, test = source.train, source.test
 
     def origins(split: Split) -> list[str]:
         return [split.origin(i) for i in range(len(split))]
 
-    samples.write_samples(
-        folder, {"train": SplitSamples(plan.labels, origins(train)), "test": SplitSamples(test.labels, origins(test))}
-    )
+    rows = {"train": SplitSamples(plan.labels, origins(train)), "test": SplitSamples(test.labels, origins(test))}
+    if clean is not None:
+        rows["holdout"] = SplitSamples(clean.labels, origins(clean))
+    samples.write_samples(folder, rows)
     if untrusted:
         return
     none = np.zeros(len(test), dtype=bool)
     known = {"train": SplitTruth(train.labels, plan.poisoned, plan.cover), "test": SplitTruth(test.labels, none, none)}
     if plan.attack.poisons:
         known["test_triggered"] = SplitTruth(test.labels, ~none, none)
+    if clean is not None:
+        none = np.zeros(len(clean), dtype=bool)
+        known["holdout"] = SplitTruth(clean.labels, none, none)
     truth.write_truth(folder, known)

@@ -66,7 +66,7 @@ def train(
     if config.data is None:
         if prepared is None:
             raise UserError("no dataset folder is given", where="data", hint="make one with `prepare`")
-        config = dataclasses.replace(config, data=prepare_for(prepared, config.seed, storage))
+        config = dataclasses.replace(config, data=prepare_for(prepared, config.seed, storage, config.method))
     launch(config, storage, name, launcher, quiet=quiet)
     return open_run(storage / name)
 

@@ -80,6 +80,25 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(config, progress=False).folder
 
 
+@pytest.fixture(scope="session")
+def with_holdout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `digits`, with 20 of 260 training images set aside clean. Not to be changed."""
+    from data_prep.attacks import BadNets
+    from data_prep.config import PrepareConfig
+    from data_prep.pipeline import prepare
+    from data_prep.sources import Digits
+
+    config = PrepareConfig(
+        source=Digits(train_per_class=26, test_per_class=5),
+        attack=BadNets(),
+        rate=0.1,
+        holdout_clean=0.077,
+        datasets=tmp_path_factory.mktemp("datasets"),
+        workers=1,
+    )
+    return prepare(config, progress=False).folder
+
+
 @pytest.fixture
 def digits_copy(digits: Path, tmp_path: Path) -> Path:
     """The same folder, free to be damaged."""

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     name = arguments.name if arguments.name is not None else f"tune/{arguments.space}-{config.preset}-s{config.seed}"
     check_before_data(config, name, "ray")
     if config.data is None:
-        config = dataclasses.replace(config, data=prepare_for(chosen, config.seed, arguments.storage))
+        config = dataclasses.replace(config, data=prepare_for(chosen, config.seed, arguments.storage, config.method))
     from tune_spaces.sweep import run_sweep
 
     rows = run_sweep(config, space, storage=arguments.storage, name=name, parallel=arguments.parallel)

@@ -89,6 +89,7 @@ FIELDS: dict[str, Check] = {
     "class_names": (_is_strings, "a list of strings"),
     "image_px": _POSITIVE,
     "counts": (lambda v: _is_map(v, _POSITIVE[0]), "whole numbers above 0, by split"),
+    "holdout_clean": (_is_rate, "a number between 0 and 1, or null"),
     "label_map": (lambda v: isinstance(v, list) and all(map(_NATURAL[0], v)), "class numbers"),
     "protocol": (
         lambda v: v in (None, "paper", "released", "bench", "custom"),
@@ -122,6 +123,7 @@ def check_together(content: Mapping[str, Any], path: Path) -> None:
         )
     attacked = content["attack"]["kind"] != "clean"
     splits = {"train", "test"} | ({"test_triggered"} if attacked else set())
+    splits |= set() if content["holdout_clean"] is None else {"holdout"}
     for field in ("counts", "content_hash"):
         if set(content[field]) != splits:
             raise bad(f"field {field} is about {', '.join(sorted(content[field]))}, not {', '.join(sorted(splits))}")

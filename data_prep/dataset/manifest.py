@@ -18,8 +18,8 @@ from data_prep.io.hashes import sha256_file
 from data_prep.io.json import SEAL, read_json, sealed, unsealed, write_json
 
 FILE = "manifest.json"
-FORMAT_VERSION = 3
-_SINCE = {"encoding": 2, "encoding_psnr_db": 2, "protocol": 3, "label_map": 3}
+FORMAT_VERSION = 4
+_SINCE = {"encoding": 2, "encoding_psnr_db": 2, "protocol": 3, "label_map": 3, "holdout_clean": 4}
 """Fields that came with a later version than 1; before 3, protocol was called setting."""
 
 
@@ -63,7 +63,10 @@ class Manifest:
     image_px: int
     """Side of every image."""
     counts: Mapping[str, int]
-    """Images a split: train, test, and with an attack test_triggered."""
+    """Images a split: train, test, with an attack test_triggered, with clean images set aside holdout."""
+    holdout_clean: float | None
+    """Share of every class's training images that was set aside before poisoning; None where none was. They are no
+    part of `train`."""
     poisoned: int
     """Poisoned training images."""
     covers: int
@@ -121,6 +124,11 @@ class Dataset:
     def test_triggered(self) -> Path | None:
         """All test images with the trigger and true labels; None without an attack."""
         return self.folder / "test_triggered.beton" if self.manifest.has_attack else None
+
+    @property
+    def holdout(self) -> Path | None:
+        """Clean training images that were set aside before poisoning, with true labels; None where none were."""
+        return self.folder / "holdout.beton" if "holdout" in self.manifest.counts else None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -196,6 +204,8 @@ def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
         content["label_map"] = [(c + 1) % len(classes) if target is None else target for c in classes]
         if content["attack"]["kind"] == "clean":
             content["label_map"] = []
+    if version < 4:
+        content["holdout_clean"] = None
     return content
 
 

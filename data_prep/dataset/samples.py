@@ -25,7 +25,7 @@ class SplitSamples:
 
 
 Samples = Mapping[str, SplitSamples]
-"""By split: train, test."""
+"""By split: train, test, and holdout where there is one."""
 
 
 def write_samples(folder: str | PathLike[str], samples: Samples) -> None:

@@ -28,7 +28,7 @@ class SplitTruth:
 
 
 Truth = Mapping[str, SplitTruth]
-"""By split: train, test, and with an attack test_triggered."""
+"""By split: train, test, with an attack test_triggered, and holdout where there is one."""
 
 
 def write_truth(folder: str | PathLike[str], truth: Truth) -> None:

@@ -74,6 +74,38 @@ def balanced_subset(
     return np.sort(np.concatenate(kept))
 
 
+def holdout(
+    labels: np.ndarray, share: float, class_names: Sequence[str], rng: np.random.Generator, *, where: str
+) -> np.ndarray:
+    """Draw a share of every class: rounded to the nearest image, halves up, and at least one.
+
+    Args:
+        labels: int (n,).
+        share: strictly between 0 and 1.
+        class_names: K names.
+        rng: of this draw alone.
+        where: the option that asked for it.
+
+    Returns:
+        bool (n,): True for those drawn.
+
+    Raises:
+        UserError: nothing of a class would be left.
+    """
+    drawn = np.zeros(len(labels), dtype=bool)
+    for label, name in enumerate(class_names):
+        members = np.flatnonzero(labels == label)
+        count = max(1, int(np.floor(share * len(members) + 0.5)))
+        if count >= len(members):
+            raise UserError(
+                f"{share:g} of class {label} ({name}) are {count} of its {len(members)} training images: none is left",
+                where=where,
+                expected="a share that leaves at least one image of every class to train on",
+            )
+        drawn[rng.choice(members, size=count, replace=False)] = True
+    return drawn
+
+
 def difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
     missing, extra = sorted(set(ours) - set(theirs)), sorted(set(theirs) - set(ours))
     parts = []

@@ -41,7 +41,7 @@ class Source(ABC):
     test_per_class: int | None = None
     """Keep this many test images a class, drawn at random; without it all."""
     subset_seed: int = 0
-    """Seed of that draw."""
+    """Seed of that draw, and of which images --holdout-clean sets aside."""
     on_bad_image: OnBadImage = "fail"
     """What to do about an image that cannot be read: stop, or leave it out and list it in the manifest. To leave
     images out, every image is decoded once more beforehand, since the number of poisoned ones is exact."""

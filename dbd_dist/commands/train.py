@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     if config.data is None:
         if prepared is None:
             raise UserError("no dataset folder is given", where="--data", hint="make one with `dbd prepare`")
-        folder = prepare_for(prepared, config.seed, arguments.storage)
+        folder = prepare_for(prepared, config.seed, arguments.storage, config.method)
         config = dataclasses.replace(config, data=folder)
         config.check_image_px(read_manifest(folder).image_px)
     result = launch(config, arguments.storage, name, arguments.launcher)

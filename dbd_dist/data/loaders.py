@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,9 +12,12 @@ from data_prep.beton import BetonStream, read_beton
 from data_prep.dataset.manifest import Dataset
 from dbd_dist.runtime.watchdog import beat
 
+SplitName = Literal["train", "holdout"]
+"""The training images, or those that were set aside clean before poisoning."""
+
 
 class Images(Protocol):
-    """The training images of a data set, by position; positions are the data set's sample indices."""
+    """The images of a data set's split, by position; positions are the split's sample indices."""
 
     labels: Tensor
     """int64 (N,), on the device: the labels as they were given."""
@@ -34,9 +37,11 @@ class ResidentImages:
         self.labels = labels
 
     @classmethod
-    def read(cls, dataset: Dataset, device: torch.device, threads: int | None = None) -> ResidentImages:
-        count, px = dataset.manifest.counts["train"], dataset.manifest.image_px
-        images, labels, _ = read_beton(dataset.train, expect_count=count, expect_px=px, threads=threads)
+    def read(
+        cls, dataset: Dataset, device: torch.device, threads: int | None = None, split: SplitName = "train"
+    ) -> ResidentImages:
+        count, px = dataset.manifest.counts[split], dataset.manifest.image_px
+        images, labels, _ = read_beton(getattr(dataset, split), expect_count=count, expect_px=px, threads=threads)
         return cls(torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device))
 
     def __len__(self) -> int:
@@ -60,10 +65,12 @@ class StreamedImages:
         self._stream, self.labels, self._device = stream, labels, device
 
     @classmethod
-    def open(cls, dataset: Dataset, device: torch.device, threads: int | None = None) -> StreamedImages:
+    def open(
+        cls, dataset: Dataset, device: torch.device, threads: int | None = None, split: SplitName = "train"
+    ) -> StreamedImages:
         manifest = dataset.manifest
         stream = BetonStream(
-            dataset.train, expect_count=manifest.counts["train"], expect_px=manifest.image_px, threads=threads
+            getattr(dataset, split), expect_count=manifest.counts[split], expect_px=manifest.image_px, threads=threads
         )
         return cls(stream, torch.from_numpy(stream.labels).to(device), device)
 
@@ -122,14 +129,21 @@ def copied_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[Te
         yield hand_out(*waiting)
 
 
-def open_images(dataset: Dataset, device: torch.device, *, resident_gib: float, threads: int | None = None) -> Images:
+def open_images(
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    resident_gib: float,
+    threads: int | None = None,
+    split: SplitName = "train",
+) -> Images:
     """Resident where the decoded images take at most `resident_gib`, else streamed; both give the same batches.
 
     JPEGs are decoded on `threads`, without it one for each core: once for all where they are resident, once an epoch
     where they are streamed.
     """
     manifest = dataset.manifest
-    decoded = manifest.counts["train"] * manifest.image_px**2 * 3
+    decoded = manifest.counts[split] * manifest.image_px**2 * 3
     if decoded <= resident_gib * 2**30:
-        return ResidentImages.read(dataset, device, threads)
-    return StreamedImages.open(dataset, device, threads)
+        return ResidentImages.read(dataset, device, threads, split)
+    return StreamedImages.open(dataset, device, threads, split)

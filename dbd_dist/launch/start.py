@@ -11,6 +11,7 @@ from typing import Any
 from data_prep.dataset.manifest import read_manifest
 from data_prep.errors import UserError
 from dbd_dist.config import TrainConfig
+from dbd_dist.methods.method import HOLDOUT_CLEAN, Method
 from dbd_dist.models.given import check_weights
 from dbd_dist.presets import Preset
 
@@ -18,8 +19,9 @@ STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs")
 """Where run folders lie unless a command says otherwise."""
 
 
-def prepare_for(chosen: Preset, seed: int, storage: Path) -> Path:
-    """The preset's own data set under the storage, prepared if it is not there; poisoned with the run's seed."""
+def prepare_for(chosen: Preset, seed: int, storage: Path, method: Method | None = None) -> Path:
+    """The preset's own data set under the storage, prepared if it is not there; poisoned with the run's seed, and with
+    clean images set aside where the method needs them."""
     from data_prep.pipeline import prepare
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -28,7 +30,10 @@ def prepare_for(chosen: Preset, seed: int, storage: Path) -> Path:
             where="--data",
             hint="run `dbd prepare` first and name its folder",
         )
-    return prepare(dataclasses.replace(chosen.prepare, seed=seed, datasets=storage / "datasets")).folder.resolve()
+    wanted = dataclasses.replace(chosen.prepare, seed=seed, datasets=storage / "datasets")
+    if method is not None and method.needs_clean:
+        wanted = dataclasses.replace(wanted, holdout_clean=wanted.holdout_clean or HOLDOUT_CLEAN)
+    return prepare(wanted).folder.resolve()
 
 
 def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
@@ -43,7 +48,9 @@ def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         check_weights(config.model)
     if config.data is not None:
-        config.check_image_px(read_manifest(config.data).image_px)
+        manifest = read_manifest(config.data)
+        config.method.check_clean(manifest.counts, config.data)
+        config.check_image_px(manifest.image_px)
     if launcher == "local":
         from dbd_dist.distributed.world import check_device
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from torch import nn
@@ -13,6 +14,9 @@ from data_prep.errors import UserError
 from dbd_dist.stages.stage import Stage
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
+
+HOLDOUT_CLEAN = 0.05
+"""Share of clean images that the papers of defences which need some work with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,8 @@ class Method:
     defends: ClassVar[bool] = True
     """Is meant to keep backdoors out; what does not is the baseline of every table."""
     needs_clean: ClassVar[bool] = False
-    """Needs clean images of the defender's own."""
+    """Needs clean images of the defender's own: the data set has to hold some (``dbd prepare --holdout-clean``), stages
+    have them as ``context.clean``, and tables mark the method."""
     defaults: ClassVar[Mapping[str, Mapping[str, Stage]]] = {}
     """Stages for presets that have none of that name: preset -> field -> stage; "*" is for every preset."""
 
@@ -60,7 +65,8 @@ class Method:
         """Hold what stages read against what earlier ones give.
 
         Raises:
-            UserError: a stage reads what nobody gives, two stages have one name, or there is no model at the end.
+            UserError: a stage reads what nobody gives, two stages have one name, there is no model at the end, or a
+                stage needs clean images and the method does not say so.
         """
         given: set[str] = set()
         names = [stage.name for stage in self.stages()]
@@ -75,8 +81,30 @@ class Method:
                     expected=f"one of {', '.join(sorted(given))}" if given else "a stage before it that gives it",
                 )
             given |= set(stage.gives)
+        if not self.needs_clean and any(stage.on_clean for stage in self.stages()):
+            raise UserError(
+                "a stage trains on clean images, and the method does not say needs_clean", where=f"method {self.name}"
+            )
         if "model" not in given:
             raise UserError("no stage gives a model", where=f"method {self.name}")
+
+    def check_clean(self, counts: Mapping[str, int], folder: Path) -> None:
+        """Refuse a data set without the clean images that the method needs.
+
+        Args:
+            counts: images of each split (`Manifest.counts`).
+            folder: of the data set.
+
+        Raises:
+            UserError
+        """
+        if self.needs_clean and "holdout" not in counts:
+            raise UserError(
+                f"{self.title} needs clean images, and this data set has set none aside",
+                where=folder,
+                expected=f"a data set made with `dbd prepare ... --holdout-clean {HOLDOUT_CLEAN:g}`",
+                hint="prepare it anew with that flag: those images are then no part of the training set",
+            )
 
     @classmethod
     def from_stages(cls: type[AnyMethod], stages: Mapping[str, Stage], preset: str) -> AnyMethod:

@@ -46,6 +46,15 @@ def defends(method: str, record: Mapping[str, Any]) -> bool:
     return recorded if isinstance(recorded, bool) else method != "none"
 
 
+def needs_clean(record: Mapping[str, Any]) -> bool:
+    """Did a method have clean images of the defender's own?
+
+    Args:
+        record: result.json; early versions had no such method.
+    """
+    return record.get("needs_clean") is True
+
+
 def is_setting(part: str, method: str, record: Mapping[str, Any]) -> bool:
     """Does a result of the method depend on that part of its configuration?
 

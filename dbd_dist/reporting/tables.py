@@ -72,6 +72,11 @@ class Row:
         return names.defends(self.method, self.results[0])
 
     @property
+    def needs_clean(self) -> bool:
+        """It had clean images of the defender's own."""
+        return names.needs_clean(self.results[0])
+
+    @property
     def seeds(self) -> list[int]:
         return self.values("seed")
 
@@ -163,8 +168,13 @@ def _kept(row: Row) -> str:
     return f"{wording.number(kept.mean)}{spread} of {wording.number(of.mean)}{fewer}"
 
 
+CLEAN = "†"
+"""Marks methods that had clean images: their threat model is another one."""
+
+
 def _method(row: Row) -> str:
-    return f"{row.title} ({printable(row.variant, 160)})" if row.variant else row.title
+    name = f"{row.title} {CLEAN}" if row.needs_clean else row.title
+    return f"{name} ({printable(row.variant, 160)})" if row.variant else name
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -197,6 +207,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """Sentences that belong below a table; not escaped."""
     over = sorted({wording.seeds(row.seeds) for row in rows if len(row.results) > 1})
     spread = [f"Mean ± sample standard deviation over runs ({'; '.join(over)})."] if over else []
+    if any(row.needs_clean for row in rows):
+        spread.append(f"{CLEAN} needs clean images of the defender's own, which the others do without.")
     return spread + [f"{_method(row)}: {remark}" for row in rows for remark in row.remarks]
 
 

@@ -91,6 +91,7 @@ class Results:
         return {
             "method": config.method.name,
             "defends": config.method.defends,
+            "needs_clean": config.method.needs_clean,
             "titles": config.method.titles(),
             "preset": config.preset,
             "dataset": manifest.name,

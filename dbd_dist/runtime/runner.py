@@ -48,10 +48,12 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
         UserError: the configuration does not fit the data set or the number of workers.
     """
     manifest = dataset.manifest
+    config.method.check_clean(manifest.counts, dataset.folder)
     config.model.check_image_px(manifest.image_px, dataset.folder)
     stages = config.method.stages()
     for stage in stages:
-        stage.check(manifest.counts["train"], manifest.image_px, workers, stages)
+        images = manifest.counts["holdout" if stage.on_clean else "train"]
+        stage.check(images, manifest.image_px, workers, stages)
 
 
 def run(
@@ -158,12 +160,16 @@ class Runner:
         compute = config.compute
         self._bf16 = not world.all_reduce_max([0.0 if uses_bf16(compute, world.device) else 1.0])[0]  # all ranks can
         self.keys = stage_keys(config, dataset, bf16=self._bf16)
-        images = open_images(dataset, world.device, resident_gib=compute.resident_gib, threads=torch.get_num_threads())
+        reading: Any = {"resident_gib": compute.resident_gib, "threads": torch.get_num_threads()}
+        images, holdout = open_images(dataset, world.device, **reading), None
+        if config.method.needs_clean:
+            holdout = open_images(dataset, world.device, **reading, split="holdout")
         evaluator = Evaluator(dataset, world, config.normalise, bf16=self._bf16)
         self.reporter = Reporter(config, folder, world, evaluator, checkpoints, self.keys, request, hook)
         self._context = Context(
             world=world,
             images=images,
+            holdout=holdout,
             num_classes=dataset.manifest.num_classes,
             model=config.model,
             start=None if config.model.weights is None else read_given(config.model).tensors,

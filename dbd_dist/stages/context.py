@@ -60,6 +60,8 @@ class Context:
 
     world: World
     images: Images
+    holdout: Images | None = None
+    """Clean images with true labels, set aside before poisoning; there where the method `needs_clean`, else None."""
     num_classes: int
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network that stages build."""
@@ -80,6 +82,12 @@ class Context:
 
     def generator(self, *names: str | int) -> torch.Generator:
         return seeds.generator(self.seed, *names)
+
+    @property
+    def clean(self) -> Images:
+        """The clean images, of a method that needs them: runs of such a method start with a `holdout` only."""
+        assert self.holdout is not None
+        return self.holdout
 
     def mine(self, batch: int) -> slice:
         """This rank's part of a global batch."""

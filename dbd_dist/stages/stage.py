@@ -57,6 +57,9 @@ class Stage:
     """Its model is a classifier in training, worth measuring between epochs."""
     trains: ClassVar[bool] = True
     """It has epochs. One that has none only `offers` what follows from its settings."""
+    on_clean: ClassVar[bool] = False
+    """It trains on `context.clean`, the clean images set aside, and its `batch` is of those. Its method has to say
+    `needs_clean`."""
     revision: ClassVar[int] = 0
     """Counted up when a change of the code changes what the stage computes: what was stored before is not used then."""
 
@@ -80,7 +83,7 @@ class Stage:
         """Refuse what does not fit the data set or the number of workers.
 
         Args:
-            images: in the training set.
+            images: in the set that it trains on: the training set, or the clean images (`on_clean`).
             image_px: side of an image.
             others: all stages of the method.
 
@@ -90,7 +93,7 @@ class Stage:
         self.check_image_px(image_px)
         batch = getattr(self, "batch", None)
         if self.trains and batch is not None:
-            check_batch(self.name, batch, workers, images, "training images")
+            check_batch(self.name, batch, workers, images, "clean images" if self.on_clean else "training images")
 
     def check_image_px(self, image_px: int) -> None:
         """Refuse an augmentation that does not fit the images.

@@ -6,14 +6,19 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import pytest
+import torch
 
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
+from data_prep.io.hashes import data_hash
 from dbd_dist.config import TrainConfig, override
+from dbd_dist.data.loaders import open_images
 from dbd_dist.fields import digest
+from dbd_dist.launch.start import check_before_data
 from dbd_dist.methods import DBD, METHODS, Method, NoDefense
 from dbd_dist.presets import PRESETS, preset
 from dbd_dist.runtime.keys import stage_keys
+from dbd_dist.runtime.runner import check
 from dbd_dist.stages import STAGES, MixMatch, SimCLR, Split, Stage, Supervised, Warmup
 
 
@@ -135,6 +140,71 @@ def test_where_a_run_may_stop(smoke_config, smoke_none):
 def test_no_epoch_needs_given_weights(smoke_config):
     with pytest.raises(UserError, match=r"simclr\.epochs: no epoch of training"):
         override(smoke_config, {"simclr.epochs": 0})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnClean(Stage):
+    """Reads the clean images alone."""
+
+    name: ClassVar[str] = "on-clean"
+    title: ClassVar[str] = "On clean images"
+    gives: ClassVar[tuple[str, ...]] = ("model",)
+    on_clean: ClassVar[bool] = True
+
+    epochs: int = 1
+    batch: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeedsClean(Method):
+    name: ClassVar[str] = "needs-clean"
+    title: ClassVar[str] = "Needing clean images"
+    needs_clean: ClassVar[bool] = True
+
+    tune: OnClean = field(default_factory=OnClean)
+
+
+def test_a_stage_on_clean_images_makes_a_method_say_so():
+    @dataclass(frozen=True, kw_only=True)
+    class Silent(Method):
+        name: ClassVar[str] = "silent"
+        title: ClassVar[str] = "Silent"
+        tune: OnClean = field(default_factory=OnClean)
+
+    with pytest.raises(UserError, match="does not say needs_clean"):
+        Silent()
+
+
+def test_clean_images_that_are_not_there_or_too_few_are_refused(digits, with_holdout, smoke_none):
+    config = replace(smoke_none, method=NeedsClean())
+    with pytest.raises(UserError, match="Needing clean images needs clean images, and this data set") as error:
+        check(config, open_dataset(digits), 1)
+    assert "--holdout-clean 0.05" in str(error.value.expected)
+    with pytest.raises(UserError, match="--holdout-clean"):
+        check_before_data(replace(config, data=digits), "run", "local")
+    check(config, open_dataset(with_holdout), 1)
+    too_large = replace(config, method=NeedsClean(tune=OnClean(batch=40)))
+    with pytest.raises(UserError, match="a batch of 40 is larger than the data set: 20 clean images"):
+        check(too_large, open_dataset(with_holdout), 1)
+
+
+def test_the_key_of_a_stage_on_clean_images_is_that_of_their_content(with_holdout, smoke_none):
+    """`data_hash` covers every split."""
+    dataset, config = open_dataset(with_holdout), replace(smoke_none, method=NeedsClean())
+    hashes = dict(dataset.manifest.content_hash) | {"holdout": "a" * 64}
+    other = replace(dataset.manifest, content_hash=hashes, data_hash=data_hash(hashes))
+    keys = [stage_keys(config, d, bf16=False) for d in (dataset, replace(dataset, manifest=other))]
+    assert keys[0]["on-clean"] != keys[1]["on-clean"]
+
+
+def test_a_context_reads_the_clean_images(with_holdout):
+    dataset = open_dataset(with_holdout)
+    held = {}
+    for name, gib in (("resident", 1.0), ("streamed", 0.0)):
+        clean = open_images(dataset, torch.device("cpu"), resident_gib=gib, threads=1, split="holdout")
+        assert sorted(clean.labels.tolist()) == sorted(list(range(10)) * 2)
+        held[name] = next(iter(clean.batches([torch.arange(20)])))
+    assert torch.equal(held["resident"], held["streamed"])
 
 
 def test_registries_name_what_they_hold():

@@ -46,7 +46,7 @@ def test_a_copy_is_as_good(digits, digits_copy):
         ("[]", "not a JSON object"),
         ('"manifest"', "not a JSON object"),
         ("{}", "format_version is None"),
-        ('{"format_version": 4}', "format_version is 4"),
+        ('{"format_version": 5}', "format_version is 5"),
         ('{"format_version": 2}', "missing field attack"),
         ('{"format_version": true}', "format_version is True"),
         ('{"format_version": 1}', "missing field attack"),
@@ -74,6 +74,7 @@ MISTYPED = {
     "rate": ["0.05", 0.0, 5.0, 1, -0.1],
     "target": [-1, "3", 1.5, True],
     "protocol": ["other", 3],
+    "holdout_clean": ["0.05", 0.0, 1, True],
     "label_map": [None, {}, [-1], ["3"], [True]],
     "selection": ["dice", 0],
     "covers": [-1, None],
@@ -119,7 +120,10 @@ def test_every_field_is_checked(field, digits, tmp_path):
 
 def test_folders_of_older_versions_open(digits, digits_copy):
     content = json.loads((digits / "manifest.json").read_text())
-    del content["label_map"], content["checksum"]
+    del content["holdout_clean"], content["checksum"]
+    write_json(digits_copy / "manifest.json", sealed(content | {"format_version": 3}))
+    assert open_dataset(digits_copy).manifest == open_dataset(digits).manifest
+    del content["label_map"]
     content |= {"setting": content.pop("protocol"), "format_version": 2}
     write_json(digits_copy / "manifest.json", sealed(content))
     assert open_dataset(digits_copy).manifest == open_dataset(digits).manifest
@@ -149,6 +153,7 @@ def test_fields_that_contradict_each_other(digits, digits_copy):
         "counts is about test, train": {"counts": {"train": 240, "test": 50}},
         "content_hash is about": {"content_hash": {"train": "a" * 64}},
         "counts is about test, test_triggered, train, not test, train": {"attack": {"kind": "clean"}},
+        "counts is about test, test_triggered, train, not holdout, ": {"holdout_clean": 0.05},
         "target is 10, no class": {"target": 10},
         "label_map holds 9 labels": {"label_map": [3] * 9},
         "label_map holds 0 labels": {"label_map": []},

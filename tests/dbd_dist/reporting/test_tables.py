@@ -90,3 +90,10 @@ def test_methods_come_in_order():
     """The baseline first, whatever it is called, then defences by name."""
     results = [result(method=name) for name in ("abl", "dbd", "none")] + [result(method="plain", defends=False)]
     assert [row.method for row in tables.aggregate(results)] == ["none", "plain", "abl", "dbd"]
+
+
+def test_methods_with_clean_images_are_marked():
+    rows = tables.aggregate([result(method="dbd"), result(method="nad", needs_clean=True)])
+    assert [tables.COLUMNS["method"](row) for row in rows] == ["DBD", "nad †"]
+    assert any(note.startswith("† needs clean images") for note in tables.notes(rows))
+    assert not any("†" in note for note in tables.notes(rows[:1]))
