@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -54,6 +55,9 @@ class ComputeConfig:
     keep_ray_results: bool = True
     """Keep Ray Train's own folder of the run (some KB below RUN/ray), for `ray.train.Result` and Tune; False: Ray gets
     the metrics only. A run with --launcher local has none."""
+    defender_metrics: bool = field(default=False, metadata={"omit_default": True})
+    """Also measure what can be known without the truth: agreement with withheld labels (--mixmatch.withhold), stability
+    of the split, loss gap, agreement of nearest neighbours."""
     min_workers: int | None = None
     """Go on with fewer workers, down to this many, while nodes are missing. Default: wait for all."""
 
@@ -174,10 +178,35 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
         place: Any = content
         *parents, last = dotted.split(".")
         for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
+            place = _inside(place, parent)
+        if _inside(place, last) is _NOTHING:
+            names = field_names(content)
+            near = difflib.get_close_matches(dotted, names, n=1)
             raise UserError(
-                "there is no such field", where=dotted, expected=f"{', '.join(content)}, each with its own fields"
+                "there is no such field",
+                where=dotted,
+                expected=f"{', '.join(content)}, each with its own fields",
+                hint=f"did you mean {near[0]}?" if near else None,
             )
-        place[last] = value
+        place[int(last) if isinstance(place, list) else last] = value
     return TrainConfig.from_dict(content)
+
+
+def field_names(content: Any) -> list[str]:
+    """The dotted names of all values in a configuration's plain values; places of a list are numbered from 0."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    found: list[str] = []
+    for name, value in items:
+        below = [f"{name}.{inner}" for inner in field_names(value)]
+        found += below if isinstance(value, dict) else [str(name), *below]
+    return found
+
+
+_NOTHING = object()
+
+
+def _inside(place: Any, name: str) -> Any:
+    """What a dict holds by its name, or a list by its number."""
+    if isinstance(place, list):
+        return place[int(name)] if name.isdecimal() and int(name) < len(place) else _NOTHING
+    return place.get(name, _NOTHING) if isinstance(place, dict) else _NOTHING

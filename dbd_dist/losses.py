@@ -36,10 +36,12 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, world: Worl
     return F.cross_entropy(similarity, positive)
 
 
-def symmetric_cross_entropy(logits_BK: Tensor, labels_B: Tensor, alpha: float, beta: float) -> Tensor:
+def symmetric_cross_entropy(
+    logits_BK: Tensor, labels_B: Tensor, alpha: float, beta: float, clamp: float = 1e-4
+) -> Tensor:
     """alpha * CE + beta * reverse CE per sample (Wang et al. 2019, arXiv 1908.06112, eq. 7).
 
-    The softmax is clamped to [1e-7, 1] and the one-hot label to [1e-4, 1], the values that DBD uses.
+    The softmax is clamped to [1e-7, 1] and the one-hot label to [clamp, 1]; 1e-4 is the value that DBD uses.
 
     Returns:
         float32 (B,).
@@ -47,7 +49,7 @@ def symmetric_cross_entropy(logits_BK: Tensor, labels_B: Tensor, alpha: float, b
     log_p = F.log_softmax(logits_BK.float(), dim=1)
     ce = F.nll_loss(log_p, labels_B, reduction="none")
     p = log_p.exp().clamp(1e-7, 1.0)
-    log_label = F.one_hot(labels_B, logits_BK.shape[1]).to(p.dtype).clamp(1e-4, 1.0).log()
+    log_label = F.one_hot(labels_B, logits_BK.shape[1]).to(p.dtype).clamp(clamp, 1.0).log()
     reverse = -(p * log_label).sum(dim=1)
     return alpha * ce + beta * reverse
 

@@ -17,6 +17,7 @@ from dbd_dist.distributed.world import World
 from dbd_dist.runtime import disk as space
 from dbd_dist.runtime import lock, logs, runner, watchdog
 from dbd_dist.runtime.progress import Display, Follower
+from dbd_dist.runtime.reporter import Hook
 from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder, versions
 from dbd_dist.runtime.stopping import StopRequest, signals
 
@@ -78,15 +79,28 @@ def prepare_folder(config: TrainConfig, storage: Path, name: str) -> tuple[RunFo
     return folder, dataset, (storage / "stages").resolve()
 
 
-def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = False) -> dict[str, Any] | None:
+def run_local(
+    config: TrainConfig,
+    *,
+    storage: Path,
+    name: str,
+    quiet: bool = False,
+    heeds_file: bool = False,
+    hook: Hook = lambda row, checkpoint: None,
+) -> dict[str, Any] | None:
     """Run in this process; under torchrun, as one rank of several, whatever `config.compute.workers` says. Needs no
-    Ray."""
+    Ray.
+
+    Args:
+        heeds_file: stop also when another process writes a request into the folder (`RunFolder.stop`).
+        hook: see `reporter.Hook`.
+    """
     limit_s = config.compute.stall_s
     world = World.join(config.compute.device, timedelta(seconds=watchdog.collective_timeout_s(limit_s)))
     try:
         folder, dataset, stages = prepare_folder(config, storage, name)
         runner.check(config, dataset, world.size)
-        request = StopRequest(folder.stop)
+        request = StopRequest(folder.stop, reads_file=heeds_file and world.is_main)
         with ExitStack() as around:
             done = world.broadcast(folder.result() is not None)  # one rank looks, as the file may appear meanwhile
             if world.is_main:
@@ -108,7 +122,7 @@ def run_local(config: TrainConfig, *, storage: Path, name: str, quiet: bool = Fa
             if not quiet and world.is_main:
                 around.enter_context(Follower(folder.progress, Display()))
             around.enter_context(signals(request.set))
-            result = runner.run(config, dataset, folder, stages, world, request=request)
+            result = runner.run(config, dataset, folder, stages, world, request=request, hook=hook)
             logs.event("finish", stage=None)
             return result
     finally:

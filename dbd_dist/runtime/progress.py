@@ -35,6 +35,11 @@ class ProgressFile:
             self._stage, self._metrics = stage, {}
         self._write({"stage": stage, "epoch": epoch, "epochs": epochs, "step": step, "steps": steps, **self._metrics})
 
+    def say(self, stage: str, text: str) -> None:
+        """Show a sentence in the place of a position."""
+        self._stage = ""
+        self._write({"stage": stage, "epoch": 1, "epochs": 1, "step": 0, "steps": 1, "says": text})
+
     def note(self, metrics: dict[str, Any]) -> None:
         """Keep the last epoch's metrics beside the position."""
         self._metrics = {
@@ -62,6 +67,11 @@ class Display:
 
     def show(self, state: dict[str, Any]) -> None:
         """Show one state of a `ProgressFile`."""
+        if "says" in state:
+            self.close()
+            self._stage = ""
+            print(state["says"], file=self._stream, flush=True)
+            return
         total = state["epochs"] * state["steps"]
         done = (state["epoch"] - 1) * state["steps"] + state["step"]
         figures = []

@@ -10,6 +10,7 @@ from typing import Any
 
 from dbd_dist.config import TrainConfig
 from dbd_dist.distributed.world import World
+from dbd_dist.evaluation.defender import Defender
 from dbd_dist.evaluation.evaluator import EvalResult, Evaluator
 from dbd_dist.runtime import logs
 from dbd_dist.runtime.checkpoint import Checkpoints
@@ -29,6 +30,7 @@ class Reporter:
     Args:
         keys: of the stages that train, in order (`keys.stage_keys`).
         hook: see `Hook`.
+        defender: measures beside the evaluator what can be known without the truth.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class Reporter:
         keys: dict[str, str],
         request: StopRequest,
         hook: Hook,
+        defender: Defender | None = None,
     ):
         self._config, self._folder, self._world = config, folder, world
         self._evaluator, self._checkpoints, self._hook = evaluator, checkpoints, hook
+        self._defender = defender
         self._keys, self._order = keys, list(keys)
         self._measures = {stage.name for stage in config.method.stages() if stage.evaluates}
         self._poller = StopPoller(world, request)
@@ -92,6 +96,17 @@ class Reporter:
         self._hook(row, self._checkpoints.newest_path)
         self._leave(wanted)
 
+    def waiting(self, stage: str) -> Callable[[str], None]:
+        """To be called on every rank while another run trains a stage that this one needs: shows it, and heeds a
+        request to stop."""
+
+        def wait(other: str) -> None:
+            if self._world.is_main:
+                self.progress.say(stage, f"{stage}: waiting for {other}, which trains it")
+            self._leave(self._poller.poll(now=True))
+
+        return wait
+
     def _measure(self, end: EpochEnd, last: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}
         every = self._config.evaluate_every
@@ -102,6 +117,12 @@ class Reporter:
                 found |= {"asr": self.measured.asr, "robust_acc": self.measured.robust_acc}
         if end.kept is not None:
             found |= {k: v for k, v in self._evaluator.count_kept(end.kept).items() if v is not None}
+        if self._defender is not None and end.kept is not None and self._world.is_main:
+            stability = self._defender.note(end.kept)
+            if stability is not None:
+                found |= {"split_stability": stability}
+            if "clean_acc" in found:
+                found |= self._defender.measure(end.model, end.kept)
         return found
 
     def _save(self, stage: str, state: dict[str, Any]) -> None:

@@ -16,9 +16,10 @@ from data_prep.errors import UserError
 from dbd_dist.config import TrainConfig
 from dbd_dist.data.loaders import open_images
 from dbd_dist.distributed.world import World
+from dbd_dist.evaluation.defender import Defender
 from dbd_dist.evaluation.evaluator import Evaluator
 from dbd_dist.models.given import read_given
-from dbd_dist.runtime import logs, watchdog
+from dbd_dist.runtime import lease, logs, watchdog
 from dbd_dist.runtime.checkpoint import (
     STATE_FILE,
     Checkpoints,
@@ -165,7 +166,13 @@ class Runner:
         if config.method.needs_clean:
             holdout = open_images(dataset, world.device, **reading, split="holdout")
         evaluator = Evaluator(dataset, world, config.normalise, bf16=self._bf16)
-        self.reporter = Reporter(config, folder, world, evaluator, checkpoints, self.keys, request, hook)
+        defender = None
+        if compute.defender_metrics:
+            share = max(getattr(stage, "withhold", 0.0) for stage in config.method.stages())
+            defender = Defender(
+                images, world.device, config.normalise, seed=config.seed, withhold=share, bf16=self._bf16
+            )
+        self.reporter = Reporter(config, folder, world, evaluator, checkpoints, self.keys, request, hook, defender)
         self._context = Context(
             world=world,
             images=images,
@@ -228,7 +235,7 @@ class Runner:
         for stage in config.method.stages():
             given |= stage.offers()
             if stage in shared:
-                given |= self._find(stage) or self._train(stage, given, store=True)
+                given |= self._find(stage) or self._share(stage, given)
             elif stage is last:
                 given |= self._train(stage, given, store=False)
             if "backbone" in stage.gives and world.is_main:
@@ -272,6 +279,19 @@ class Runner:
                 self._store.save(stage.name, self.keys[stage.name], {**found, "rows": rows})
             self._world.barrier()
         return found
+
+    def _share(self, stage: Stage, given: dict[str, Any]) -> dict[str, Any]:
+        """Train a stage for this and other runs, or wait for the run that trains it already."""
+        key = self.keys[stage.name]
+        with lease.held(
+            self._store.path(stage.name, key).with_name(lease.FILE),
+            holder=self._folder.path.name,
+            world=self._world,
+            finished=lambda: self._store.has(stage.name, key),
+            between=self.reporter.waiting(stage.name),
+        ) as mine:
+            found = None if mine else self._find(stage)
+            return self._train(stage, given, store=True) if found is None else found
 
     def _forget_rows(self, stage: Stage) -> None:
         if self._world.is_main and self._folder.rows(stage.name):

@@ -57,11 +57,16 @@ class MixMatch(Stage):
     ramp_epochs: int | None = None
     """Epochs over which lambda_u grows linearly from 0; `epochs` unless given. Counts MixMatch epochs only."""
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
+    refresh: int = field(default=1, metadata={"omit_default": True})
+    """Epochs between two splits."""
+    withhold: float = field(default=0.0, metadata={"omit_default": True})
+    """Share of the samples, drawn with the seed, whose labels this stage never trains on, whatever the split says: how
+    the model agrees with them can be measured without knowing the truth (`dbd tune --truth none`)."""
 
     def __post_init__(self):
         require(
             self, "mixmatch", epochs=">= 1", steps=">= 1", batch=">= 2", lr="> 0", temperature="> 0", mix_alpha="> 0",
-            lambda_u=">= 0", ramp_epochs=">= 1",
+            lambda_u=">= 0", ramp_epochs=">= 1", refresh=">= 1", withhold="in [0, 1)",
         )  # fmt: skip
 
     def run(self, context: Context, inputs: Mapping[str, Any], resume: dict[str, Any] | None) -> dict[str, Any]:
@@ -110,18 +115,27 @@ def fine_tune(
     restore(resume, model, optimizer)
     split_state: dict[str, Tensor] = resume["split"] if resume else {}
     backward = make_backward(config, model, context)
+    taught = ~withheld(config.withhold, len(context.images), context.generator("mixmatch", "withheld"))
 
     def one(epoch: int, loop: EpochLoop) -> None:
         nonlocal split_state
-        if loop.done == 0:  # else the checkpoint holds this epoch's
+        if loop.done == 0 and (epoch - 1) % config.refresh == 0:  # else the checkpoint holds this epoch's
             split_state = renew(split_state, split_rule, sample_loss, model, context, epoch)
-        train_epoch(config, model, backward, optimizer, context, epoch, split_state["kept"], loop)
+        train_epoch(config, model, backward, optimizer, context, epoch, split_state["kept"] & taught, loop)
 
     run_epochs(
         config, model, optimizer, context, resume, one,
         more=lambda: {"split": split_state}, kept=lambda: split_state["kept"],
     )  # fmt: skip
     return split_state
+
+
+def withheld(share: float, count: int, generator: torch.Generator) -> Tensor:
+    """bool (count,): exactly ``round(share * count)`` samples whose labels are not trained on."""
+    chosen = torch.zeros(count, dtype=torch.bool)
+    if share:
+        chosen[torch.randperm(count, generator=generator)[: round(share * count)]] = True
+    return chosen
 
 
 def renew(

@@ -44,13 +44,16 @@ class Warmup(Stage):
     sce_alpha: float = 0.1
     """Weight of cross-entropy in SCE."""
     sce_beta: float = 1.0
-    """Weight of reverse cross-entropy in SCE."""
+    """Weight of reverse cross-entropy in SCE. Adam does not see the scale of both weights, only their ratio."""
+    sce_clamp: float = field(default=1e-4, metadata={"omit_default": True})
+    """What stands for a probability of 0 in the given label, whose logarithm reverse cross-entropy needs."""
     freeze_batch_norm: bool = True
     """Keep the frozen backbone's batch-norm statistics; False lets them drift, as the released code does."""
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
 
     def __post_init__(self):
-        require(self, "warmup", epochs=">= 1", batch=">= 2", lr="> 0", sce_alpha=">= 0", sce_beta=">= 0")
+        require(self, "warmup", epochs=">= 1", batch=">= 2", lr="> 0", sce_alpha=">= 0", sce_beta=">= 0",
+                sce_clamp="in (0, 1)")  # fmt: skip
         if self.sce_alpha == 0 and self.sce_beta == 0:
             raise UserError("both weights are 0, which leaves no loss", where="warmup.sce_alpha, warmup.sce_beta")
 
@@ -74,7 +77,7 @@ def sample_losses(config: Warmup, logits_BK: Tensor, labels_B: Tensor) -> Tensor
     """The loss of each sample (B,): what the head is trained with, and what the split ranks by."""
     if config.loss == "ce":
         return F.cross_entropy(logits_BK.float(), labels_B, reduction="none")
-    return symmetric_cross_entropy(logits_BK, labels_B, config.sce_alpha, config.sce_beta)
+    return symmetric_cross_entropy(logits_BK, labels_B, config.sce_alpha, config.sce_beta, config.sce_clamp)
 
 
 def train_head(

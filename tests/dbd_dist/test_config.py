@@ -79,3 +79,16 @@ def test_values_are_checked_as_in_any_configuration(name, value, where):
     with pytest.raises(UserError) as caught:
         override(TrainConfig(), {name: value})
     assert caught.value.where == where
+
+
+def test_places_of_a_list_have_numbers():
+    before = TrainConfig()
+    after = override(before, {"simclr.augment.scale.0": 0.4})
+    assert changed(before, after) == {"simclr.augment.scale": [0.4, before.method.stages()[0].augment.scale[1]]}
+    with pytest.raises(UserError, match="there is no such field"):
+        override(before, {"simclr.augment.scale.2": 0.4})
+
+
+def test_a_field_that_does_not_exist_names_the_nearest():
+    with pytest.raises(UserError, match=r"split\.kep: there is no such field.*did you mean split\.keep\?"):
+        override(TrainConfig(), {"split.kep": 0.4})

@@ -154,3 +154,11 @@ def test_losses_compute_in_float32_whatever_they_are_given(alone):
         nt_xent(logits, logits + 1, 0.5, alone),
     ):
         assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("clamp", [1e-6, 1e-4, 0.05])
+def test_the_clamp_of_the_label(clamp):
+    """The reverse part grows with the logarithm of what stands for 0."""
+    sure = torch.tensor([[100.0, -100.0, -100.0]])
+    wrong = symmetric_cross_entropy(sure, torch.tensor([1]), 0.0, 1.0, clamp).item()
+    assert wrong == pytest.approx(-math.log(clamp), rel=1e-5)

@@ -503,3 +503,17 @@ def test_stages_leave_the_global_generators_alone(alone):
         run_stage(alone, stage, 1)
         assert torch.equal(before[0], torch.random.get_rng_state()), stage
         assert (before[1] == np.random.get_state()[1]).all(), stage  # noqa: NPY002
+
+
+def test_the_split_is_renewed_every_so_many_epochs(alone, monkeypatch):
+    renewed: list[int] = []
+    renew = mixmatch.renew
+
+    def watch(split_state, split_rule, sample_loss, model, context, epoch):
+        renewed.append(epoch)
+        return renew(split_state, split_rule, sample_loss, model, context, epoch)
+
+    monkeypatch.setattr(mixmatch, "renew", watch)
+    context = tiny.make_context(alone, tiny.make_images())
+    tiny.run_mixmatch(replace(tiny.MIXMATCH, epochs=5, refresh=2), context, tiny.make_classifier(context))
+    assert renewed == [1, 3, 5]
