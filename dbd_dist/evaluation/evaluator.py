@@ -4,8 +4,10 @@ of it."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from data_prep.beton import read_beton
@@ -17,6 +19,7 @@ from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import rank_slice
 from dbd_dist.distributed.world import World
 from dbd_dist.runtime.watchdog import beat
+from dbd_dist.stages.flagged import Flagged
 
 FORWARD_BATCH = 500
 
@@ -107,6 +110,43 @@ class Evaluator:
             "kept_poisoned": int((kept_N & self._poisoned).sum()),
             "poisoned": int(self._poisoned.sum()),
         }
+
+    def count_flagged(self, flagged: Flagged, labels_N: Tensor) -> dict[str, Any]:
+        """What a detector flagged, and how much of it rightly where the truth is known.
+
+        Args:
+            labels_N: the given labels of the training samples.
+
+        Returns:
+            ``samples``: how many were flagged; ``tpr`` and ``fpr``: the share of the poisoned and of the other samples
+            among them; ``auroc`` of its scores. ``classes``: those it flagged; ``class_scores``; ``class_tpr`` and
+            ``class_fpr``: the share of the classes that poisoned samples are given, and of the others. None where
+            the detector says nothing of it, the truth is not known, or there is nothing to take a share of.
+        """
+        samples, scores, classes = flagged["samples"], flagged["scores"], flagged["classes"]
+        found: dict[str, Any] = dict.fromkeys(("tpr", "fpr", "auroc", "class_tpr", "class_fpr"))
+        found["samples"] = None if samples is None else int(samples.sum())
+        found["classes"] = None if classes is None else classes.tolist()
+        class_scores = flagged["class_scores"]
+        found["class_scores"] = None if class_scores is None else class_scores.tolist()
+        poisoned = self._poisoned
+        if poisoned is None:
+            return found
+        if samples is not None:
+            found |= {"tpr": _share(samples[poisoned]), "fpr": _share(samples[~poisoned])}
+        if scores is not None and poisoned.any() and not poisoned.all():
+            found["auroc"] = float(roc_auc_score(poisoned.numpy(), scores.numpy()))
+        if classes is not None:
+            targets, alarms = torch.zeros(2, self._classes, dtype=torch.bool)
+            targets[labels_N[poisoned]] = True
+            alarms[classes] = True
+            found |= {"class_tpr": _share(alarms[targets]), "class_fpr": _share(alarms[~targets])}
+        return found
+
+
+def _share(chosen: Tensor) -> float | None:
+    """The share of True in bool (n,); None where there is nothing."""
+    return float(chosen.double().mean()) if len(chosen) else None
 
 
 @torch.no_grad()

@@ -33,7 +33,8 @@ class Method:
     """Needs clean images of the defender's own: the data set has to hold some (``dbd prepare --holdout-clean``), stages
     have them as ``context.clean``, and tables mark the method."""
     defaults: ClassVar[Mapping[str, Mapping[str, Stage]]] = {}
-    """Stages for presets that have none of that name: preset -> field -> stage; "*" is for every preset."""
+    """Stages for presets that have none of that name: preset -> field -> stage; "*" is for every preset where the
+    stage does not derive them from the preset (`Stage.from_preset`)."""
 
     def __post_init__(self):
         self.check_names()
@@ -117,12 +118,12 @@ class Method:
         Raises:
             UserError: neither the preset nor the method has settings for one of the stages.
         """
-        own = {**cls.defaults.get("*", {}), **cls.defaults.get(preset, {})}
+        own, common = cls.defaults.get(preset, {}), cls.defaults.get("*", {})
         chosen: dict[str, Any] = {}
         for name, kind in cls.stage_kinds().items():
             found = stages.get(name)
             if not isinstance(found, kind):
-                found = own.get(name)
+                found = own.get(name) or kind.from_preset(stages) or common.get(name)
             if found is None:
                 raise UserError(
                     f"the preset {preset} has no settings for {name}, a stage of {cls.name}",

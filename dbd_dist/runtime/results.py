@@ -17,6 +17,7 @@ from dbd_dist.runtime.checkpoint import retry_on_oserror
 from dbd_dist.runtime.keys import method_hash
 from dbd_dist.runtime.run_folder import RunFolder, describe
 from dbd_dist.stages.context import Context
+from dbd_dist.stages.flagged import Flagged
 
 FEATURE_SAMPLES = 2000
 
@@ -59,9 +60,12 @@ class Results:
         split = given.get("split")
         if split is not None:
             self.write(lambda: self.folder.write_split(split))
+        flagged = given.get("flagged")
+        if flagged is not None:
+            self.write(lambda: self.folder.write_flagged(flagged))
         self._write_features(given)
         self.write(lambda: self.folder.write_model(given["model"], self.config, self.dataset, self.config.normalise))
-        result = self._result(split, measured)
+        result = self._result(split, flagged, measured)
         self.write(self.folder.write_rows)
         self.write(lambda: self.folder.write_result(result))
 
@@ -81,7 +85,7 @@ class Results:
         kind = "ssl" if "backbone" in given else "supervised"
         self.write(lambda: self.folder.write_features(positions, pooled, kind))
 
-    def _result(self, split: dict[str, Any] | None, measured: EvalResult) -> dict[str, Any]:
+    def _result(self, split: dict[str, Any] | None, flagged: Flagged | None, measured: EvalResult) -> dict[str, Any]:
         config, manifest, images = self.config, self.dataset.manifest, self.context.images
         nothing = torch.zeros(len(images), dtype=torch.bool)
         counts = self.evaluator.count_kept(nothing if split is None else split["kept"])
@@ -100,6 +104,7 @@ class Results:
             "seed": config.seed,
             **dataclasses.asdict(measured),
             **counts,
+            **({} if flagged is None else {"flagged": self.evaluator.count_flagged(flagged, images.labels.cpu())}),
             "train_size": len(images),
             "seconds": {s: round(sum(r["time_s"] for r in self.folder.rows(s)), 2) for s in stages},
             "reused_stages": [s for s in stages if any(r.get("reused") for r in self.folder.rows(s))],

@@ -30,6 +30,7 @@ from dbd_dist.distributed.world import World
 from dbd_dist.models.given import network_values
 from dbd_dist.runtime import lock, logs, stopping
 from dbd_dist.runtime.keys import method_hash
+from dbd_dist.stages.flagged import Flagged
 
 ERROR_FILE = "error.json"
 """What a worker leaves for its driver: a UserError, or that the run was stopped."""
@@ -169,7 +170,9 @@ class RunFolder:
             self._behind = True
             logs.event("metrics.jsonl cannot be written now", level=logging.WARNING, why=str(error))
         if row["epoch"] == row["epochs"]:
-            logs.event("stage is reused" if row.get("reused") else "stage ends", stage=row["stage"], loss=row["loss"])
+            logs.event(
+                "stage is reused" if row.get("reused") else "stage ends", stage=row["stage"], loss=row.get("loss")
+            )
         self._curve(row)
 
     def write_rows(self) -> None:
@@ -217,14 +220,27 @@ class RunFolder:
 
     def write_split(self, split: dict[str, Tensor]) -> None:
         """split.parquet: the split: loss and label kept of every training sample."""
+        self._write_columns("split.parquet", split)
+
+    def write_flagged(self, flagged: Flagged) -> None:
+        """flagged.parquet: what a detector flagged of the training samples, and its scores where it has any."""
+        if flagged["samples"] is None:
+            return
+        columns = {"flagged": flagged["samples"]}
+        if flagged["scores"] is not None:
+            columns["score"] = flagged["scores"]
+        self._write_columns("flagged.parquet", columns)
+
+    def _write_columns(self, name: str, columns: dict[str, Tensor]) -> None:
+        """A Parquet table over the training samples: their index, and a value of each in every column."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns: dict[str, Any] = {"index": np.arange(len(split["loss"]))}
-        columns |= {name: values.numpy() for name, values in split.items()}
-        aside = self.path / ".split.parquet"
-        pq.write_table(pa.table(columns), aside)
-        os.replace(aside, self.path / "split.parquet")
+        count = len(next(iter(columns.values())))
+        table = pa.table({"index": np.arange(count), **{column: values.numpy() for column, values in columns.items()}})
+        aside = self.path / f".{name}"
+        pq.write_table(table, aside)
+        os.replace(aside, self.path / name)
 
     def write_features(self, positions: Tensor, features: Tensor, kind: str) -> None:
         """features.npz: (n,) sample indices and their (n, d) penultimate features."""

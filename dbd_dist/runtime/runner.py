@@ -180,6 +180,7 @@ class Runner:
             num_classes=dataset.manifest.num_classes,
             model=config.model,
             start=None if config.model.weights is None else read_given(config.model).tensors,
+            normalise=config.normalise,
             seed=config.seed,
             bf16=self._bf16,
             sync_bn=compute.sync_bn,
@@ -268,6 +269,7 @@ class Runner:
 
     def _train(self, stage: Stage, given: dict[str, Any], *, store: bool) -> dict[str, Any]:
         """Train a stage, from its checkpoint where there is one; keep what it gives for other runs where asked."""
+        self.reporter.measured = None  # of an earlier stage
         state = self.reporter.state_of(stage.name)
         if state is None and store:  # it may have been finished once, and its file been lost since
             self._forget_rows(stage)

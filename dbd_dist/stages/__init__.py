@@ -1,18 +1,59 @@
 """Parts of training, one a file: settings and loop together. A new one is a file here and a line below."""
 
 from data_prep.registry import Registry
+from dbd_dist.stages.clustering import Clustering
+from dbd_dist.stages.finetuning import Finetuning
+from dbd_dist.stages.inversion import Inversion
+from dbd_dist.stages.isolation import Isolation
 from dbd_dist.stages.mixmatch import MixMatch
+from dbd_dist.stages.patching import Patching
+from dbd_dist.stages.retrain import Retrain
 from dbd_dist.stages.simclr import SimCLR
+from dbd_dist.stages.spectral import Spectral
 from dbd_dist.stages.split import Split
 from dbd_dist.stages.stage import Stage
 from dbd_dist.stages.supervised import Supervised
+from dbd_dist.stages.unlearning import Unlearning
 from dbd_dist.stages.warmup import Warmup
 
 STAGES: Registry[type[Stage]] = Registry(
     "stages",
-    {stage.name: stage for stage in (SimCLR, Warmup, Split, MixMatch, Supervised)},
+    {
+        stage.name: stage
+        for stage in (
+            SimCLR,
+            Warmup,
+            Split,
+            MixMatch,
+            Supervised,
+            Spectral,
+            Clustering,
+            Retrain,
+            Isolation,
+            Finetuning,
+            Unlearning,
+            Inversion,
+            Patching,
+        )
+    },
     base=Stage,
     needs=("name", "title", "gives"),
 )
 
-__all__ = ["STAGES", "MixMatch", "SimCLR", "Split", "Stage", "Supervised", "Warmup"]
+__all__ = [
+    "STAGES",
+    "Clustering",
+    "Finetuning",
+    "Inversion",
+    "Isolation",
+    "MixMatch",
+    "Patching",
+    "Retrain",
+    "SimCLR",
+    "Spectral",
+    "Split",
+    "Stage",
+    "Supervised",
+    "Unlearning",
+    "Warmup",
+]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dbd_dist import seeds
+from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.loaders import Images
 from dbd_dist.data.sampling import rank_slice
 from dbd_dist.distributed.world import World
@@ -67,6 +69,8 @@ class Context:
     """The network that stages build."""
     start: Mapping[str, Tensor] | None = None
     """Weights that every network's backbone starts from: those of --model.weights. Default: drawn."""
+    normalise: AugmentConfig = field(default_factory=augment.none)
+    """How images are normalised where they are not augmented, as in every stage of the run."""
     seed: int
     bf16: bool
     sync_bn: bool

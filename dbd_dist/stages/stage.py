@@ -52,7 +52,7 @@ class Stage:
     """What it needs that earlier stages give."""
     gives: ClassVar[tuple[str, ...]]
     """What it hands on: "backbone" (weights without labels), "model" (weights of the classifier), "optimizer",
-    "split", or names of its own."""
+    "split", "flagged" (see `stages.flagged`), or names of its own."""
     evaluates: ClassVar[bool] = False
     """Its model is a classifier in training, worth measuring between epochs."""
     trains: ClassVar[bool] = True
@@ -62,6 +62,11 @@ class Stage:
     `needs_clean`."""
     revision: ClassVar[int] = 0
     """Counted up when a change of the code changes what the stage computes: what was stored before is not used then."""
+
+    @classmethod
+    def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
+        """The settings that follow from those of a preset's own stages, by name; None where they do not."""
+        return None
 
     def offers(self) -> dict[str, Any]:
         """What the stage gives that follows from its settings alone, by name; never stored."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from data_prep.errors import UserError
 from dbd_dist import optim
@@ -44,12 +45,12 @@ class Supervised(Stage):
 
     def __post_init__(self):
         require(
-            self, "supervised", epochs=">= 1", batch=">= 2", lr="> 0", momentum="in [0, 1)", weight_decay=">= 0"
+            self, self.name, epochs=">= 1", batch=">= 2", lr="> 0", momentum="in [0, 1)", weight_decay=">= 0"
         )  # fmt: skip
         if any(m < 1 for m in self.milestones) or list(self.milestones) != sorted(set(self.milestones)):
             raise UserError(
                 f"milestones are {self.milestones}",
-                where="supervised.milestones",
+                where=f"{self.name}.milestones",
                 expected="whole numbers from 1, each larger than the one before",
             )
 
@@ -62,16 +63,37 @@ class Supervised(Stage):
         return StageBytes(checkpoint=2 * networks.classifier, kept=networks.classifier)
 
 
-def train(config: Supervised, model: Classifier, context: Context, resume: dict[str, Any] | None) -> None:
-    """Train `model` in place."""
+def cross_entropy(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """The mean loss of a batch."""
+    return F.cross_entropy(logits_BK.float(), labels_B)
+
+
+def train(
+    config: Supervised,
+    model: Classifier,
+    context: Context,
+    resume: dict[str, Any] | None,
+    *,
+    positions: Tensor | None = None,
+    batch_loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+) -> None:
+    """Train `model` in place.
+
+    Args:
+        positions: int64 (n,), the samples to train on; default all.
+        batch_loss: (logits (B, K), labels (B,)) -> the mean loss of this rank's part of a batch.
+    """
     world, images = context.world, context.images
+    count = len(images) if positions is None else len(positions)
     optimizer = optim.sgd(model.parameters(), config.lr, config.momentum, config.weight_decay)
     restore(resume, model, optimizer)
     network = world.data_parallel(model)
     mine = context.mine(config.batch)
 
     def one(epoch: int, loop: EpochLoop) -> None:
-        order = epoch_batches(len(images), config.batch, context.generator("supervised", epoch, "order"))
+        order = epoch_batches(count, config.batch, context.generator(config.name, epoch, "order"))
+        if positions is not None:
+            order = positions[order]
         chosen = order[:, mine]
         here = chosen.to(world.device)  # once an epoch: a copy in a step would wait for the device
         network.train()
@@ -83,7 +105,7 @@ def train(config: Supervised, model: Classifier, context: Context, resume: dict[
             views = augment.apply(config.augment, pixels, params[mine])
             with context.autocast():
                 logits = network(views)
-            loss = F.cross_entropy(logits.float(), images.labels[here[step]])
+            loss = batch_loss(logits, images.labels[here[step]])
             optimizer.zero_grad()
             loss.backward()
             if config.schedule == "cosine":

@@ -23,8 +23,25 @@ from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import Evaluator
 from dbd_dist.models.config import ModelConfig
 from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
-from dbd_dist.stages import MixMatch, SimCLR, Split, Supervised, Warmup, mixmatch, simclr, split, supervised, warmup
+from dbd_dist.stages import (
+    Clustering,
+    Isolation,
+    MixMatch,
+    SimCLR,
+    Spectral,
+    Split,
+    Supervised,
+    Unlearning,
+    Warmup,
+    mixmatch,
+    simclr,
+    split,
+    supervised,
+    unlearning,
+    warmup,
+)
 from dbd_dist.stages.context import Context, EpochEnd
+from dbd_dist.stages.flagged import flag
 
 CLASSES = 4
 MODEL = ModelConfig(depths=(1, 1), widths=(8, 16), projection_dim=16)
@@ -36,6 +53,8 @@ SPLIT = Split(batch=10, augment=WEAK)
 MIXMATCH = MixMatch(epochs=1, steps=3, batch=12, augment=WEAK)
 SAMPLE_LOSS = WARMUP.offers()["sample_loss"]
 SUPERVISED = Supervised(epochs=1, batch=24, augment=WEAK)
+UNLEARNING = Unlearning(epochs=1, steps=2, batch=8, lr=0.05, augment=WEAK)
+DETECTORS = {"spectral": Spectral(batch=10), "clustering": Clustering(batch=10, dims=3, silhouette=-1.0)}
 
 
 def make_images(count: int = 48, px: int = 16, device: torch.device | str = "cpu") -> ResidentImages:
@@ -86,11 +105,17 @@ def run_supervised(config: Supervised, context: Context, model: Any, resume: dic
     supervised.train(config, model, context, resume)
 
 
+def run_unlearning(config: Unlearning, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+    isolated = torch.arange(len(context.images)) % 7 == 0
+    unlearning.unlearn(config, model, flag(samples=isolated), context, resume)
+
+
 STAGES: dict[str, tuple[Any, Callable[..., None], Callable[..., nn.Module]]] = {
     "simclr": (SIMCLR, run_simclr, make_contrastive),
     "warmup": (WARMUP, run_warmup, make_classifier),
     "mixmatch": (MIXMATCH, run_mixmatch, make_classifier),
     "supervised": (SUPERVISED, run_supervised, make_classifier),
+    "unlearning": (UNLEARNING, run_unlearning, make_classifier),
 }
 
 
@@ -119,6 +144,19 @@ def train_stage(world: World, stage: str) -> tuple[dict[str, Tensor], dict[str, 
     model = make(context)
     run(config, context, model)
     return weights_of(model), rows[-1]
+
+
+def detect(world: World, detector: str) -> dict[str, Any]:
+    """What a detector flags by the features of a model with random weights."""
+    context = replace(make_context(world, make_images()), model=MODEL)
+    return dict(DETECTORS[detector].run(context, {"model": make_classifier(context).state_dict()}, None)["flagged"])
+
+
+def isolate(world: World) -> dict[str, Any]:
+    """What is isolated after an epoch."""
+    context = replace(make_context(world, make_images()), model=MODEL)
+    stage = Isolation(epochs=1, batch=24, share=0.1, augment=WEAK)
+    return dict(stage.run(context, {}, None)["flagged"])
 
 
 def train_chunked(world: World) -> tuple[dict[str, Tensor], dict[str, float]]:
