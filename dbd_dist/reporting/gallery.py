@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
 
+from data_prep.errors import UserError
 from dbd_dist.reporting.arrays import Split
 from dbd_dist.reporting.data import Data, read_images
 
 SHOWN = 24
+_SHEET_PX = 2000  # `trigger_sheet` makes none larger
 _WIDEST_PX = 128  # larger images are scaled down: two dozen photographs would make a page of megabytes
 
 
@@ -21,16 +24,36 @@ def suspects(split: Split, limit: int = SHOWN) -> np.ndarray:
     return dropped[np.argsort(-split.loss[dropped], kind="stable")][:limit]
 
 
-def png_uri(image: np.ndarray) -> Markup:
+def png_uri(image: np.ndarray, widest_px: int = _WIDEST_PX) -> Markup:
     """An image uint8 (H, W, 3) as a data URI, pixel for pixel where it is small."""
     from PIL import Image
 
     picture = Image.fromarray(image)
-    if max(picture.size) > _WIDEST_PX:
-        picture.thumbnail((_WIDEST_PX, _WIDEST_PX))
+    if max(picture.size) > widest_px:
+        picture.thumbnail((widest_px, widest_px))
     stream = io.BytesIO()
     picture.save(stream, format="PNG", optimize=True)
     return Markup("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii"))
+
+
+def triggers(folder: Path) -> Markup | None:
+    """The picture of the triggers that a method found, drawn anew; None where there is none.
+
+    Raises:
+        UserError: it is no picture, or larger than one can be.
+    """
+    from PIL import Image
+
+    path = folder / "triggers.png"
+    if not path.is_file():
+        return None
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            if max(picture.size) > _SHEET_PX:
+                raise ValueError(f"{picture.width} x {picture.height} px")
+            return png_uri(np.asarray(picture.convert("RGB")), _SHEET_PX)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"not a picture of triggers ({error})", where=path, hint="delete it") from error
 
 
 def gallery(data: Data, split: Split) -> list[tuple[int, Markup]]:

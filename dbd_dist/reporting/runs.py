@@ -22,6 +22,8 @@ from dbd_dist.reporting.wording import printable
 
 _FRACTIONS = ("clean_acc", "asr", "robust_acc")
 _COUNTS = ("kept", "kept_poisoned", "poisoned", "train_size", "world_size", "seed")
+_RATES = ("tpr", "fpr", "auroc", "class_tpr", "class_fpr")
+"""Of what a detector flagged."""
 _OPTIONAL = ("result.json", "split.parquet", "features.npz")
 _MOST = 2**64
 """Counts and seeds are no larger."""
@@ -174,12 +176,24 @@ def _result(path: Path) -> dict[str, Any]:
         value = result.get(field)
         fits = value is None or (isinstance(value, int) and _is_number(value, _MOST))
         check(field, fits, f"a whole number from 0 to {_MOST}, or null")
+    flagged = result.get("flagged")
+    check("flagged", flagged is None or _is_flagged(flagged), "an object of counts, and of fractions from 0 to 1")
     classes, seconds = result.get("per_class_acc"), result.get("seconds")
     fits = isinstance(classes, list) and all(value is None or _is_number(value, 1) for value in classes)
     check("per_class_acc", fits or classes is None, "a list of fractions from 0 to 1")
     fits = isinstance(seconds, dict) and all(map(_is_number, seconds.values()))
     check("seconds", fits or seconds is None, "an object of seconds by stage")
     return result
+
+
+def _is_flagged(flagged: Any) -> bool:
+    """Can it be what a detector flagged (`Evaluator.count_flagged`)?"""
+    if not isinstance(flagged, dict) or not isinstance(flagged.get("classes"), list | None):
+        return False
+    count, classes = flagged.get("samples"), flagged.get("classes") or []
+    if not all(isinstance(value, int) and _is_number(value) for value in [*classes, count or 0]):
+        return False
+    return all(flagged.get(name) is None or _is_number(flagged[name], 1) for name in _RATES)
 
 
 def _metrics(path: Path) -> tuple[list[dict[str, Any]], int]:

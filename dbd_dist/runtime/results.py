@@ -63,6 +63,8 @@ class Results:
         flagged = given.get("flagged")
         if flagged is not None:
             self.write(lambda: self.folder.write_flagged(flagged))
+            if "triggers" in given:
+                self.write(lambda: self.folder.write_triggers(given["triggers"], flagged))
         self._write_features(given)
         self.write(lambda: self.folder.write_model(given["model"], self.config, self.dataset, self.config.normalise))
         result = self._result(split, flagged, measured)

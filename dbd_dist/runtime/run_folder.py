@@ -231,6 +231,20 @@ class RunFolder:
             columns["score"] = flagged["scores"]
         self._write_columns("flagged.parquet", columns)
 
+    def write_triggers(self, triggers: Tensor, flagged: Flagged) -> None:
+        """triggers.npz and triggers.png: mask and pattern of each class, float16 (K, 4, H, W), and their picture."""
+        from dbd_dist.runtime.pictures import trigger_sheet
+
+        scores, classes = flagged["class_scores"], flagged["classes"]
+        assert scores is not None
+        assert classes is not None
+        aside = self.path / ".triggers.npz"
+        np.savez_compressed(aside, triggers=triggers.to(torch.float16).numpy(), scores=scores.numpy())
+        os.replace(aside, self.path / "triggers.npz")
+        aside = self.path / ".triggers.png"
+        trigger_sheet(triggers, scores, classes.tolist()).save(aside, optimize=True)
+        os.replace(aside, self.path / "triggers.png")
+
     def _write_columns(self, name: str, columns: dict[str, Tensor]) -> None:
         """A Parquet table over the training samples: their index, and a value of each in every column."""
         import pyarrow as pa

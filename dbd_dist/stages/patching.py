@@ -25,9 +25,9 @@ from dbd_dist.stages.supervised import Supervised, cross_entropy
 @dataclass(frozen=True, kw_only=True)
 class Patching(Stage):
     """Unlearning of Neural Cleanse (Wang et al., IEEE S&P 2019, sec. VI-B): fine-tuning on clean images, a fifth of
-    which carry the trigger that was found and keep their true label. Without a found target the model is left as it is.
+    which carry the trigger that was found and keep their true label. Without a found target the model stays as it is.
 
-    The paper fine-tunes for one epoch on 10 % of the training data; epochs and learning rate are ours, for the usual 5 %.
+    The paper fine-tunes for one epoch on 10 % of the training data; epochs and learning rate are ours, for 5 %.
     """
 
     name: ClassVar[str] = "patching"

@@ -307,7 +307,7 @@ def train(config: Any, storage: Path) -> dict[str, Any]:
     return result
 
 
-def test_runs_share_plain_training_and_say_what_was_flagged(storage, digits, smoke_none):
+def test_runs_share_plain_training_and_say_what_was_flagged(storage, digits):
     first = train(smoke("spectral", digits), storage)
     second = train(smoke("activation-clustering", digits, **{"clustering.silhouette": -1.0}), storage)
     assert first["reused_stages"] == []

@@ -25,6 +25,7 @@ from dbd_dist.models.config import ModelConfig
 from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 from dbd_dist.stages import (
     Clustering,
+    Inversion,
     Isolation,
     MixMatch,
     SimCLR,
@@ -157,6 +158,13 @@ def isolate(world: World) -> dict[str, Any]:
     context = replace(make_context(world, make_images()), model=MODEL)
     stage = Isolation(epochs=1, batch=24, share=0.1, augment=WEAK)
     return dict(stage.run(context, {}, None)["flagged"])
+
+
+def invert(world: World, images: int) -> dict[str, Any]:
+    """Triggers of a model with random weights."""
+    context = replace(make_context(world, make_images()), model=MODEL, holdout=make_images(20))
+    stage = Inversion(rounds=3, steps=2, per_class=4, images=images)
+    return stage.run(context, {"model": make_classifier(context).state_dict()}, None)
 
 
 def train_chunked(world: World) -> tuple[dict[str, Tensor], dict[str, float]]:

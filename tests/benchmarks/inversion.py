@@ -1,0 +1,139 @@
+"""Trigger inversion of Neural Cleanse: all classes at once against class after class, on a trained classifier.
+
+    python -m tests.benchmarks.inversion RUN [--data FOLDER] [--rounds 100] [--steps 10] [--threads 1] [--out FILE]
+
+RUN is the folder of a run without defence. Its clean images are the holdout of its data set, or of --data; without
+one, 500 of the clean test images. Three ways, with the same starts, rounds, thresholds and frozen weights:
+
+    published    one class after the other, 32 images a step, as the authors' code
+    single       one class after the other, with as many images a step as `batched` takes for each class
+    batched      all classes at once, as the stage `inversion`
+
+Time is that of the processor (all threads of this process), which other work on the machine hardly changes. Quality is
+the L1 norm of the masks, the share of all clean images that each trigger turns into its class, and the anomaly index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.beton import read_beton
+from data_prep.dataset.manifest import open_dataset
+from data_prep.io.json import read_json
+from dbd_dist import seeds
+from dbd_dist.data import augment
+from dbd_dist.data.sampling import cycling_batches
+from dbd_dist.models.exported import read_exported
+from dbd_dist.runtime.run_folder import commit, host
+from dbd_dist.stages.inversion import Inversion, anomaly_index, invert, stamp
+
+PUBLISHED_BATCH = 32
+FALLBACK = 500
+
+
+def clean_images(folder: Path) -> Tensor:
+    """uint8 (n, 3, H, W)."""
+    dataset = open_dataset(folder)
+    split = "holdout" if "holdout" in dataset.manifest.counts else "test"
+    count = dataset.manifest.counts[split]
+    images, _, _ = read_beton(getattr(dataset, split), expect_count=count, expect_px=dataset.manifest.image_px)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if split == "test":
+        pixels = pixels[torch.randperm(count, generator=seeds.generator(0, "benchmark"))[:FALLBACK]]
+    return pixels
+
+
+def measure(config: Inversion, network: nn.Module, normalise: Any, images: Tensor, classes: int, *, at_once: bool):
+    """Time and quality of one way."""
+    px = images.shape[-1]
+    drawn = [torch.rand(4, px, px, generator=seeds.generator(0, "inversion", k)) * 0.98 + 0.01 for k in range(classes)]
+    starts = [torch.atanh(2 * d - 1) for d in drawn]
+    order = cycling_batches(
+        torch.arange(len(images)), config.rounds * config.steps, config.per_class, seeds.generator(0, "inversion")
+    )
+
+    def batches() -> Iterator[Tensor]:
+        return (images[chosen] for chosen in order)
+
+    rounds: list[int] = []
+    groups = [list(range(classes))] if at_once else [[k] for k in range(classes)]
+    wall, cpu = time.perf_counter(), time.process_time()
+    parts = [
+        invert(config, network, normalise, group, [starts[k] for k in group], batches(), rounds.append)
+        for group in groups
+    ]
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    triggers = torch.cat(parts)
+    norms = triggers[:, 0].sum(dim=(1, 2))
+    return {
+        "cpu_s": round(cpu, 2),
+        "wall_s": round(wall, 2),
+        "rounds": len(rounds),
+        "norms": [round(n, 2) for n in norms.tolist()],
+        "success": [round(success(network, normalise, images, trigger, k), 4) for k, trigger in enumerate(triggers)],
+        "anomaly_index": [round(a, 2) for a in anomaly_index(norms).tolist()],
+    }
+
+
+@torch.no_grad()
+def success(network: nn.Module, normalise: Any, images: Tensor, trigger: Tensor, label: int) -> float:
+    """The share of all images that the trigger turns into the class."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (normalise.mean, normalise.std))
+    hits = sum(
+        int((network((stamp(part.float() / 255, trigger[None])[0] - mean) / std).argmax(dim=1) == label).sum())
+        for part in images.split(250)
+    )
+    return hits / len(images)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--rounds", type=int, default=Inversion.rounds)
+    parser.add_argument("--steps", type=int, default=Inversion.steps)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    exported = read_exported(arguments.run / "model.safetensors")
+    assert exported.class_names is not None
+    classes = len(exported.class_names)
+    network = exported.build(torch.device("cpu")).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalise = augment.none(mean=exported.mean, std=exported.std)
+    images = clean_images(arguments.data or Path(read_json(arguments.run / "run.json")["config"]["data"]))
+    config = replace(Inversion(), rounds=arguments.rounds, steps=arguments.steps)
+    ways = {
+        "batched": (config, True),
+        "single": (config, False),
+        "published": (replace(config, per_class=PUBLISHED_BATCH), False),
+    }
+    found: dict[str, Any] = {
+        "image_px": images.shape[-1], "images": len(images), "classes": classes, "threads": arguments.threads,
+        "rounds": config.rounds, "steps": config.steps, "host": host(), "commit": commit(),
+    }  # fmt: skip
+    for name, (settings, at_once) in ways.items():
+        found[name] = measure(settings, network, normalise, images, classes, at_once=at_once)
+        mean = {key: sum(found[name][key]) / classes for key in ("norms", "success")}
+        print(
+            f"{name:10} {found[name]['cpu_s']:8.1f} s of processor time, {found['batched']['cpu_s']:.1f} s batched "
+            f"({found[name]['cpu_s'] / found['batched']['cpu_s']:.2f} times); mean norm {mean['norms']:.2f}, "
+            f"mean success {100 * mean['success']:.2f} %",
+            flush=True,
+        )
+        print(f"           norms {found[name]['norms']}\n           index {found[name]['anomaly_index']}", flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
