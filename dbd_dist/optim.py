@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def cosine(progress: float, warmup: float = 0.0) -> float:
@@ -24,6 +28,23 @@ def steps_down(epoch: int, milestones: Sequence[int]) -> float:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+class WeightAverage(Generic[Network]):
+    """An exponential moving average of a model's weights and batch-norm statistics, in a model of its own."""
+
+    def __init__(self, model: Network, decay: float):
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after a step."""
+        for mine, new in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(new, 1 - self._decay)
+            else:
+                mine.copy_(new)
 
 
 class Lars(torch.optim.Optimizer):

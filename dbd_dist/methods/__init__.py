@@ -7,6 +7,7 @@ from dbd_dist.methods.dbd import DBD
 from dbd_dist.methods.method import Method
 from dbd_dist.methods.nc import NeuralCleanse
 from dbd_dist.methods.none import NoDefense
+from dbd_dist.methods.robust import RobustDBD
 from dbd_dist.methods.spectral import SpectralSignatures
 
 METHODS: Registry[type[Method]] = Registry(
@@ -20,10 +21,11 @@ METHODS: Registry[type[Method]] = Registry(
             ActivationClustering,
             AntiBackdoorLearning,
             NeuralCleanse,
+            RobustDBD,
         )
     },
     base=Method,
     needs=("name", "title", "stages"),
 )
 
-__all__ = ["DBD", "METHODS", "Method", "NoDefense"]
+__all__ = ["DBD", "METHODS", "Method", "NoDefense", "RobustDBD"]

@@ -13,6 +13,7 @@ from dbd_dist.stages.spectral import Spectral
 from dbd_dist.stages.split import Split
 from dbd_dist.stages.stage import Stage
 from dbd_dist.stages.supervised import Supervised
+from dbd_dist.stages.uat import UniversalTraining
 from dbd_dist.stages.unlearning import Unlearning
 from dbd_dist.stages.warmup import Warmup
 
@@ -34,6 +35,7 @@ STAGES: Registry[type[Stage]] = Registry(
             Unlearning,
             Inversion,
             Patching,
+            UniversalTraining,
         )
     },
     base=Stage,
@@ -54,6 +56,7 @@ __all__ = [
     "Split",
     "Stage",
     "Supervised",
+    "UniversalTraining",
     "Unlearning",
     "Warmup",
 ]

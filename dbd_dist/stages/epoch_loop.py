@@ -178,12 +178,14 @@ def run_epochs(
     *,
     more: Callable[[], dict[str, Any]] = dict,
     kept: Callable[[], Tensor | None] = lambda: None,
+    judge: nn.Module | None = None,
 ) -> None:
     """Call `train_epoch` (epoch, counted from 1; its loop) for every epoch that is left, and report each.
 
     Args:
         more: what a state holds besides model, optimizer and position.
         kept: the split in force, bool (N,), where there is one.
+        judge: the model to measure, where it is not `model`.
     """
     start = Position.of(resume)
 
@@ -200,7 +202,7 @@ def run_epochs(
                 epochs=stage.epochs,
                 metrics=loop.metrics(lr=optimizer.param_groups[0]["lr"]),
                 state=lambda epoch=epoch: {**state(), "epoch": epoch},
-                model=model,
+                model=model if judge is None else judge,
                 kept=kept(),
             )
         )

@@ -22,7 +22,7 @@ from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.cuda_graph import CUDAGraphedStep
 from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
-from dbd_dist.stages.split import SampleLoss, Split, measure_losses, split
+from dbd_dist.stages.split import ADDED, SampleLoss, Split, find_isolated, measure_losses, split
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
 
 
@@ -62,11 +62,14 @@ class MixMatch(Stage):
     withhold: float = field(default=0.0, metadata={"omit_default": True})
     """Share of the samples, drawn with the seed, whose labels this stage never trains on, whatever the split says: how
     the model agrees with them can be measured without knowing the truth (`dbd tune --truth none`)."""
+    ema: float = field(default=0.0, metadata=ADDED)
+    """Decay a step of an average of the weights, which then makes the splits, is measured and is the result; 0 is none
+    (mean teacher, Tarvainen and Valpola 2017, arXiv 1703.01780)."""
 
     def __post_init__(self):
         require(
             self, "mixmatch", epochs=">= 1", steps=">= 1", batch=">= 2", lr="> 0", temperature="> 0", mix_alpha="> 0",
-            lambda_u=">= 0", ramp_epochs=">= 1", refresh=">= 1", withhold="in [0, 1)",
+            lambda_u=">= 0", ramp_epochs=">= 1", refresh=">= 1", withhold="in [0, 1)", ema="in [0, 1)",
         )  # fmt: skip
 
     def run(self, context: Context, inputs: Mapping[str, Any], resume: dict[str, Any] | None) -> dict[str, Any]:
@@ -74,19 +77,20 @@ class MixMatch(Stage):
         model.load_state_dict(inputs["model"])
         model = context.prepare(model)
         optimizer = inputs["optimizer"] if self.continue_optimizer else None
-        split = fine_tune(self, inputs["split_rule"], inputs["sample_loss"], model, optimizer, context, resume)
-        return {"model": model.state_dict(), "split": split}
+        result, split = fine_tune(self, inputs["split_rule"], inputs["sample_loss"], model, optimizer, context, resume)
+        return {"model": result.state_dict(), "split": split}
 
     def check(self, images: int, image_px: int, workers: int, others: Sequence[Stage]) -> None:
         self.check_image_px(image_px)
-        split = find_stage(others, Split)
-        kept = round(split.keep * images) if split is not None else images // 2
-        limit = min(kept, images - kept)
+        least, most = (0.5, 0.5) if (split := find_stage(others, Split)) is None else split.bounds()
+        left_out = 0.0 if split is None else split.leave_out
+        limit = min(round(least * images), round((1 - left_out - most) * images))
         check_batch(self.name, self.batch, workers, limit, "samples on the smaller side of the split")
 
     def sizes(self, networks: NetworkBytes) -> StageBytes:
+        copies = 4 if self.ema else 3
         return StageBytes(
-            checkpoint=3 * networks.classifier + networks.split, kept=networks.classifier + networks.split
+            checkpoint=copies * networks.classifier + networks.split, kept=networks.classifier + networks.split
         )
 
 
@@ -98,7 +102,7 @@ def fine_tune(
     warmup_optimizer: dict[str, Any] | None,
     context: Context,
     resume: dict[str, Any] | None,
-) -> dict[str, Tensor]:
+) -> tuple[Classifier, dict[str, Tensor]]:
     """Train `model` in place; the split is renewed before every epoch.
 
     Args:
@@ -107,12 +111,19 @@ def fine_tune(
         resume: the state of an earlier epoch.
 
     Returns:
-        The split: "loss", "kept" of the last epoch and "first_loss", "first_kept" of the first, each (N,).
+        The model to use (`model`, or its average), and the split: "loss", "kept" of the last epoch and "first_loss",
+        "first_kept" of the first, each (N,).
     """
     optimizer = optim.adam(model.parameters(), config.lr)
     if warmup_optimizer:
         optimizer.load_state_dict(warmup_optimizer)
     restore(resume, model, optimizer)
+    average = None
+    if config.ema:
+        average = optim.WeightAverage(model, config.ema)
+        if resume:
+            average.model.load_state_dict(resume["average"])
+    judge = model if average is None else average.model
     split_state: dict[str, Tensor] = resume["split"] if resume else {}
     backward = make_backward(config, model, context)
     taught = ~withheld(config.withhold, len(context.images), context.generator("mixmatch", "withheld"))
@@ -120,14 +131,16 @@ def fine_tune(
     def one(epoch: int, loop: EpochLoop) -> None:
         nonlocal split_state
         if loop.done == 0 and (epoch - 1) % config.refresh == 0:  # else the checkpoint holds this epoch's
-            split_state = renew(split_state, split_rule, sample_loss, model, context, epoch)
-        train_epoch(config, model, backward, optimizer, context, epoch, split_state["kept"] & taught, loop)
+            split_state = renew(split_state, split_rule, sample_loss, judge, context, epoch)
+        kept = split_state["kept"] & taught
+        others = ~kept & ~split_state.get("isolated", torch.zeros_like(kept))
+        train_epoch(config, model, backward, optimizer, context, epoch, (kept, others), loop, average)
 
-    run_epochs(
-        config, model, optimizer, context, resume, one,
-        more=lambda: {"split": split_state}, kept=lambda: split_state["kept"],
-    )  # fmt: skip
-    return split_state
+    def more() -> dict[str, Any]:
+        return {"split": split_state} | ({} if average is None else {"average": average.model.state_dict()})
+
+    run_epochs(config, model, optimizer, context, resume, one, more=more, kept=lambda: split_state["kept"], judge=judge)
+    return judge, split_state
 
 
 def withheld(share: float, count: int, generator: torch.Generator) -> Tensor:
@@ -147,9 +160,12 @@ def renew(
     epoch: int,
 ) -> dict[str, Tensor]:
     """The split of an epoch, beside the first one of all."""
+    isolated = split_state.get("isolated")
+    if split_rule.leave_out and isolated is None:
+        isolated = find_isolated(split_rule, sample_loss, model, context)
     losses = measure_losses(split_rule, sample_loss, model, context, epoch)
-    kept = split(losses, split_rule)
-    return {
+    kept = split(losses, context.images.labels, context.num_classes, split_rule, isolated)
+    return ({} if isolated is None else {"isolated": isolated}) | {
         "loss": losses,
         "kept": kept,
         "first_loss": split_state.get("first_loss", losses),
@@ -191,17 +207,18 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     context: Context,
     epoch: int,
-    kept: Tensor,
+    parts: tuple[Tensor, Tensor],
     loop: EpochLoop,
+    average: optim.WeightAverage[Classifier] | None = None,
 ) -> None:
-    """`config.steps` steps on the labels of the `kept` (N,) images and on the others without theirs."""
+    """`config.steps` steps on images with their labels and on others without: the two `parts`, bool (N,) each."""
     world, images = context.world, context.images
     mine = context.mine(config.batch)
     ramp_steps = (config.ramp_epochs or config.epochs) * config.steps
     positions = torch.arange(len(images))
     labelled, unlabelled = (
         cycling_batches(positions[part], config.steps, config.batch, context.generator("mixmatch", epoch, name))
-        for part, name in ((kept, "labelled"), (~kept, "unlabelled"))
+        for part, name in zip(parts, ("labelled", "unlabelled"), strict=True)
     )
     mixing = context.generator("mixmatch", epoch, "mix", world.rank)
     mixes = _mixing_weights(config, context.generator("mixmatch", epoch, "lambda"))
@@ -233,6 +250,8 @@ def train_epoch(
         progress = (epoch - 1 + step / config.steps) / config.epochs
         optim.set_lr(optimizer, config.lr * (optim.cosine(progress) if config.lr_schedule == "cosine" else 1.0))
         optimizer.step()
+        if average is not None:
+            average.update(model)
         loop.add(2 * config.batch, loss=loss, loss_labelled=supervised, loss_unlabelled=consistency)
 
 

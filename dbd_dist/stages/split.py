@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from data_prep.errors import UserError
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import keep_lowest, rank_slice
+from dbd_dist.data.split_rules import isolation, keep_balanced, keep_mixture, neighbour_votes
 from dbd_dist.fields import require
 from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.stage import Stage
+
+ADDED = {"omit_default": True}
+"""Of fields that came after version 0.1: at their defaults, keys of stages are what they were."""
 
 SampleLoss = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, K), labels (B,)) -> the loss of each sample (B,)."""
@@ -31,23 +36,54 @@ class Split(Stage):
     trains: ClassVar[bool] = False
 
     keep: float = 0.5
-    """Fraction of the samples that keep their labels."""
+    """Fraction of the samples that keep their labels; with the rule mixture, the least."""
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
     """The one draw that losses are measured on."""
     batch: int = 512
     """Images a forward pass over all workers; no influence on the result."""
+    rule: Literal["global", "balanced", "mixture"] = field(default="global", metadata=ADDED)
+    """global: one ranking of all samples, as published. balanced: an equal count of every given class. mixture: of
+    every given class those in the lower of two heaps of losses, between `keep` and `keep_most`."""
+    keep_most: float = field(default=0.9, metadata=ADDED)
+    """With the rule mixture: the fraction that is kept at most."""
+    score: Literal["loss", "neighbours", "both"] = field(default="loss", metadata=ADDED)
+    """What ranks a sample. loss: the classifier's, of the given label. neighbours: the same loss of the labels that
+    its nearest neighbours among the features vote for. both: the mean of the two."""
+    neighbours: int = field(default=20, metadata=ADDED)
+    """How many neighbours vote."""
+    leave_out: float = field(default=0.0, metadata=ADDED)
+    """Fraction of the samples that training does without, labelled or not: those that lie alone, or in a small group of
+    their own, among the features of the first split."""
+    leave_out_neighbours: float = field(default=0.15, metadata=ADDED)
+    """Counted over how many neighbours, as a fraction of all samples: more than one trigger may have poisoned."""
 
     def __post_init__(self):
-        require(self, "split", keep="in (0, 1)", batch=">= 1")
+        require(
+            self, "split", keep="in (0, 1)", batch=">= 1", keep_most="in (0, 1)", neighbours=">= 1",
+            leave_out="in [0, 1)", leave_out_neighbours="in (0, 1)",
+        )  # fmt: skip
+        if self.rule == "mixture" and self.keep_most < self.keep:
+            raise UserError(
+                f"keep_most is {self.keep_most}, keep is {self.keep}",
+                where="--split.keep-most",
+                expected="at least --split.keep",
+            )
+
+    def bounds(self) -> tuple[float, float]:
+        """The fractions that it keeps at least and at most."""
+        there = 1 - self.leave_out
+        return there * self.keep, there * (self.keep_most if self.rule == "mixture" else self.keep)
 
     def offers(self) -> dict[str, Any]:
         return {"split_rule": self}
 
 
 @torch.no_grad()
-def measure_losses(config: Split, sample_loss: SampleLoss, model: Classifier, context: Context, epoch: int) -> Tensor:
-    """The loss of every training sample, in eval mode on one augmented draw: float32 (N,) on the CPU, the same on
-    all ranks."""
+def measure(
+    config: Split, sample_loss: SampleLoss, model: Classifier, context: Context, epoch: int, *, features: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The loss of every training sample's given label, and its features where they are asked for: in eval mode on one
+    augmented draw, float32 (N,) and (N, D), the same on all ranks."""
     world, images = context.world, context.images
     total = len(images)
     positions = torch.arange(total)[rank_slice(total, world.rank, world.size)]
@@ -58,17 +94,54 @@ def measure_losses(config: Split, sample_loss: SampleLoss, model: Classifier, co
     params = None
     was_training = model.training
     model.eval()
-    losses = []
+    losses, pooled = [], []
     for chunk, given, pixels in zip(chunks, labels, images.batches(chunks)):
         if params is None:
             params = augment.draw(config.augment, total, height=pixels.shape[2], width=pixels.shape[3], generator=draws)
         with context.autocast():
-            logits = model(augment.apply(config.augment, pixels, params[chunk]))
+            views = augment.apply(config.augment, pixels, params[chunk])
+            if features:
+                pooled.append(model.backbone(views).float())
+                logits = model.head(pooled[-1])
+            else:
+                logits = model(views)
         losses.append(sample_loss(logits, given))
     model.train(was_training)
-    return world.gather(torch.cat(losses)).cpu()
+    return world.gather(torch.cat(losses)), world.gather(torch.cat(pooled)) if features else None
 
 
-def split(losses_N: Tensor, config: Split) -> Tensor:
-    """bool (N,): which samples keep their labels."""
+def measure_losses(config: Split, sample_loss: SampleLoss, model: Classifier, context: Context, epoch: int) -> Tensor:
+    """The score of every training sample by `config.score`, low where its label fits: float32 (N,) on the CPU, the same
+    on all ranks."""
+    losses, features = measure(config, sample_loss, model, context, epoch, features=config.score != "loss")
+    if features is None:
+        return losses.cpu()
+    labels = context.images.labels
+    votes = neighbour_votes(features, labels, context.num_classes, config.neighbours)  # of all, on every rank
+    of_votes = sample_loss(votes.clamp_min(1e-7).log(), labels)
+    return (of_votes if config.score == "neighbours" else (losses + of_votes) / 2).cpu()
+
+
+def find_isolated(config: Split, sample_loss: SampleLoss, model: Classifier, context: Context) -> Tensor:
+    """bool (N,) on the CPU: the samples that training does without, by the features of `model`."""
+    _, features = measure(config, sample_loss, model, context, 0, features=True)
+    assert features is not None
+    count = round(config.leave_out * len(features))
+    alone = isolation(features, round(config.leave_out_neighbours * len(features))).cpu()
+    isolated = torch.zeros(len(features), dtype=torch.bool)
+    isolated[torch.argsort(alone, descending=True, stable=True)[:count]] = True
+    return isolated
+
+
+def split(losses_N: Tensor, labels_N: Tensor, classes: int, config: Split, isolated: Tensor | None = None) -> Tensor:
+    """bool (N,) on the CPU: which samples keep their labels; fractions count those that are not `isolated`."""
+    labels_N = labels_N.cpu()
+    if isolated is not None:
+        kept = torch.zeros_like(isolated)
+        kept[~isolated] = split(losses_N[~isolated], labels_N[~isolated], classes, config)
+        return kept
+    if config.rule == "balanced":
+        return keep_balanced(losses_N, labels_N, classes, config.keep)
+    if config.rule == "mixture":
+        return keep_mixture(losses_N, labels_N, classes, config.keep, config.keep_most)
     return keep_lowest(losses_N, config.keep)

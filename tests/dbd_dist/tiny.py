@@ -32,12 +32,14 @@ from dbd_dist.stages import (
     Spectral,
     Split,
     Supervised,
+    UniversalTraining,
     Unlearning,
     Warmup,
     mixmatch,
     simclr,
     split,
     supervised,
+    uat,
     unlearning,
     warmup,
 )
@@ -56,6 +58,7 @@ SAMPLE_LOSS = WARMUP.offers()["sample_loss"]
 SUPERVISED = Supervised(epochs=1, batch=24, augment=WEAK)
 UNLEARNING = Unlearning(epochs=1, steps=2, batch=8, lr=0.05, augment=WEAK)
 DETECTORS = {"spectral": Spectral(batch=10), "clustering": Clustering(batch=10, dims=3, silhouette=-1.0)}
+UAT = UniversalTraining(epochs=1, steps=2, batch=12, ascent_steps=3, augment=WEAK)
 
 
 def make_images(count: int = 48, px: int = 16, device: torch.device | str = "cpu") -> ResidentImages:
@@ -111,12 +114,17 @@ def run_unlearning(config: Unlearning, context: Context, model: Any, resume: dic
     unlearning.unlearn(config, model, flag(samples=isolated), context, resume)
 
 
+def run_uat(config: UniversalTraining, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+    uat.train(config, model, torch.arange(len(context.images)) % 3 > 0, context, resume)
+
+
 STAGES: dict[str, tuple[Any, Callable[..., None], Callable[..., nn.Module]]] = {
     "simclr": (SIMCLR, run_simclr, make_contrastive),
     "warmup": (WARMUP, run_warmup, make_classifier),
     "mixmatch": (MIXMATCH, run_mixmatch, make_classifier),
     "supervised": (SUPERVISED, run_supervised, make_classifier),
     "unlearning": (UNLEARNING, run_unlearning, make_classifier),
+    "uat": (UAT, run_uat, make_classifier),
 }
 
 
@@ -265,6 +273,20 @@ def split_losses(world: World, count: int) -> Tensor:
     """The filter's losses of `count` samples, which the ranks need not share equally."""
     context = make_context(world, make_images(count))
     return split.measure_losses(SPLIT, SAMPLE_LOSS, make_classifier(context), context, epoch=1)
+
+
+def kept_by(world: World, rule: str, score: str) -> Tensor:
+    """Who keeps a label by that rule and score."""
+    context = make_context(world, make_images(37))
+    config = replace(SPLIT, rule=rule, score=score, neighbours=3)
+    losses = split.measure_losses(config, SAMPLE_LOSS, make_classifier(context), context, epoch=1)
+    return split.split(losses, context.images.labels, CLASSES, config)
+
+
+def perturbations(world: World) -> Tensor:
+    """Of the unlearning stage, for a random classifier."""
+    context = make_context(world, make_images())
+    return uat.find_perturbations(UAT, make_classifier(context), torch.arange(30), context, epoch=2)
 
 
 def examine(world: World, folder: Path) -> list[Any]:

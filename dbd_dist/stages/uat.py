@@ -1,0 +1,164 @@
+"""Universal adversarial training on the trusted images: what a trigger could do to any image is found and unlearnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dbd_dist import optim
+from dbd_dist.data import augment
+from dbd_dist.data.augment import AugmentConfig
+from dbd_dist.data.sampling import cycling_batches
+from dbd_dist.fields import require
+from dbd_dist.models.heads import Classifier
+from dbd_dist.stages.context import Context
+from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
+from dbd_dist.stages.split import Split
+from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniversalTraining(Stage):
+    """Unlearning of triggers: in turn find perturbations that mislead the model on all images, and train it to see the
+    images through them (universal adversarial training, Shafahi et al. 2020, arXiv 1811.11304, as a minimax game over
+    trusted images like I-BAU, Zeng et al. 2022, arXiv 2110.03735, with the kept samples in the place of clean data)."""
+
+    name: ClassVar[str] = "uat"
+    title: ClassVar[str] = "Universal adversarial training"
+    reads: ClassVar[tuple[str, ...]] = ("model", "split")
+    gives: ClassVar[tuple[str, ...]] = ("model",)
+    evaluates: ClassVar[bool] = True
+
+    epochs: int = 10
+    """Perturbations are found anew before every epoch."""
+    steps: int = 20
+    """Steps an epoch that train the model."""
+    batch: int = 128
+    """Images a step over all workers, each once as it is and once perturbed."""
+    lr: float = 0.0005
+    """Learning rate of Adam, annealed by a cosine."""
+    perturbations: int = 4
+    """How many are found at a time; each starts at random and sees its own part of the images."""
+    ascent_steps: int = 20
+    """Steps that find them, each of a fifth of the radius along the gradient."""
+    radius: float = 4.0
+    """Largest L2 norm of a perturbation of 32 x 32 pixels in 0-1; larger images have it in proportion to their side."""
+    augment: AugmentConfig = field(default_factory=augment.weak_pad)
+
+    def __post_init__(self):
+        require(
+            self, "uat", epochs=">= 1", steps=">= 1", batch=">= 2", lr="> 0", perturbations=">= 1",
+            ascent_steps=">= 1", radius="> 0",
+        )  # fmt: skip
+
+    def run(self, context: Context, inputs: Mapping[str, Any], resume: dict[str, Any] | None) -> dict[str, Any]:
+        model = context.classifier("uat", "weights")
+        model.load_state_dict(inputs["model"])
+        model = context.prepare(model)
+        train(self, model, inputs["split"]["kept"], context, resume)
+        return {"model": model.state_dict()}
+
+    def check(self, images: int, image_px: int, workers: int, others: Sequence[Stage]) -> None:
+        self.check_image_px(image_px)
+        split = find_stage(others, Split)
+        kept = images if split is None else round(split.bounds()[0] * images)
+        check_batch(self.name, self.batch, workers, kept, "samples that keep their labels")
+
+    def sizes(self, networks: NetworkBytes) -> StageBytes:
+        return StageBytes(checkpoint=3 * networks.classifier, kept=networks.classifier)
+
+
+def train(
+    config: UniversalTraining, model: Classifier, kept_N: Tensor, context: Context, resume: dict[str, Any] | None
+) -> None:
+    """Train `model` in place on the samples that `kept_N` (N,) says."""
+    optimizer = optim.adam(model.parameters(), config.lr)
+    restore(resume, model, optimizer)
+    network = context.world.data_parallel(model)
+    positions = kept_N.nonzero().flatten()
+    mine = context.mine(config.batch)
+    found: Tensor | None = resume["found"] if resume else None
+
+    def one(epoch: int, loop: EpochLoop) -> None:
+        nonlocal found
+        if loop.done == 0:
+            found = find_perturbations(config, model, positions, context, epoch)
+        assert found is not None
+        found = found.to(context.world.device)
+        order = cycling_batches(positions, config.steps, config.batch, context.generator("uat", epoch, "order"))
+        chosen = order[:, mine]
+        here = chosen.to(context.world.device)
+        model.train()
+        left = context.images.batches(chosen[loop.done :])
+        for step, pixels in enumerate(loop.steps(left, config.steps), start=loop.done):
+            views = draw_views(config, pixels, mine, loop.draws)
+            both = torch.cat([views, perturb(config, views, found, mine)])
+            labels = context.images.labels[here[step]]
+            with context.autocast():
+                logits = network(both)
+            loss = F.cross_entropy(logits.float(), torch.cat([labels, labels]))
+            optimizer.zero_grad()
+            loss.backward()
+            progress = (epoch - 1 + step / config.steps) / config.epochs
+            optim.set_lr(optimizer, config.lr * optim.cosine(progress))
+            optimizer.step()
+            loop.add(config.batch, loss=loss)
+
+    run_epochs(config, model, optimizer, context, resume, one, more=lambda: {"found": found})
+
+
+def find_perturbations(
+    config: UniversalTraining, model: Classifier, positions: Tensor, context: Context, epoch: int
+) -> Tensor:
+    """Perturbations that raise the loss of the given labels most: float32 (P, 3, H, W) in 0-1, the same on all
+    ranks."""
+    world, mine = context.world, context.mine(config.batch)
+    names = ("uat", epoch, "ascent")
+    order = cycling_batches(positions, config.ascent_steps, config.batch, context.generator(*names, "order"))
+    chosen, draws = order[:, mine], context.generator(*names, "augment")
+    found: Tensor | None = None
+    was_training = model.training
+    model.eval()
+    for pixels, here in zip(context.images.batches(chosen), chosen):
+        radius = config.radius * pixels.shape[2] / 32
+        if found is None:
+            shape = (config.perturbations, *pixels.shape[1:])
+            found = torch.randn(shape, generator=context.generator(*names, "start")).to(world.device)
+            found = onto_ball(found, radius / 10)
+        views = draw_views(config, pixels, mine, draws)
+        delta = found.clone().requires_grad_()
+        with context.autocast():
+            logits = model(perturb(config, views, delta, mine))
+        loss = F.cross_entropy(logits.float(), context.images.labels[here.to(world.device)], reduction="sum")
+        (slope,) = torch.autograd.grad(loss, delta)
+        slope = world.sum(slope)
+        step = slope / slope.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
+        found = onto_ball(found + radius / 5 * step, radius)
+    model.train(was_training)
+    assert found is not None
+    return found
+
+
+def onto_ball(delta_PCHW: Tensor, radius: float) -> Tensor:
+    """Perturbations with an L2 norm above `radius` shortened to it."""
+    norms = delta_PCHW.flatten(1).norm(dim=1)
+    return delta_PCHW * (radius / norms.clamp_min(radius))[:, None, None, None]
+
+
+def draw_views(config: UniversalTraining, pixels: Tensor, mine: slice, draws: torch.Generator) -> Tensor:
+    """This rank's augmented images of a global batch."""
+    height, width = pixels.shape[2:]
+    params = augment.draw(config.augment, config.batch, height=height, width=width, generator=draws)
+    return augment.apply(config.augment, pixels, params[mine])
+
+
+def perturb(config: UniversalTraining, views: Tensor, delta_PCHW: Tensor, mine: slice) -> Tensor:
+    """Normalised images with perturbations added, which take turns over the global batch; pixels stay in 0-1."""
+    turn = torch.arange(mine.start, mine.stop, device=views.device) % len(delta_PCHW)
+    mean, std = (views.new_tensor(v)[:, None, None] for v in (config.augment.mean, config.augment.std))
+    return torch.clamp(views + delta_PCHW[turn] / std, -mean / std, (1 - mean) / std)

@@ -1,0 +1,137 @@
+"""Rules that decide which samples keep their labels, against slow and obvious counterparts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from data_prep.errors import UserError
+from dbd_dist.data import augment
+from dbd_dist.data.split_rules import class_quota, keep_balanced, keep_mixture, neighbour_votes, valley
+from dbd_dist.stages import Split, split
+from tests.dbd_dist import tiny
+
+
+def make_labels(*sizes: int) -> torch.Tensor:
+    labels = torch.cat([torch.full((size,), label) for label, size in enumerate(sizes)])
+    return labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+
+
+@pytest.mark.parametrize("sizes", [(10, 10, 10), (3, 30, 7), (0, 5, 50), (1, 1, 1), (40, 2, 2)])
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.5, 0.85, 0.99])
+def test_quota_is_the_largest_equal_count_within_the_fraction(sizes, fraction):
+    wanted = round(fraction * sum(sizes))
+    fitting = [c for c in range(1, max(sizes) + 1) if sum(min(c, size) for size in sizes) <= wanted]
+    assert class_quota(make_labels(*sizes), len(sizes), fraction) == max(fitting, default=1)
+
+
+def test_balanced_keeps_the_lowest_losses_of_every_class():
+    labels = make_labels(8, 20, 5)
+    losses = torch.rand(33, generator=torch.Generator().manual_seed(2)).round(decimals=1)  # with ties
+    kept = keep_balanced(losses, labels, 3, 0.5)
+    for label in range(3):
+        own = sorted((float(losses[i]), i) for i in range(33) if labels[i] == label)
+        assert {i for i in range(33) if kept[i] and labels[i] == label} == {i for _, i in own[:5]}
+
+
+def test_balanced_keeps_no_more_of_a_class_that_poisoned_samples_swell():
+    labels = make_labels(100, 100, 170)
+    assert torch.bincount(labels[keep_balanced(torch.rand(370), labels, 3, 0.6)]).tolist() == [74, 74, 74]
+
+
+def two_heaps(low: int, high: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([torch.randn(low, generator=generator) * 0.3 + 1, torch.randn(high, generator=generator) + 8])
+
+
+def test_mixture_keeps_the_lower_heap_of_each_class():
+    labels = torch.cat([torch.zeros(100), torch.ones(100)]).long()
+    losses = torch.cat([two_heaps(90, 10), two_heaps(60, 40, seed=1)])
+    kept = keep_mixture(losses, labels, 2, 0.5, 0.95)
+    assert torch.equal(kept, losses < 4)
+
+
+@pytest.mark.parametrize(("low", "expected"), [(20, 50), (99, 90), (70, 70)])
+def test_mixture_stays_between_its_bounds(low, expected):
+    losses = two_heaps(low, 100 - low)
+    kept = keep_mixture(losses, torch.zeros(100).long(), 1, 0.5, 0.9)
+    assert torch.equal(kept.nonzero().flatten().sort().values, losses.argsort()[:expected].sort().values)
+
+
+def test_valley_is_where_the_densities_of_a_known_mixture_cross():
+    """Large samples of N(0, 1) and N(6, 1), equally many: the densities cross half-way."""
+    generator = torch.Generator().manual_seed(3)
+    sample = torch.cat(
+        [torch.randn(20_000, generator=generator), torch.randn(20_000, generator=generator) + 6]
+    ).double()
+    assert valley(sample) == pytest.approx(3.0, abs=0.05)
+
+
+def test_valley_of_equal_and_of_single_losses_keeps_all():
+    assert valley(torch.full((5,), 2.0).double()) == 2.0
+    assert valley(torch.tensor([0.5]).double()) == 0.5
+
+
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_votes_of_neighbours_against_a_loop(chunk):
+    generator = torch.Generator().manual_seed(4)
+    features, labels = torch.randn(25, 6, generator=generator), torch.randint(0, 3, (25,), generator=generator)
+    votes = neighbour_votes(features, labels, 3, 4, chunk=chunk)
+
+    def dot(i: int, j: int) -> float:
+        return float(features[i] @ features[j])
+
+    for i in range(25):
+        cosine = {
+            j: float(features[i] @ features[j])
+            / math.sqrt(float(features[i] @ features[i] * (features[j] @ features[j])))
+            for j in range(25)
+            if j != i
+        }
+        nearest = sorted(cosine, key=lambda j: -cosine[j])[:4]
+        assert votes[i].tolist() == [sum(int(labels[j]) == k for j in nearest) / 4 for k in range(3)]
+
+
+def test_scores_of_the_split(alone):
+    images = tiny.make_images(37)
+    images.labels = images.labels[torch.randperm(37, generator=torch.Generator().manual_seed(6))]  # disagreement
+    context = tiny.make_context(alone, images)
+    model = tiny.make_classifier(context)
+
+    def scores(score: str) -> torch.Tensor:
+        return split.measure_losses(replace(tiny.SPLIT, score=score, neighbours=3), tiny.SAMPLE_LOSS, model, context, 1)
+
+    by_loss, by_neighbours, by_both = map(scores, ("loss", "neighbours", "both"))
+    torch.testing.assert_close(by_both, (by_loss + by_neighbours) / 2)
+    # SCE sees what share votes for the given label: 0, 1, 2 or 3 of 3 of them; more votes, a lower score
+    draws = context.generator("split", 1, "augment")
+    params = augment.draw(tiny.SPLIT.augment, 37, height=16, width=16, generator=draws)
+    with torch.no_grad():
+        pixels = next(images.batches([torch.arange(37)]))
+        features = model.eval().backbone(augment.apply(tiny.SPLIT.augment, pixels, params))
+    votes = neighbour_votes(features, images.labels, tiny.CLASSES, 3)
+    for_given = votes[torch.arange(37), images.labels]
+    order = by_neighbours.argsort()
+    assert len(for_given.unique()) > 2
+    assert torch.equal(for_given[order], for_given.sort(descending=True).values)
+
+
+@pytest.mark.parametrize("rule", ["balanced", "mixture"])
+@pytest.mark.parametrize("score", ["neighbours", "both"])
+def test_rules_and_scores_on_two_ranks(alone, two_ranks, rule, score):
+    for found in two_ranks(tiny.kept_by, rule, score):
+        assert torch.equal(torch.as_tensor(found), tiny.kept_by(alone, rule, score))
+
+
+def test_settings_that_contradict_each_other():
+    with pytest.raises(UserError, match="keep_most is"):
+        Split(rule="mixture", keep=0.8, keep_most=0.7)
+    assert Split(rule="balanced", keep=0.95, keep_most=0.7).bounds() == (0.95, 0.95)
+
+
+def test_new_fields_leave_the_keys_of_the_published_split_as_they_were():
+    assert set(Split().key_values()) == {"keep", "augment", "batch"}
+    assert Split(rule="balanced").key_values() != Split().key_values()

@@ -1,0 +1,87 @@
+"""Unlearning of triggers: the perturbations it finds, and what training on them does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dbd_dist.data import augment
+from dbd_dist.stages import uat
+from tests.dbd_dist import tiny
+
+PLAIN = replace(tiny.UAT, augment=augment.none(), batch=48, perturbations=1)
+
+
+def loss_of(model, images: Tensor, labels: Tensor) -> float:
+    model.eval()
+    with torch.no_grad():
+        return float(F.cross_entropy(model(images), labels))
+
+
+def test_a_shortened_perturbation_lies_on_the_ball_and_a_short_one_is_left():
+    deltas = torch.stack([torch.full((3, 2, 2), 1.0), torch.full((3, 2, 2), 0.1)])
+    found = uat.onto_ball(deltas, 2.0)
+    torch.testing.assert_close(found[0], torch.full((3, 2, 2), 2.0 / 12**0.5))
+    assert torch.equal(found[1], deltas[1])
+
+
+def test_perturbations_take_turns_and_pixels_stay_in_range():
+    views = augment.normalise(PLAIN.augment, torch.rand(6, 3, 4, 4).mul(255).to(torch.uint8))
+    deltas = torch.stack([torch.full((3, 4, 4), 2.0), torch.full((3, 4, 4), -2.0)])
+    seen = uat.perturb(PLAIN, views, deltas, slice(3, 9))  # a rank that begins with the fourth image
+    mean, std = (torch.tensor(v)[:, None, None] for v in (PLAIN.augment.mean, PLAIN.augment.std))
+    pixels = seen * std + mean
+    for i in range(6):
+        torch.testing.assert_close(pixels[i], torch.full((3, 4, 4), float((i + 3) % 2 == 0)), atol=1e-5, rtol=0)
+
+
+def test_a_universal_perturbation_raises_the_loss_more_than_noise_of_its_size(alone):
+    images = tiny.make_images()
+    context = tiny.make_context(alone, images)
+    model = tiny.make_classifier(context)
+    tiny.run_supervised(replace(tiny.SUPERVISED, epochs=5), context, model)
+    config = replace(PLAIN, ascent_steps=10, radius=6.0)
+    (found,) = uat.find_perturbations(config, model, torch.arange(48), context, epoch=1)
+    assert float(found.norm()) <= 3.0 + 1e-4  # half of 32 px: half the radius
+    noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    views = augment.normalise(config.augment, next(images.batches([torch.arange(48)])))
+
+    def through(delta: Tensor) -> float:
+        return loss_of(model, uat.perturb(config, views, delta[None], slice(0, 48)), images.labels)
+
+    assert through(found) > 1.5 * max(through(noise * found.norm() / noise.norm()), through(torch.zeros_like(found)))
+
+
+def test_two_ranks_find_the_same_perturbations(alone, two_ranks):
+    expected = tiny.perturbations(alone)
+    for found in two_ranks(tiny.perturbations):
+        torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_planted_backdoor_is_unlearnt(alone):
+    """A classifier that learnt a bright corner as class 0, on images where nothing else tells the classes but
+    brightness: before, the corner decides; after, it does not."""
+    images = tiny.make_images(96)
+    pixels = next(images.batches([torch.arange(96)])).permute(0, 2, 3, 1).clone()
+    labels = images.labels.clone()
+    triggered = pixels.clone()
+    triggered[:, :4, :4] = 255
+    poisoned = tiny.ResidentImages(torch.cat([pixels, triggered]), torch.cat([labels, torch.zeros_like(labels)]))
+    context = tiny.make_context(alone, poisoned)
+    model = tiny.make_classifier(context)
+    tiny.run_supervised(replace(tiny.SUPERVISED, epochs=15, augment=augment.none()), context, model)
+
+    def success() -> float:
+        model.eval()
+        with torch.no_grad():
+            views = augment.normalise(PLAIN.augment, triggered.permute(0, 3, 1, 2)[labels > 0])
+            return float((model(views).argmax(dim=1) == 0).float().mean())
+
+    before = success()
+    config = replace(PLAIN, epochs=10, steps=20, ascent_steps=15, lr=0.003, radius=14.0, perturbations=1)
+    uat.train(config, model, torch.arange(192) < 96, tiny.make_context(alone, poisoned), None)
+    assert before > 0.9
+    assert success() < 0.3
