@@ -48,11 +48,14 @@ class UniversalTraining(Stage):
     """Steps that find them, each of a fifth of the radius along the gradient."""
     radius: float = 4.0
     """Largest L2 norm of a perturbation of 32 x 32 pixels in 0-1; larger images have it in proportion to their side."""
+    erase: int = 0
+    """Squares of noise that the perturbed images get besides, each in a place of its own, of a quarter of the side
+    (random erasing, Zhong et al. 2020, arXiv 1708.04896): what a patch covers is then not missed."""
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
 
     def __post_init__(self):
         require(
-            self, "uat", epochs=">= 1", steps=">= 1", batch=">= 2", lr="> 0", perturbations=">= 1",
+            self, "uat", erase=">= 0", epochs=">= 1", steps=">= 1", batch=">= 2", lr="> 0", perturbations=">= 1",
             ascent_steps=">= 1", radius="> 0",
         )  # fmt: skip
 
@@ -97,7 +100,10 @@ def train(
         left = context.images.batches(chosen[loop.done :])
         for step, pixels in enumerate(loop.steps(left, config.steps), start=loop.done):
             views = draw_views(config, pixels, mine, loop.draws)
-            both = torch.cat([views, perturb(config, views, found, mine)])
+            seen = perturb(config, views, found, mine)
+            if config.erase:
+                seen = erase(config, seen, mine, loop.draws)
+            both = torch.cat([views, seen])
             labels = context.images.labels[here[step]]
             with context.autocast():
                 logits = network(both)
@@ -162,3 +168,20 @@ def perturb(config: UniversalTraining, views: Tensor, delta_PCHW: Tensor, mine: 
     turn = torch.arange(mine.start, mine.stop, device=views.device) % len(delta_PCHW)
     mean, std = (views.new_tensor(v)[:, None, None] for v in (config.augment.mean, config.augment.std))
     return torch.clamp(views + delta_PCHW[turn] / std, -mean / std, (1 - mean) / std)
+
+
+def erase(config: UniversalTraining, views: Tensor, mine: slice, draws: torch.Generator) -> Tensor:
+    """Normalised images with squares of uniform noise in 0-1 pasted over them, `config.erase` each."""
+    count, height, width = config.batch, *views.shape[2:]
+    side = max(height // 4, 1)
+    corners = torch.rand(count, config.erase, 2, generator=draws)[mine].to(views.device)
+    noise = torch.rand(count, 3, height, width, generator=draws)[mine].to(views.device)
+    tops, lefts = ((corners * torch.tensor([height - side + 1, width - side + 1], device=views.device)).long()).unbind(
+        2
+    )
+    rows, columns = (torch.arange(size, device=views.device) for size in (height, width))
+    down = (rows >= tops[..., None]) & (rows < tops[..., None] + side)
+    across = (columns >= lefts[..., None]) & (columns < lefts[..., None] + side)
+    covered = (down[..., :, None] & across[..., None, :]).any(dim=1)[:, None]
+    mean, std = (views.new_tensor(v)[:, None, None] for v in (config.augment.mean, config.augment.std))
+    return torch.where(covered, (noise - mean) / std, views)

@@ -85,3 +85,24 @@ def test_a_planted_backdoor_is_unlearnt(alone):
     uat.train(config, model, torch.arange(192) < 96, tiny.make_context(alone, poisoned), None)
     assert before > 0.9
     assert success() < 0.3
+
+
+def test_squares_of_noise_lie_inside_and_leave_the_rest():
+    config = replace(PLAIN, batch=9, erase=2)
+    views = torch.full((6, 3, 12, 8), 5.0)
+    seen = uat.erase(config, views, slice(3, 9), torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (config.augment.mean, config.augment.std))
+    changed = (seen != 5.0).all(dim=1)
+    assert torch.equal(changed, (seen != 5.0).any(dim=1))
+    pixels = (seen * std + mean).permute(0, 2, 3, 1)[changed]
+    assert 0 <= pixels.min() < 0.1
+    assert 0.9 < pixels.max() <= 1
+    for image in changed:  # two squares of 3 x 3, perhaps one over the other: some pair of places explains what is seen
+        places = [(y, x) for y in range(10) for x in range(6) if image[y : y + 3, x : x + 3].all()]
+        found = torch.zeros_like(image)
+        for y, x in places:
+            found[y : y + 3, x : x + 3] = True
+        assert torch.equal(found, image)
+        assert 9 <= int(image.sum()) <= 18
+    whole = uat.erase(config, torch.full((9, 3, 12, 8), 5.0), slice(0, 9), torch.Generator().manual_seed(1))
+    assert torch.equal(whole[3:], seen)  # a rank's part is that of the whole batch
