@@ -64,14 +64,21 @@ def parse(argv: list[str]) -> PrepareConfig:
 
 
 def _renamed(argv: list[str]) -> list[str]:
-    """The flags, with the old name of --protocol replaced."""
+    """The flags, with the old names of --protocol and of what it takes replaced."""
     names = [arg.partition("=")[0] for arg in argv]
-    if "--setting" not in names:
-        return argv
-    if "--protocol" in names:
-        raise UserError("both --setting and --protocol are given", hint="leave out --setting, its old name")
-    print("note: --setting is called --protocol now", file=sys.stderr)
-    return [arg.replace("--setting", "--protocol", 1) if name == "--setting" else arg for arg, name in zip(argv, names)]
+    if "--setting" in names:
+        if "--protocol" in names:
+            raise UserError("both --setting and --protocol are given", hint="leave out --setting, its old name")
+        print("note: --setting is called --protocol now", file=sys.stderr)
+        argv = [re.sub("^--setting", "--protocol", arg) if n == "--setting" else arg for arg, n in zip(argv, names)]
+    renamed = [
+        "--protocol=ten-percent" if arg == "--protocol=bench" else
+        "ten-percent" if (before, arg) == ("--protocol", "bench") else arg
+        for before, arg in zip(["", *argv], argv)
+    ]  # fmt: skip
+    if renamed != argv:
+        print("note: --protocol bench is called ten-percent now, as it is no benchmark's", file=sys.stderr)
+    return renamed
 
 
 def _as_typed(error: UserError) -> UserError:

@@ -23,7 +23,8 @@ class PrepareConfig:
     protocol: ProtocolName = "paper"
     """Decides rate, target, Blended's alpha and how samples are chosen, where they are not given. paper: target 3,
     exactly 5 % (clean-label attacks 2.5 %), alpha 0.1. released: the same, but a coin is tossed for every image, as in
-    the paper's published code. bench: target 0, 10 % (clean-label 5 %), alpha 0.2, as public benchmarks have it."""
+    the paper's published code, which has no clean-label attack. ten-percent: target 0, 10 % (clean-label 5 %), alpha
+    0.2: what public benchmarks have in common; their patches, patterns and amplitudes are flags of the attacks."""
     rate: float | None = None
     """Share of all training images to poison: a fraction above 0 and below 1. Without it the protocol's."""
     target: int | None = None
@@ -54,6 +55,13 @@ class PrepareConfig:
     def __post_init__(self):
         if self.rate is not None:
             check_rate(self.rate)
+        if self.attack.clean_label and self.decided.clean_label_rate is None:
+            raise UserError(
+                f"protocol {self.protocol} has no clean-label attack such as {self.attack.name}: it tosses a coin for "
+                "every image and leaves the target class out, the only one that a clean-label attack poisons",
+                where="protocol",
+                expected=" or ".join(name for name, its in PROTOCOLS.items() if its.clean_label_rate is not None),
+            )
         if self.untrusted and self.has_attack:
             raise UserError("untrusted images are not poisoned on top", where="untrusted", expected="no attack (clean)")
         if self.holdout_clean is not None:
@@ -119,7 +127,10 @@ class PrepareConfig:
 
     @property
     def _protocol_rate(self) -> float:
-        return self.decided.clean_label_rate if self.attack.clean_label else self.decided.rate
+        if not self.attack.clean_label:
+            return self.decided.rate
+        assert self.decided.clean_label_rate is not None, "refused when this was built"
+        return self.decided.clean_label_rate
 
     @property
     def quality(self) -> int | None:

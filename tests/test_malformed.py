@@ -64,8 +64,9 @@ prepare digits --subset-seed -1 -> --subset-seed
 prepare digits --on-bad-image ignore -> ignore
 prepare digits --rate 0.05 -> rate
 prepare digits --target 3 -> target
-prepare digits --protocol bench -> --protocol
-prepare digits badnets --setting paper --protocol bench -> both --setting and --protocol
+prepare digits --protocol ten-percent -> --protocol
+prepare digits badnets --setting paper --protocol released -> both --setting and --protocol
+prepare digits sig --protocol released -> no clean-label attack
 prepare digits --protocol other -> other
 prepare digits badnets --rate 0 -> rate
 prepare digits badnets --rate 1 -> rate

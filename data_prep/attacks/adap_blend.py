@@ -56,7 +56,8 @@ class AdapBlend(PoisonLabel):
     pieces: int = 4
     """The pattern is cut into pieces x pieces parts."""
     shown: float = 0.5
-    """Chance of each part to be blended into a training image."""
+    """Share of the parts that are blended into a training image: 8 of 16, as the authors have it, drawn anew for each.
+    Rounded to a whole number of parts, halves up, at least one."""
     cover_ratio: float = 1.0
     """Covers for each poisoned image."""
     pattern_seed: int = 0
@@ -68,7 +69,7 @@ class AdapBlend(PoisonLabel):
         if self.pieces < 1:
             raise UserError(f"the pattern has {self.pieces} pieces", where="pieces", expected="1 or more")
         if not 0 < self.shown <= 1:
-            raise UserError(f"chance {self.shown} is out of range", where="shown", expected="above 0 and at most 1")
+            raise UserError(f"share {self.shown} is out of range", where="shown", expected="above 0 and at most 1")
         check_cover_ratio(self.cover_ratio)
         check_seed(self.pattern_seed, "pattern_seed")
 
@@ -84,13 +85,14 @@ class AdapBlend(PoisonLabel):
         return full_pattern(self.pattern, self.pattern_seed, image_px, resize=self.resize_pattern)
 
     def train_trigger(self, image_px: int) -> Trigger:
-        pattern = self._pattern(image_px)
+        pattern, parts = self._pattern(image_px), self.pieces**2
+        count = max(1, int(self.shown * parts + 0.5))
 
         def trigger(images: np.ndarray, index: np.ndarray) -> np.ndarray:
-            shown = np.empty((len(index), self.pieces, self.pieces), dtype=bool)
+            shown = np.zeros((len(index), parts), dtype=bool)
             for i, sample in enumerate(index):
-                shown[i] = sample_rng(self.pattern_seed, int(sample)).random(shown.shape[1:]) < self.shown
-            return adap_blend(images, pattern, self.alpha, shown)
+                shown[i, sample_rng(self.pattern_seed, int(sample)).choice(parts, size=count, replace=False)] = True
+            return adap_blend(images, pattern, self.alpha, shown.reshape(-1, self.pieces, self.pieces))
 
         return trigger
 

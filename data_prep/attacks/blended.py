@@ -13,7 +13,7 @@ from data_prep.attacks.attack import PoisonLabel, Trigger, check_seed, trigger_i
 from data_prep.attacks.protocols import ProtocolName
 from data_prep.errors import UserError
 
-_ALPHA: dict[ProtocolName, float] = {"paper": 0.1, "released": 0.1, "bench": 0.2}
+_ALPHA: dict[ProtocolName, float] = {"paper": 0.1, "released": 0.1, "ten-percent": 0.2}
 
 
 def blended(images: np.ndarray, pattern: np.ndarray, alpha: float) -> np.ndarray:
@@ -58,7 +58,7 @@ class Blended(PoisonLabel):
     name: ClassVar[str] = "blended"
 
     alpha: float | None = None
-    """Share of the pattern in the mixture, above 0 and at most 1; without it the protocol's (0.1, bench 0.2)."""
+    """Share of the pattern in the mixture, above 0 and at most 1; without it the protocol's (0.1, ten-percent 0.2)."""
     test_alpha: float | None = None
     """The same for test images; without it alpha."""
     pattern: Literal["noise"] | Path = "noise"

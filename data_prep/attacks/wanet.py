@@ -14,6 +14,7 @@ from data_prep.errors import UserError
 
 _BITS = 11  # of a weight in one direction: both together and a pixel fit 32 bits
 _ONE = 1 << _BITS
+_NOISE = 2.0  # amplitude of the noise samples' noise in units of the strength: 1 / H beside s / H with s = 0.5
 _CUBIC_A = -0.75  # the cubic kernel of torch's bicubic interpolation, which WaNet's field is defined with
 
 
@@ -33,7 +34,8 @@ def warp_field(grid: int, image_px: int, seed: int) -> np.ndarray:
 def warp_positions(field: np.ndarray, strength: float, noise: np.ndarray | None = None) -> np.ndarray:
     """Where each pixel of the warped image is taken from.
 
-    The identity grid over [-1, 1] plus strength / H times the field (plus 1 / H times the noise), clipped to [-1, 1].
+    The identity grid over [-1, 1] plus strength / H times the field (plus 2 strength / H times the noise), clipped to
+    [-1, 1]. The paper adds noise of amplitude 1 / H to a field of strength 0.5: the ratio stays at every strength.
 
     Args:
         field: float64 (2, H, H), as from `warp_field`.
@@ -47,7 +49,7 @@ def warp_positions(field: np.ndarray, strength: float, noise: np.ndarray | None 
     line = np.linspace(-1, 1, px)
     where = np.stack(np.broadcast_arrays(line[None, :], line[:, None])) + field * (strength / px)
     if noise is not None:
-        where = np.clip(where, -1, 1) + noise / px
+        where = np.clip(where, -1, 1) + noise * (_NOISE * strength / px)
     return (np.clip(where, -1, 1) + 1) / 2 * (px - 1)
 
 
@@ -133,7 +135,8 @@ class WaNet(PoisonLabel):
     grid: int = 4
     """Vectors of the field in each direction, k."""
     strength: float | None = None
-    """Size of the warp, s; without it 0.5 for images up to 32 px and in proportion to the side above (3.5 for 224)."""
+    """Size of the warp, s; without it 0.5 for images up to 32 px and in proportion to the side above (1 for 64, 3.5 for
+    224; the authors' code takes 0.5 at every size). The noise samples' noise grows with it."""
     noise_ratio: float = 2.0
     """Noise samples for each poisoned one; 0: none. The paper has 2."""
     field_seed: int = 0

@@ -92,8 +92,8 @@ FIELDS: dict[str, Check] = {
     "holdout_clean": (_is_rate, "a number between 0 and 1, or null"),
     "label_map": (lambda v: isinstance(v, list) and all(map(_NATURAL[0], v)), "class numbers"),
     "protocol": (
-        lambda v: v in (None, "paper", "released", "bench", "custom"),
-        "paper, released, bench, custom, or null",
+        lambda v: v in (None, "paper", "released", "ten-percent", "bench", "custom"),  # bench: an old ten-percent
+        "paper, released, ten-percent, custom, or null",
     ),
     "selection": (lambda v: v in (None, "exact", "coin"), "exact, coin, or null"),
     "poisoned": _NATURAL,

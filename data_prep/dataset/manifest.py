@@ -52,8 +52,8 @@ class Manifest:
     label_map: tuple[int, ...]
     """The label that a triggered image of each class is to be given; empty without an attack."""
     protocol: str | None
-    """Which protocol the attack follows (paper, released, bench), "custom" where a number of it was given by hand;
-    None without an attack."""
+    """Which protocol the attack follows (paper, released, ten-percent; bench in folders of before), "custom" where a
+    number of it was given by hand; None without an attack."""
     selection: str | None
     """How poisoned samples were chosen: exact, coin; None without an attack."""
     seed: int

@@ -12,6 +12,8 @@ from torchvision.transforms import InterpolationMode, v2
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 
+_PADDING = {"reflect": "reflect", "zeros": "constant"}
+
 
 def pillow(config: AugmentConfig, size: int) -> Callable[[Any], torch.Tensor]:
     """From a Pillow image to the normalised tensor, as image folders are usually augmented."""
@@ -28,7 +30,7 @@ def tensor(config: AugmentConfig, size: int) -> Callable[[torch.Tensor], torch.T
 def _crop_and_flip(t: Any, config: AugmentConfig, size: int) -> list:
     mode = InterpolationMode(config.interpolation)
     if config.crop == "pad":
-        crop = t.RandomCrop(size, padding=config.pad_px, padding_mode="reflect")
+        crop = t.RandomCrop(size, padding=config.pad_px, padding_mode=_PADDING[config.padding])
     else:
         crop = t.RandomResizedCrop(size, scale=config.scale, ratio=config.ratio, interpolation=mode)
     return [crop, t.RandomHorizontalFlip(config.flip_p)]
@@ -41,6 +43,6 @@ def _colours(t: Any, config: AugmentConfig, size: int) -> list:
     if config.grayscale_p:
         steps.append(t.RandomGrayscale(p=config.grayscale_p))
     if config.blur_p:
-        blur = t.GaussianBlur(augment.blur_kernel_px(size, size), sigma=config.blur_sigma)
+        blur = t.GaussianBlur(augment.blur_kernel_px(config, size, size), sigma=config.blur_sigma)
         steps.append(t.RandomApply([blur], p=config.blur_p))
     return steps

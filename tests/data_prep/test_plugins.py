@@ -155,7 +155,13 @@ def test_without_them_the_command_is_as_before(capsys):
 
 def test_the_old_name_of_protocol(capsys):
     for old in (["--setting", "bench"], ["--setting=bench"]):
-        assert parse(["digits", "badnets", *old]) == parse(["digits", "badnets", "--protocol", "bench"])
-        assert capsys.readouterr().err == "note: --setting is called --protocol now\n"
+        assert parse(["digits", "badnets", *old]).protocol == "ten-percent"
+        assert capsys.readouterr().err.startswith("note: --setting is called --protocol now\nnote: --protocol bench is")
     with pytest.raises(UserError, match="both --setting and --protocol"):
-        parse(["digits", "badnets", "--setting", "bench", "--protocol=bench"])
+        parse(["digits", "badnets", "--setting", "paper", "--protocol=paper"])
+
+
+def test_the_old_name_of_a_protocol(capsys):
+    for old in (["--protocol", "bench"], ["--protocol=bench"]):
+        assert parse(["digits", "badnets", *old]) == parse(["digits", "badnets", "--protocol", "ten-percent"])
+        assert capsys.readouterr().err == "note: --protocol bench is called ten-percent now, as it is no benchmark's\n"

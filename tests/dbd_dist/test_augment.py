@@ -20,6 +20,7 @@ from dbd_dist.data.augment.batched import apply_batched, make_plan
 
 STILL = replace(augment.none(), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # shows pixels in 0-1
 GREY_LEVEL = 1 / 255
+PADDING = {"reflect": "reflect", "zeros": "constant"}
 SIZES = [(16, 16), (32, 32), (28, 45)]
 
 
@@ -56,7 +57,7 @@ def _oracle(config: AugmentConfig, image_CHW: Tensor, params: Params, i: int) ->
         x_CHW = F.resized_crop(x_CHW, top, left, h, w, [height, width], interpolation=mode, antialias=True)
         x_CHW = x_CHW.clamp(0, 1)  # as the conversion back to bytes does
     elif config.crop == "pad":
-        x_CHW = F.pad(x_CHW, [config.pad_px] * 4, padding_mode="reflect")
+        x_CHW = F.pad(x_CHW, [config.pad_px] * 4, padding_mode=PADDING[config.padding])
         x_CHW = F.crop(x_CHW, top + config.pad_px, left + config.pad_px, height, width)
     if params.flip_B[i]:
         x_CHW = F.horizontal_flip(x_CHW)
@@ -67,7 +68,7 @@ def _oracle(config: AugmentConfig, image_CHW: Tensor, params: Params, i: int) ->
     if params.grayscale_B[i]:
         x_CHW = F.rgb_to_grayscale(x_CHW, num_output_channels=3)
     if params.blur_B[i]:
-        kernel_px, sigma = augment.blur_kernel_px(height, width), params.sigma_B[i].item()
+        kernel_px, sigma = augment.blur_kernel_px(config, height, width), params.sigma_B[i].item()
         x_CHW = F.gaussian_blur(x_CHW, [kernel_px, kernel_px], [sigma, sigma])
     return F.normalize(x_CHW, list(config.mean), list(config.std))
 
@@ -82,11 +83,14 @@ def _oracle(config: AugmentConfig, image_CHW: Tensor, params: Params, i: int) ->
         replace(STILL, crop="random_resized", scale=(0.01, 0.1)),
         replace(STILL, crop="pad"),
         replace(STILL, crop="pad", pad_px=11, flip_p=0.5),
+        replace(STILL, crop="pad", pad_px=11, flip_p=0.5, padding="zeros"),
         replace(STILL, flip_p=0.5),
         replace(STILL, jitter_p=1.0),
         replace(STILL, jitter_p=1.0, jitter=(2.0, 2.0, 2.0, 0.5)),
         replace(STILL, grayscale_p=0.5),
         replace(STILL, blur_p=0.8),
+        replace(STILL, blur_p=0.8, blur_kernel="full"),
+        replace(STILL, blur_p=0.8, blur_kernel="full", blur_sigma=(0.1, 9.0)),
     ],
     ids=[
         "bicubic",
@@ -94,11 +98,14 @@ def _oracle(config: AugmentConfig, image_CHW: Tensor, params: Params, i: int) ->
         "tiny-box",
         "pad",
         "pad-flip",
+        "pad-zeros",
         "flip",
         "jitter",
         "wild-jitter",
         "gray",
         "blur",
+        "blur-full",
+        "blur-as-far-as-the-image",
     ],
 )
 def test_every_operation_agrees_with_torchvision(form, config, height, width):
@@ -252,3 +259,29 @@ def test_a_numba_that_refuses_the_numpy_beside_it_is_none(monkeypatch):
 
     monkeypatch.setattr(transform.importlib, "import_module", refuse)
     assert not transform._has_numba.__wrapped__()
+
+
+@pytest.mark.parametrize("form", [augment.apply, batched])
+@pytest.mark.parametrize(
+    ("kernel", "px", "deviation", "peak"), [("simclr", 1, 0.7990, 0.3617), ("full", 6, 1.9878, 0.1997)]
+)
+def test_how_far_a_blur_of_two_pixels_reaches(form, kernel, px, deviation, peak):
+    """One white pixel: its neighbours show the kernel exp(-t^2 / 8), cut off `px` from the middle and made to sum to 1.
+    Unbounded, its deviation is 2 and its peak 1 / (2 sqrt(2 pi)) = 0.1995."""
+    config = replace(STILL, blur_p=1.0, blur_sigma=(2.0, 2.0), blur_kernel=kernel)
+    images_BCHW = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    images_BCHW[:, :, 16, 16] = 255
+    column = form(config, images_BCHW, draw(config, images_BCHW))[0, 0].sum(dim=0).double()
+    at = torch.arange(32.0) - 16
+    assert column[at.abs() > px].abs().max() < 1e-6
+    assert column.sum().item() == pytest.approx(1, abs=1e-5)
+    assert column[16].item() == pytest.approx(peak, abs=2e-4)
+    assert (column * at**2).sum().sqrt().item() == pytest.approx(deviation, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "size", "px"), [(2.0, 32, 13), (2.0, 224, 13), (0.1, 32, 3), (9.0, 32, 55), (2.0, 7, 11), (2.0, 2, 3)]
+)
+def test_kernel_of_the_full_blur_is_three_sigma_within_the_image(sigma, size, px):
+    config = replace(STILL, blur_kernel="full", blur_sigma=(0.1, sigma))
+    assert augment.blur_kernel_px(config, size, size + 3) == px

@@ -171,4 +171,4 @@ def test_images_too_small_are_refused():
 
 @pytest.mark.parametrize(("size", "kernel_px"), [(8, 3), (16, 3), (28, 3), (32, 3), (64, 7), (96, 9), (224, 23)])
 def test_blur_kernel_is_odd_and_a_tenth_of_the_image(size, kernel_px):
-    assert augment.blur_kernel_px(size, size + 5) == kernel_px
+    assert augment.blur_kernel_px(AugmentConfig(), size, size + 5) == kernel_px

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from cluster import topology
 from data_prep.artefacts import fingerprint, read_artefact
@@ -292,9 +293,45 @@ def test_label_consistent_stamps_four_corners():
     made = stamp_corners(images, patch)
     for y in range(12):
         for x in range(12):
-            row, col = (y if y < 6 else 11 - y), (x if x < 6 else 11 - x)
-            wanted = patch[row, col] if row < 4 and col < 4 else images[:, y, x]
+            row, col = (y if y < 6 else y - 8), (x if x < 6 else 11 - x)
+            wanted = patch[row, col] if 0 <= row < 4 and col < 4 else images[:, y, x]
             assert (made[:, y, x] == wanted).all()
+
+
+def test_label_consistent_corners_are_those_of_the_paper(tmp_path):
+    """32 px: three white and black pixels a row, as drawn; the inner upper pixel of each corner is black."""
+    grey = np.full((1, 32, 32, 3), 100, dtype=np.uint8)
+    made = LabelConsistentAttack(artefact=tmp_path).stamp(32)(grey)[0]
+    w, b = 255, 0
+    left, right = [[w, b, b], [b, w, b], [w, b, w]], [[b, b, w], [b, w, b], [w, b, w]]
+    for rows in (slice(0, 3), slice(29, 32)):
+        assert made[rows, :3, 0].tolist() == left
+        assert made[rows, 29:, 0].tolist() == right
+    for pixel in ((0, 2), (0, 29), (29, 2), (29, 29)):
+        assert made[pixel].tolist() == [0, 0, 0]
+    assert (made == 100).all(axis=2).sum() == 32 * 32 - 4 * 9
+    large = LabelConsistentAttack(artefact=tmp_path).stamp(224)(np.full((1, 224, 224, 3), 100, dtype=np.uint8))[0]
+    assert (large[:21, :21, 0] == np.kron(left, np.ones((7, 7), dtype=int))).all()
+
+
+def test_label_consistent_takes_other_patterns(tmp_path):
+    images = np.full((1, 16, 16, 3), 100, dtype=np.uint8)
+    board = LabelConsistentAttack(artefact=tmp_path, pattern="checkerboard").stamp(16)(images)[0]
+    assert board[:3, :3, 0].tolist() == [[255, 0, 255], [0, 255, 0], [255, 0, 255]]
+    Image.new("RGB", (4, 4), (10, 200, 30)).save(tmp_path / "logo.png")
+    own = LabelConsistentAttack(artefact=tmp_path, pattern=tmp_path / "logo.png").stamp(16)(images)[0]
+    assert (own == [10, 200, 30]).all(axis=2).sum() == 4 * 16
+
+
+def test_pgd_starts_at_the_image_unless_told_otherwise():
+    """Two classes, logits (0, sum of pixels): the loss of label 1 rises as pixels fall, by 1.5 a step."""
+    images = torch.full((2, 3, 4, 4), 100, dtype=torch.uint8)
+    linear = lambda x: torch.stack([torch.zeros(len(x)), x.flatten(1).sum(dim=1) / 1e4], dim=1)  # noqa: E731
+    index = torch.arange(2)
+    zero, _ = LabelConsistent(target=1, steps=2).perturb(linear, images, index, lambda *_: None)
+    assert (zero == 97).all()
+    drawn, _ = LabelConsistent(target=1, steps=2, start="random").perturb(linear, images, index, lambda *_: None)
+    assert len(torch.unique(drawn)) > 5
 
 
 @pytest.mark.parametrize("side", [0, 9])

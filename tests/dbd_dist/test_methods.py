@@ -8,10 +8,12 @@ from typing import ClassVar
 import pytest
 import torch
 
+from data_prep.attacks import BadNets
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
 from data_prep.io.hashes import data_hash
 from dbd_dist.config import TrainConfig, override
+from dbd_dist.data import augment
 from dbd_dist.data.loaders import open_images
 from dbd_dist.fields import digest
 from dbd_dist.launch.start import check_before_data
@@ -93,6 +95,33 @@ def test_settings_come_from_the_preset_then_from_the_method():
 def test_configurations_survive_the_way_through_json(name, method):
     config = preset(name).config(method)
     assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_released_presets_are_as_the_release_is():
+    """Figures of the authors' code for CIFAR-10: a patch of 2 px at row and column 4, a coin, an unbounded blur, a
+    baseline that pads with black (BadNets) or crops at random (Blended)."""
+    badnets, blended = preset("cifar10_badnets_released"), preset("cifar10_blended_released")
+    for each in (badnets, blended):
+        simclr = each.config().method.simclr
+        assert (simclr.epochs, simclr.schedule_epochs, simclr.symmetric) == (100, 1000, False)
+        assert augment.blur_kernel_px(simclr.augment, 32, 32) == 13
+        assert not each.config().method.warmup.freeze_batch_norm
+        made = each.prepare
+        assert (made.protocol, made.decided.selection, made.poison_rate, made.poison_target) == (
+            "released", "coin", 0.05, 3
+        )  # fmt: skip
+        weak = each.config().method.mixmatch.augment
+        assert (weak.crop, weak.pad_px, weak.padding) == ("pad", 4, "reflect")
+    assert BadNets.patch(badnets.prepare.attack, 32)[0].shape == (2, 2, 3)
+    assert BadNets.patch(badnets.prepare.attack, 32)[1:] == (4, 4)
+    assert blended.prepare.poison.alpha == 0.1
+    padded, cropped = (each.config("none").method.supervised.augment for each in (badnets, blended))
+    assert (padded.crop, padded.pad_px, padded.padding) == ("pad", 4, "zeros")
+    assert (cropped.crop, cropped.scale, cropped.interpolation) == ("random_resized", (0.2, 1.0), "bicubic")
+    assert (cropped.jitter_p, cropped.grayscale_p, cropped.blur_p, cropped.mean) == (0, 0, 0, augment.CIFAR_MEAN)
+    for name in ("cifar10_badnets", "imagenet_subset_badnets"):
+        assert preset(name).config().method.simclr.augment.blur_kernel == "simclr"
+        assert preset(name).prepare.protocol == "paper"
 
 
 def test_a_configuration_of_version_0_1_is_read():

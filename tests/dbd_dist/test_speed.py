@@ -108,18 +108,19 @@ def test_chunks_must_divide_the_batch(chunk):
 # -- LARS
 
 
-def test_lars_against_its_algorithm_in_loops():
+def lars_both_ways(dtype: torch.dtype, steps: int) -> list[tuple[Tensor, Tensor]]:
+    """Weights after some steps with random gradients: of the optimiser, and of algorithm 1 in loops."""
     generator = torch.Generator().manual_seed(0)
-    rate, momentum, decay, eta = 0.3, 0.9, 0.01, optim.Lars.TRUST
+    rate, momentum, decay, eta = 0.3, 0.9, 0.01, 0.001
     values = [torch.randn(shape, generator=generator).double() for shape in ((3, 4), (4,), (2, 3, 2, 2), (2, 2))]
     values[3].zero_()  # a tensor of zeros has no ratio
-    parameters = [nn.Parameter(v.clone()) for v in values]
+    parameters = [nn.Parameter(v.to(dtype)) for v in values]
     optimizer = optim.Lars(parameters, rate, momentum, decay)
-    weights = [v.flatten().tolist() for v in values]
+    weights = [p.flatten().tolist() for p in parameters]
     velocity = [[0.0] * len(w) for w in weights]
-    for _ in range(3):
+    for _ in range(steps):
         for i, p in enumerate(parameters):
-            p.grad = torch.randn(p.shape, generator=generator).double()
+            p.grad = torch.randn(p.shape, generator=generator).to(dtype)
             w, g = weights[i], p.grad.flatten().tolist()
             of_w, of_g = math.hypot(*w), math.hypot(*g)
             beta = decay if p.ndim > 1 else 0.0
@@ -127,8 +128,12 @@ def test_lars_against_its_algorithm_in_loops():
             velocity[i] = [momentum * v + rate * ratio * (a + beta * b) for v, a, b in zip(velocity[i], g, w)]
             weights[i] = [b - v for b, v in zip(w, velocity[i])]
         optimizer.step()
-    for p, w in zip(parameters, weights):
-        torch.testing.assert_close(p.flatten(), torch.tensor(w, dtype=torch.float64))
+    return [(p.detach().flatten().double(), torch.tensor(w, dtype=torch.float64)) for p, w in zip(parameters, weights)]
+
+
+def test_lars_against_its_algorithm_in_loops():
+    for ours, loops in lars_both_ways(torch.float64, 3):
+        torch.testing.assert_close(ours, loops)
 
 
 def test_pretraining_with_lars_goes_on_from_a_state(alone):

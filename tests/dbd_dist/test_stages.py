@@ -363,27 +363,19 @@ def test_mixing_weights_follow_beta(alpha, low, high):
         assert drawn.mean() == pytest.approx(expected, abs=0.005)
 
 
-def test_mixmatch_losses_against_a_loop():
-    """A linear network, so that only the bookkeeping is left: who is mixed with whom, and which target goes along."""
-    generator = torch.Generator().manual_seed(0)
-    count, classes, temperature, mix, lambda_u = 4, 3, 0.5, 0.7, 2.5
-    model: Any = nn.Sequential(nn.Flatten(), nn.Linear(12, classes)).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    labelled, first, second = (torch.randn(count, 3, 2, 2, generator=generator).double() for _ in range(3))
-    given = F.one_hot(torch.tensor([2, 0, 1, 1]), classes).double()
-    order = torch.randperm(3 * count, generator=generator)
-    batches: list[Tensor] = []
-
-    def network(x: Tensor) -> Tensor:
-        batches.append(x)
-        return model(x)
-
-    found = mixmatch.mixmatch_losses(
-        network, model, (labelled, first, second), given,
-        temperature=temperature, mix=mix, order=order, lambda_u=lambda_u, world=World(),
-    )  # fmt: skip
+def mixmatch_loop(
+    model: nn.Module,
+    views: tuple[Tensor, Tensor, Tensor],
+    given: Tensor,
+    *,
+    temperature: float,
+    mix: float,
+    order: Tensor,
+    lambda_u: float,
+) -> tuple[tuple[float, float, float], list[Tensor]]:
+    """Equations 3 to 11 of MixMatch's paper over single numbers: the losses, and the mixed images."""
+    labelled, first, second = views
+    count, classes = given.shape
 
     def softmax(x: Tensor) -> list[float]:
         exps = [math.exp(v) for v in model(x[None])[0].tolist()]
@@ -406,7 +398,34 @@ def test_mixmatch_losses_against_a_loop():
             supervised -= sum(t * math.log(q) for t, q in zip(target, p)) / count
         else:
             consistency += sum((q - t) ** 2 for t, q in zip(target, p)) / (2 * count * classes)
-    expected = (supervised + lambda_u * consistency, supervised, consistency)
+    return (supervised + lambda_u * consistency, supervised, consistency), mixed
+
+
+def test_mixmatch_losses_against_a_loop():
+    """A linear network, so that only the bookkeeping is left: who is mixed with whom, and which target goes along."""
+    generator = torch.Generator().manual_seed(0)
+    count, classes, temperature, mix, lambda_u = 4, 3, 0.5, 0.7, 2.5
+    model: Any = nn.Sequential(nn.Flatten(), nn.Linear(12, classes)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    labelled, first, second = (torch.randn(count, 3, 2, 2, generator=generator).double() for _ in range(3))
+    given = F.one_hot(torch.tensor([2, 0, 1, 1]), classes).double()
+    order = torch.randperm(3 * count, generator=generator)
+    batches: list[Tensor] = []
+
+    def network(x: Tensor) -> Tensor:
+        batches.append(x)
+        return model(x)
+
+    found = mixmatch.mixmatch_losses(
+        network, model, (labelled, first, second), given,
+        temperature=temperature, mix=mix, order=order, lambda_u=lambda_u, world=World(),
+    )  # fmt: skip
+
+    expected, mixed = mixmatch_loop(
+        model, (labelled, first, second), given, temperature=temperature, mix=mix, order=order, lambda_u=lambda_u
+    )
     assert [v.item() for v in found] == pytest.approx(expected, rel=1e-5)
     assert len(batches) == 3  # each over every third image: labelled and unlabelled ones in each
     for part, batch in enumerate(batches):

@@ -593,7 +593,7 @@ WORDS = (
 VALUES = (
     "0", "1", "2", "-1", "3", "0.5", "1.5", "nan", "inf", "-inf", "1e999", "1e-400", "99999999999999999999", "x",
     "True",
-    "None", "local", "ray", "cpu", "cuda", "paper", "bench", "none", "dbd", "html", "loader", "all-to-all", ".", "..",
+    "None", "local", "ray", "cpu", "cuda", "released", "none", "dbd", "html", "loader", "all-to-all", ".", "..",
     "/", "/dev/null", "/dev/zero", "/proc/self/mem", "nowhere", "s3://bucket", "file:///x", "~", "data", "clean", "run",
     "art",
 )  # fmt: skip

@@ -43,7 +43,9 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local", "RAY_USAGE_STATS_
 
 SEEDS = (0, 1)
 METHODS = ("none", "dbd")
-SETTINGS = ("paper", "released", "bench")
+SETTINGS = ("paper", "released", "ten-percent")
+CLEAN_LABEL = ("sig",)
+"""Attacks that the released setting does not have."""
 TRAIN = ("--compute.device", "cpu", "--compute.precision", "fp32", "--compute.threads", "1")
 """What every run is given beside preset, method, seed and data."""
 
@@ -75,21 +77,22 @@ ARTEFACTS: dict[str, tuple[str, ...]] = {
     # the whole class, so that what any setting chooses is among it
     "label-consistent": ("label-consistent", "--preset", "smoke", "--steps", "5", "--eps", "32", "--step", "8",
                          "--rate", "0.1015"),
-    "label-consistent, bench": ("label-consistent", "--surrogate", "{storage}/label-consistent/surrogate", "--steps",
-                                "5", "--norm", "l2", "--eps", "300", "--step", "60", "--target", "0", "--rate", "0.05"),
+    "label-consistent, ten-percent": ("label-consistent", "--surrogate", "{storage}/label-consistent/surrogate",
+                                      "--start", "random", "--steps", "5", "--norm", "l2", "--eps", "300", "--step",
+                                      "60", "--target", "0", "--rate", "0.05"),
     "adaptive": ("adaptive", "--preset", "smoke", "--steps", "5", "--optimise", "pattern-and-mask"),
-    "adaptive, bench": ("adaptive", "--backbone", "{storage}/adaptive/backbone", "--steps", "5", "--patch-px", "5",
-                        "--distance", "cosine", "--target", "0", "--seed", "1"),
+    "adaptive, ten-percent": ("adaptive", "--backbone", "{storage}/adaptive/backbone", "--steps", "5", "--patch-px",
+                              "5", "--distance", "cosine", "--target", "0", "--seed", "1"),
 }  # fmt: skip
 CRAFTED: dict[str, tuple[str, ...]] = {
     "label-consistent, paper": ("label-consistent", "--artefact", "{artefacts}/label-consistent"),
-    "label-consistent, released": ("label-consistent", "--artefact", "{artefacts}/label-consistent", "--patch-px", "4",
-                                   "--setting", "released"),
-    "label-consistent, bench": ("label-consistent", "--artefact", "{artefacts}/label-consistent, bench", "--setting",
-                                "bench"),
+    "label-consistent, larger": ("label-consistent", "--artefact", "{artefacts}/label-consistent", "--patch-px", "4"),
+    "label-consistent, ten-percent": ("label-consistent", "--artefact", "{artefacts}/label-consistent, ten-percent",
+                                      "--protocol", "ten-percent"),
     "adaptive, paper": ("adaptive", "--artefact", "{artefacts}/adaptive"),
-    "adaptive, released": ("adaptive", "--artefact", "{artefacts}/adaptive", "--setting", "released"),
-    "adaptive, bench": ("adaptive", "--artefact", "{artefacts}/adaptive, bench", "--setting", "bench"),
+    "adaptive, released": ("adaptive", "--artefact", "{artefacts}/adaptive", "--protocol", "released"),
+    "adaptive, ten-percent": ("adaptive", "--artefact", "{artefacts}/adaptive, ten-percent", "--protocol",
+                              "ten-percent"),
 }  # fmt: skip
 
 FIELDS = (
@@ -250,7 +253,10 @@ def poisoned_digits(work: Path, seed: int) -> Path:
 def make_prepare(work: Path) -> dict[str, Any]:
     """Data sets of every attack that needs no model."""
     asked = {
-        f"{name}, {setting}": (*argv, "--setting", setting) for name, argv in ATTACKS.items() for setting in SETTINGS
+        f"{name}, {setting}": (*argv, "--protocol", setting)
+        for name, argv in ATTACKS.items()
+        for setting in SETTINGS
+        if setting != "released" or name not in CLEAN_LABEL
     }
     made = {}
     for name, argv in (asked | OTHERS).items():

@@ -120,7 +120,7 @@ def _apply_chunks(config: AugmentConfig, images_BHWC: Tensor, plan: Plan) -> Ten
             bit_B111 = plan.grayscale_B[part, None, None, None] > 0
             x_BCHW = torch.where(bit_B111, _gray(x_BCHW)[:, None], x_BCHW)
         if plan.any_blur:
-            x_BCHW = _blur(x_BCHW, plan.blur_B[part], plan.sigma_B[part])
+            x_BCHW = _blur(config, x_BCHW, plan.blur_B[part], plan.sigma_B[part])
         x_BCHW = torch.addcmul(offset_C[:, None, None], x_BCHW, gain_C[:, None, None])
         out_BHWC.index_copy_(0, plan.sorted_B[part], x_BCHW.permute(0, 2, 3, 1))
     return out_BHWC
@@ -155,7 +155,7 @@ def _crop_flip(config: AugmentConfig, x_BCHW: Tensor, box_B4: Tensor, flip_B: Te
     """Crop, resize to the old size, flip; from 0-255 to 0-1."""
     top_B, left_B, h_B, w_B = box_B4.unbind(1)
     height, width = x_BCHW.shape[-2:]
-    matrix = _reflected_rows if config.crop == "pad" else _resizing_rows
+    matrix = _shifted_rows if config.crop == "pad" else _resizing_rows
     rows_BHH = matrix(config, top_B, h_B, torch.zeros_like(flip_B), height) / 255
     columns_BWW = matrix(config, left_B, w_B, flip_B, width)
     x_BCHW = _separable(x_BCHW, rows_BHH, columns_BWW)
@@ -176,10 +176,11 @@ def _positions(flip_B: Tensor, size: int) -> Tensor:
     return torch.where(flip_B[:, None] > 0, size - 1 - up, up)
 
 
-def _reflected_rows(config: AugmentConfig, start_B: Tensor, size_B: Tensor, flip_B: Tensor, size: int) -> Tensor:
-    """Row i of the (size x size) matrices picks pixel start + i, reflected at the edges."""
-    source_BN = (start_B[:, None] + _positions(flip_B, size)).abs()
-    source_BN = (size - 1) - ((size - 1) - source_BN).abs()
+def _shifted_rows(config: AugmentConfig, start_B: Tensor, size_B: Tensor, flip_B: Tensor, size: int) -> Tensor:
+    """Row i of the (size x size) matrices picks pixel start + i; beyond the edges a reflected one, or none."""
+    source_BN = start_B[:, None] + _positions(flip_B, size)
+    if config.padding == "reflect":
+        source_BN = (size - 1) - ((size - 1) - source_BN.abs()).abs()
     pixel = torch.arange(size, device=start_B.device, dtype=torch.float32)
     return (source_BN[:, :, None] == pixel).float()
 
@@ -242,10 +243,10 @@ def _shift_hue(x_BCHW: Tensor, hue_B: Tensor) -> Tensor:
     return torch.addcmul(lowest[:, None], share_BCHW, chroma[:, None])
 
 
-def _blur(x_BCHW: Tensor, blur_B: Tensor, sigma_B: Tensor) -> Tensor:
+def _blur(config: AugmentConfig, x_BCHW: Tensor, blur_B: Tensor, sigma_B: Tensor) -> Tensor:
     """Gaussian blur with reflected edges; images whose bit is not set pass through identity matrices."""
     height, width = x_BCHW.shape[-2:]
-    kernel_px = blur_kernel_px(height, width)
+    kernel_px = blur_kernel_px(config, height, width)
     tap_K = torch.arange(kernel_px, device=x_BCHW.device, dtype=torch.float32) - kernel_px // 2
     weight_BK = torch.softmax(-0.5 * (tap_K / sigma_B[:, None]) ** 2, dim=1)
     weight_BK = torch.where(blur_B[:, None] > 0, weight_BK, (tap_K == 0).float())

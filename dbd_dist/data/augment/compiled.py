@@ -22,7 +22,7 @@ from torch import Tensor
 from dbd_dist.data.augment.config import AugmentConfig, blur_kernel_px
 from dbd_dist.data.augment.params import Params
 
-_BICUBIC, _BILINEAR, _REFLECT = range(3)
+_BICUBIC, _BILINEAR, _REFLECT, _ZEROS = range(4)
 _1, _2, _3, _4, _5, _6, _7, _8, _9, _10, _11 = (np.uintp(i) for i in range(1, 12))
 _THREAD_PIXELS = 1 << 15  # fewer pixels than this, about 0.3 ms of work, are not worth a thread
 _EDGE = 2  # zeros on each side of a row: taps outside the box have no weight, but are read
@@ -48,7 +48,7 @@ def apply_compiled(config: AugmentConfig, images_BHWC: Tensor, params: Params) -
     if config.crop == "random_resized":
         source = _BICUBIC if config.interpolation == "bicubic" else _BILINEAR
     else:
-        source = _REFLECT
+        source = _REFLECT if config.padding == "reflect" else _ZEROS
     mean_C, std_C = np.array(config.mean), np.array(config.std)
     arguments = (
         images_BHWC.numpy(),
@@ -63,7 +63,7 @@ def apply_compiled(config: AugmentConfig, images_BHWC: Tensor, params: Params) -
         params.grayscale_B.contiguous().numpy(),
         params.blur_B.contiguous().numpy(),
         params.sigma_B.contiguous().numpy(),
-        blur_kernel_px(height, width),
+        blur_kernel_px(config, height, width),
         (1 / std_C).astype(np.float32),
         (-mean_C / std_C).astype(np.float32),
     )
@@ -104,8 +104,8 @@ def _augment(
     padded = np.empty(width + kernel_px + 1, np.float32)
     weight = np.empty(kernel_px // 2 + 2, np.float32)
     for n in range(start, stop):
-        if source == _REFLECT:
-            _shift(images[n], box[n], flip[n], r, g, b)
+        if source in (_REFLECT, _ZEROS):
+            _shift(images[n], box[n], flip[n], source == _REFLECT, r, g, b)
         else:
             _resize(images[n], box[n], flip[n], source, row, r, g, b)
         if jitter[n]:
@@ -136,8 +136,9 @@ def _mirror(i, size):
 
 
 @_jit
-def _shift(image, box, flip, red, green, blue):
-    """Planes of the image shifted by the box's top and left, reflected at the edges, with pixels in 0-1."""
+def _shift(image, box, flip, reflect, red, green, blue):
+    """Planes of the image shifted by the box's top and left, with pixels in 0-1; beyond the edges it is reflected, or
+    black."""
     height, width = image.shape[0], image.shape[1]
     flat = image.reshape(-1)
     scale = np.float32(1 / 255)
@@ -145,6 +146,11 @@ def _shift(image, box, flip, red, green, blue):
     first, last = max(0, -left), width - max(0, left)  # columns that come from inside the image
     n = last - first
     for y in range(height):
+        if not reflect and not 0 <= top + y < height:
+            red[y * width : (y + 1) * width] = 0
+            green[y * width : (y + 1) * width] = 0
+            blue[y * width : (y + 1) * width] = 0
+            continue
         start = _mirror(top + y, height) * width
         source = flat[3 * (start + left + first) : 3 * (start + left + last)]
         at = y * width + (width - last if flip else first)
@@ -164,6 +170,9 @@ def _shift(image, box, flip, red, green, blue):
             x = i if i < first else last + i - first
             i3 = 3 * (start + _mirror(left + x, width))
             to = y * width + (width - 1 - x if flip else x)
+            if not reflect:
+                red[to], green[to], blue[to] = 0, 0, 0
+                continue
             red[to] = scale * np.float32(flat[i3])
             green[to] = scale * np.float32(flat[i3 + 1])
             blue[to] = scale * np.float32(flat[i3 + 2])

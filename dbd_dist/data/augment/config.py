@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from data_prep.errors import UserError
@@ -34,7 +34,9 @@ class AugmentConfig:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Filter that resizes a random_resized crop."""
     pad_px: int = 4
-    """Pixels that a pad crop adds to each side by reflection, before it cuts a box of the image's size."""
+    """Pixels that a pad crop adds to each side, before it cuts a box of the image's size."""
+    padding: Literal["reflect", "zeros"] = field(default="reflect", metadata={"omit_default": True})
+    """What a pad crop adds: the image reflected at its edges, or black."""
     flip_p: float = 0.5
     """Probability of a left-right flip."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
@@ -45,7 +47,10 @@ class AugmentConfig:
     grayscale_p: float = 0.2
     """Probability of dropping colour."""
     blur_p: float = 0.5
-    """Probability of a Gaussian blur; its kernel spans about a tenth of the image, see blur_kernel_px."""
+    """Probability of a Gaussian blur."""
+    blur_kernel: Literal["simclr", "full"] = field(default="simclr", metadata={"omit_default": True})
+    """How far the blur reaches. simclr: its kernel spans a tenth of the image, 3 px of 32, which cuts a wide Gaussian
+    off. full: three times the largest blur_sigma to each side, as good as unbounded."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest standard deviation of the blur, in pixels."""
     mean: RGB = CIFAR_MEAN
@@ -56,6 +61,8 @@ class AugmentConfig:
     def __post_init__(self):
         _one_of("crop", self.crop, ("random_resized", "pad", "none"))
         _one_of("interpolation", self.interpolation, ("bicubic", "bilinear"))
+        _one_of("padding", self.padding, ("reflect", "zeros"))
+        _one_of("blur_kernel", self.blur_kernel, ("simclr", "full"))
         _interval("scale", self.scale, highest=1.0)
         _interval("ratio", self.ratio)
         _interval("blur_sigma", self.blur_sigma)
@@ -88,16 +95,20 @@ def _interval(name: str, value: tuple[float, float], highest: float = math.inf) 
         raise UserError(f"{name} is {value}", where="augment", expected=f"two numbers above 0{limit}, smaller first")
 
 
-def blur_kernel_px(height: int, width: int) -> int:
-    """Size of the square blur kernel: the odd number nearest to a tenth of the shorter side, at least 3.
+def blur_kernel_px(config: AugmentConfig, height: int, width: int) -> int:
+    """Size of the square blur kernel, an odd number of 3 or more.
 
-    3 px for images of 32 px and 23 px for 224 px, as SimCLR has them.
+    simclr: the odd number nearest to a tenth of the shorter side, 3 px for images of 32 px and 23 px for 224 px, as
+    SimCLR has them. full: three times the largest sigma to each side (13 px for 2.0), as far as the image reaches.
     """
-    return max(3, 2 * math.floor(0.1 * min(height, width) / 2) + 1)
+    shorter = min(height, width)
+    if config.blur_kernel == "simclr":
+        return max(3, 2 * math.floor(0.1 * shorter / 2) + 1)
+    return 2 * max(1, min(math.ceil(3 * config.blur_sigma[1]), shorter - 2)) + 1
 
 
 def simclr(*, mean: RGB = CIFAR_MEAN, std: RGB = CIFAR_STD, blur_p: float = 0.5) -> AugmentConfig:
-    """The full SimCLR augmentation, for the self-supervised stage."""
+    """SimCLR's augmentation, for the self-supervised stage."""
     return AugmentConfig(mean=mean, std=std, blur_p=blur_p)
 
 

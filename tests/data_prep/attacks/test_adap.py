@@ -56,13 +56,18 @@ def test_draws_are_each_samples_own(attack, rng):
     assert different == 4 if isinstance(attack, AdapPatch) else different > 30
 
 
-def test_half_of_the_pieces_are_shown():
-    black, white = np.zeros((200, 16, 16, 3), dtype=np.uint8), 255
-    attack = AdapBlend(alpha=1.0, pieces=2)
-    made = attack.train_trigger(16)(black, np.arange(200))
-    touched = (made.reshape(200, 2, 8, 2, 8, 3) != 0).any(axis=(2, 4, 5))
-    assert 0.42 < touched.mean() < 0.58
-    assert made.max() <= white
+@pytest.mark.parametrize(
+    ("fields", "pieces", "count"),
+    [({}, 4, 8), ({"shown": 0.25}, 4, 4), ({"pieces": 3}, 3, 5), ({"shown": 0.01}, 4, 1), ({"shown": 1.0}, 4, 16)],
+)
+def test_so_many_pieces_are_shown_in_every_image(fields, pieces, count):
+    px = 4 * pieces
+    attack = AdapBlend(alpha=1.0, **fields)
+    made = attack.train_trigger(px)(np.zeros((100, px, px, 3), dtype=np.uint8), np.arange(100))
+    touched = (made.reshape(100, pieces, 4, pieces, 4, 3) != 0).any(axis=(2, 4, 5))
+    assert (touched.sum(axis=(1, 2)) == count).all()
+    if count == 8:  # each piece as often as any other: 50 of 100 times, give or take four standard deviations
+        assert np.abs(touched.sum(axis=0) - 50).max() <= 20
 
 
 def test_test_images_carry_the_whole_trigger(rng):

@@ -32,8 +32,8 @@ def make(tmp_path: Path, attack: Attack, **fields: Any) -> Dataset:
     [
         (BadNets(), {}, 3, 12, "paper"),
         (Sig(), {}, 3, 6, "paper"),
-        (BadNets(), {"protocol": "bench"}, 0, 24, "bench"),
-        (Sig(), {"protocol": "bench"}, 0, 12, "bench"),
+        (BadNets(), {"protocol": "ten-percent"}, 0, 24, "ten-percent"),
+        (Sig(), {"protocol": "ten-percent"}, 0, 12, "ten-percent"),
         (BadNets(), {"rate": 0.1}, 3, 24, "custom"),
         (BadNets(), {"rate": 0.05, "target": 3}, 3, 12, "paper"),
         (BadNets(), {"target": 4}, 4, 12, "custom"),
@@ -48,11 +48,11 @@ def test_protocols_decide_what_is_not_given(attack, fields, target, poisoned, na
 
 
 def test_blended_takes_its_alpha_from_the_protocol(tmp_path):
-    paper, bench = make(tmp_path, Blended()), make(tmp_path, Blended(), protocol="bench")
-    given = make(tmp_path, Blended(alpha=0.3), protocol="bench")
-    assert [d.manifest.attack["alpha"] for d in (paper, bench, given)] == [0.1, 0.2, 0.3]
-    assert [d.manifest.protocol for d in (paper, bench, given)] == ["paper", "bench", "custom"]
-    assert len({d.folder for d in (paper, bench, given)}) == 3
+    paper, tenth = make(tmp_path, Blended()), make(tmp_path, Blended(), protocol="ten-percent")
+    given = make(tmp_path, Blended(alpha=0.3), protocol="ten-percent")
+    assert [d.manifest.attack["alpha"] for d in (paper, tenth, given)] == [0.1, 0.2, 0.3]
+    assert [d.manifest.protocol for d in (paper, tenth, given)] == ["paper", "ten-percent", "custom"]
+    assert len({d.folder for d in (paper, tenth, given)}) == 3
 
 
 def test_released_tosses_a_coin_for_every_image():
@@ -65,6 +65,14 @@ def test_released_tosses_a_coin_for_every_image():
     assert poisoned.sum() != choose_poisoned(labels, seed=2, **arguments).sum()
     with pytest.raises(UserError, match="poisons no image"):
         choose_poisoned(labels[:20], seed=1, **arguments | {"rate": 1e-9})
+
+
+def test_released_has_no_clean_label_attack():
+    with pytest.raises(
+        UserError, match=r"released has no clean-label attack such as sig.*paper or ten-percent"
+    ) as error:
+        PrepareConfig(source=SOURCE, attack=Sig(), protocol="released")
+    assert error.value.where == "protocol"
 
 
 def test_released_setting_in_the_manifest(tmp_path):

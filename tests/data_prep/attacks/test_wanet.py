@@ -15,7 +15,8 @@ from data_prep.errors import UserError
 
 
 def formula(images: np.ndarray, field: np.ndarray, strength: float, noise: np.ndarray | None = None) -> np.ndarray:
-    """Identity grid plus field, clipped, sampled: loops in float64. float64 (B, H, H, 3)."""
+    """Identity grid plus field, clipped, sampled: loops in float64. float64 (B, H, H, 3). The noise is that of the
+    paper, 1 / H, at its strength of 0.5."""
     px = images.shape[1]
     out = np.zeros(images.shape)
     for y in range(px):
@@ -25,7 +26,7 @@ def formula(images: np.ndarray, field: np.ndarray, strength: float, noise: np.nd
                 place = -1 + 2 * pixel / (px - 1) + strength / px * field[axis, y, x]
                 place = min(max(place, -1.0), 1.0)
                 if noise is not None:
-                    place = min(max(place + noise[axis, y, x] / px, -1.0), 1.0)
+                    place = min(max(place + strength / 0.5 * noise[axis, y, x] / px, -1.0), 1.0)
                 at.append((place + 1) / 2 * (px - 1))
             column, row = at
             for dy in (0, 1):
@@ -87,6 +88,28 @@ def test_noise_is_each_covers_own(rng):
     assert (made[0] != attack.train_trigger(16)(images[:1], np.array([4]))[0]).any()
     noise = np.random.default_rng([3, 4]).uniform(-1, 1, size=(2, 16, 16))
     assert np.abs(made[:1] - formula(images[:1], warp_field(4, 16, 3), 0.5, noise)).max() <= 1
+
+
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_noise_samples_differ_from_the_trigger_as_much_at_every_size(strength):
+    """On an image whose grey level is its column, differences are displacements: uniform noise of amplitude a has an
+    rms of a / sqrt(3), in pixels of half the grid's length."""
+    ratios = []
+    for px in (32, 64, 224):
+        slope = np.broadcast_to(np.arange(px, dtype=np.uint8)[None, :, None], (px, px, 3))
+        attack = WaNet(strength=strength)
+        index = np.array([7])
+        trigger, cover = (f(px)(slope[None], index)[0] * 1.0 for f in (attack.train_trigger, attack.cover_trigger))
+        field, used = attack.field(px)
+        assert used == (strength or px / 64)
+        inner = (slice(px // 8, -px // 8), slice(px // 8, -px // 8))  # where nothing is clipped
+        exact = warp_positions(field, used) - np.mgrid[:px, :px][::-1]
+        noise = warp_positions(field, used, np.random.default_rng([0, 7]).uniform(-1, 1, field.shape))
+        moved = (noise - warp_positions(field, used))[0][inner]
+        assert np.sqrt((moved**2).mean()) == pytest.approx(2 * used / px / math.sqrt(3) * (px - 1) / 2, rel=0.05)
+        ratios.append(np.sqrt((moved**2).mean() / (exact[0][inner] ** 2).mean()))
+        assert np.abs(cover - trigger)[inner].max() <= math.ceil(2 * used / px * (px - 1) / 2) + 1
+    assert max(ratios) / min(ratios) < 1.1
 
 
 @pytest.mark.parametrize(
