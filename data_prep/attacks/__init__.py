@@ -7,6 +7,7 @@ from data_prep.attacks.attack import Attack, NoAttack, PoisonLabel, Trigger
 from data_prep.attacks.badnets import BadNets, badnets, checkerboard
 from data_prep.attacks.blended import Blended, blended
 from data_prep.attacks.crafted import Crafted, OptimisedPattern, PerturbedImages
+from data_prep.attacks.ctrl import Ctrl, ctrl
 from data_prep.attacks.protocols import PROTOCOLS, Protocol, ProtocolName
 from data_prep.attacks.sig import Sig, sig
 from data_prep.attacks.wanet import WaNet, wanet
@@ -22,6 +23,7 @@ ATTACKS: Registry[type[Attack]] = Registry(
         "sig": Sig,
         "adap-blend": AdapBlend,
         "adap-patch": AdapPatch,
+        "ctrl": Ctrl,
     },
     base=Attack,
     needs=("name",),
@@ -37,6 +39,7 @@ __all__ = [
     "BadNets",
     "Blended",
     "Crafted",
+    "Ctrl",
     "NoAttack",
     "OptimisedPattern",
     "PerturbedImages",
@@ -51,6 +54,7 @@ __all__ = [
     "badnets",
     "blended",
     "checkerboard",
+    "ctrl",
     "sig",
     "wanet",
 ]

@@ -44,6 +44,7 @@ class AdapBlend(PoisonLabel):
     label (Qi et al. 2023). They poison as little as 0.3 % (rate 0.003)."""
 
     name: ClassVar[str] = "adap-blend"
+    revision: ClassVar[int] = 2  # 1: a coin for each part
 
     alpha: float = 0.15
     """Share of the pattern in training."""

@@ -31,6 +31,8 @@ class Attack:
     """Poisoned images are of the target class and keep their label."""
     crafted: ClassVar[bool] = False
     """Needs an artefact of `dbd craft`."""
+    revision: ClassVar[int] = 1
+    """Counted up when the same settings make other images, so that a data set of before is not taken for a new one."""
 
     @property
     def poisons(self) -> bool:
@@ -76,6 +78,8 @@ class Attack:
         """The config as JSON values; a trigger image is described by its sha256 too, so that an edited
         one is another attack."""
         described: dict[str, Any] = {"kind": self.name}
+        if self.revision > 1:
+            described["revision"] = self.revision
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Path):

@@ -49,7 +49,7 @@ def warp_positions(field: np.ndarray, strength: float, noise: np.ndarray | None 
     line = np.linspace(-1, 1, px)
     where = np.stack(np.broadcast_arrays(line[None, :], line[:, None])) + field * (strength / px)
     if noise is not None:
-        where = np.clip(where, -1, 1) + noise * (_NOISE * strength / px)
+        where = np.clip(where, -1, 1) + noise * (_NOISE * strength) / px
     return (np.clip(where, -1, 1) + 1) / 2 * (px - 1)
 
 
@@ -131,6 +131,7 @@ class WaNet(PoisonLabel):
     label, so that a model must learn this very warp."""
 
     name: ClassVar[str] = "wanet"
+    revision: ClassVar[int] = 2  # 1: noise of amplitude 1 / H whatever the strength
 
     grid: int = 4
     """Vectors of the field in each direction, k."""

@@ -577,7 +577,7 @@ def cache(material: Material, rng: random.Random) -> str:
 
 WORDS = (
     "prepare", "craft", "train", "evaluate", "tune", "report", "bench", "doctor", "digits", "cifar10", "imagefolder",
-    "parquet", "clean", "badnets", "blended", "wanet", "sig", "adap-blend", "adap-patch", "label-consistent",
+    "parquet", "clean", "badnets", "ctrl", "wanet", "sig", "adap-blend", "adap-patch", "label-consistent",
     "adaptive", "smoke", "demo", "sce", "filter", "--help", "--debug", "--", "-", "-h", "--storage",
     "--data", "--out", "--root",
     "--datasets", "--artefact", "--pattern", "--rate", "--target", "--seed", "--protocol", "--workers", "--overwrite",

@@ -44,7 +44,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": "local", "RAY_USAGE_STATS_
 SEEDS = (0, 1)
 METHODS = ("none", "dbd")
 SETTINGS = ("paper", "released", "ten-percent")
-CLEAN_LABEL = ("sig",)
+CLEAN_LABEL = ("sig", "ctrl")
 """Attacks that the released setting does not have."""
 TRAIN = ("--compute.device", "cpu", "--compute.precision", "fp32", "--compute.threads", "1")
 """What every run is given beside preset, method, seed and data."""
@@ -57,6 +57,7 @@ ATTACKS: dict[str, tuple[str, ...]] = {
     "sig": ("sig",),
     "adap-blend": ("adap-blend",),
     "adap-patch": ("adap-patch",),
+    "ctrl": ("ctrl", "--window", "16", "--bands", "7", "15"),
 }
 """Under every setting."""
 OTHERS: dict[str, tuple[str, ...]] = {

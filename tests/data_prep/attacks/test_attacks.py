@@ -62,6 +62,23 @@ def test_default_patch_scales_with_the_image(px, side, margin):
     assert (row, col) == (px - side - margin, px - side - margin)
 
 
+def test_how_often_a_patch_stays_whole_under_the_weak_crop():
+    """Every shift of up to 4 px: the default patch is whole in 36 of 81 and gone in 17, at (4, 4) always whole."""
+    for attack, whole, gone in ((BadNets(), 36, 17), (BadNets(row=4, col=4, patch_px=2), 81, 0)):
+        patch, row, col = attack.patch(32)
+        visible = [
+            sum(
+                0 <= row + y - down < 32 and 0 <= col + x - right < 32
+                for y in range(len(patch))
+                for x in range(len(patch))
+            )
+            for down in range(-4, 5)
+            for right in range(-4, 5)
+        ]
+        assert visible.count(len(patch) ** 2) == whole
+        assert visible.count(0) == gone
+
+
 @pytest.mark.parametrize(
     ("corner", "row", "col"),
     [("top-left", 2, 2), ("top-right", 2, 26), ("bottom-left", 26, 2), ("bottom-right", 26, 26)],
@@ -134,6 +151,12 @@ def test_description_tells_an_edited_trigger_image_apart(tmp_path):
     assert first["pattern"] == "logo.png"
     assert first["pattern_sha256"] != BadNets(pattern=path).describe()["pattern_sha256"]
     assert NoAttack().describe() == {"kind": "clean"}
+
+
+def test_an_attack_that_changed_is_another_in_the_manifest():
+    """As data sets of before have it: no revision, and other images."""
+    assert AdapBlend().describe()["revision"] == 2
+    assert "revision" not in Blended().describe()
 
 
 @pytest.mark.parametrize(
