@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dbd_dist"))  # where the tests find their helpers
 
-from data_prep.attacks import AdapBlend, AdapPatch, BadNets, WaNet, blended, sig
+from data_prep.attacks import AdapBlend, AdapPatch, BadNets, Ctrl, WaNet, blended, sig
 from data_prep.attacks.wanet import warp_positions
 from dbd_dist.craft import pgd
 from dbd_dist.craft.adaptive import distances
@@ -35,6 +35,7 @@ from dbd_dist.losses import nt_xent, symmetric_cross_entropy
 from dbd_dist.models.config import ModelConfig
 from dbd_dist.models.heads import Classifier, seeded
 from dbd_dist.stages.mixmatch import mixmatch_losses
+from tests.data_prep.attacks.test_ctrl import formula as ctrl_formula
 from tests.dbd_dist.test_augment import STILL, one_by_one, random_images
 from tests.dbd_dist.test_augment import draw as draw_params
 from tests.dbd_dist.test_craft import slow_distances, slow_pgd
@@ -149,6 +150,15 @@ def of_adap_patch() -> float:
             options.append(float(np.abs(made - wanted).max()))
         worst = max(worst, min(options))
     return worst
+
+
+def of_ctrl() -> float:
+    image = noise_images(1, 64)
+    attack = Ctrl()
+    return max(
+        float(np.abs(trigger(64)(image, np.arange(1))[0] - ctrl_formula(image[0], 32, (15, 31), magnitude)).max())
+        for trigger, magnitude in ((attack.train_trigger, 50.0), (attack.test_trigger, 100.0))
+    )
 
 
 def of_label_consistent() -> float:
@@ -307,6 +317,7 @@ MEASURED: tuple[tuple[str, str, Callable[[], float], str], ...] = (
     ("SIG", "delta sin(2 pi j f / W), float64, not rounded", of_sig, GREY),
     ("Adap-Blend", "8 of 16 parts in rational numbers, rounded", of_adap_blend, GREY),
     ("Adap-Patch", "one of four patches in rational numbers, rounded", of_adap_patch, GREY),
+    ("CTRL", "YUV, cosine transform and back, float64, not rounded", of_ctrl, GREY),
     ("label-consistent (PGD)", "loop with the gradient by hand, float64, rounded", of_label_consistent, GREY),
     ("adaptive (objective)", "loop over distances, float64", of_adaptive, RELATIVE),
     ("NT-Xent", "SimCLR eq. 1 in loops, float64", of_nt_xent, RELATIVE),
