@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class EncodedSplit(Generic[T]):
     """What is decoded against what was given, summed over all values of all files."""
     seen: list[T]
     """What `look` returned, in order."""
+    conversions: Counter[str]
+    """How many images were converted, by what was done to them; an image of several kinds counts in each."""
 
 
 def encode_split(
@@ -70,17 +73,20 @@ def encode_split(
         UserError: an image that cannot be decoded or has another size; no room.
     """
 
-    def make(chunk: list[tuple[int, Encoded]]) -> tuple[np.ndarray, list[tuple[Any, np.ndarray, int]], list[T]]:
-        index = np.array([i for i, _ in chunk])
-        clean = np.stack([_decode(split, i, encoded, px) for i, encoded in chunk])
+    def make(
+        chunk: list[tuple[int, Encoded]],
+    ) -> tuple[np.ndarray, list[tuple[Any, np.ndarray, int]], list[T], Counter[str]]:
+        index, converted = np.array([i for i, _ in chunk]), Counter[str]()
+        clean = np.stack([_decode(split, i, encoded, px, converted) for i, encoded in chunk])
         triggered = [clean if trigger is None else trigger(clean, index) for trigger in files.values()]
         stored = [_store(images, quality) for images in triggered]
         shown = np.isin(index, watch)
         if not shown.any():
-            return index, stored, []
-        return index, stored, [look(clean[shown], [i[shown] for i in triggered], [s[1][shown] for s in stored])]
+            return index, stored, [], converted
+        looked = look(clean[shown], [i[shown] for i in triggered], [s[1][shown] for s in stored])
+        return index, stored, [looked], converted
 
-    digests, squared_error, seen = [ContentHash(px) for _ in files], 0, []
+    digests, squared_error, seen, conversions = [ContentHash(px) for _ in files], 0, [], Counter[str]()
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -89,15 +95,16 @@ def encode_split(
             for path in files
         ]
         bar = stack.enter_context(Progress(title, len(split), show=progress))
-        for index, versions, looked in ordered_map(make, _chunks(split, px), workers=threads):
+        for index, versions, looked, converted in ordered_map(make, _chunks(split, px), workers=threads):
             for writer, digest, (data, pixels, error) in zip(writers, digests, versions):
                 writer.write(data, labels[index])
                 digest.update(pixels, labels[index])
                 squared_error += error
             seen += looked
+            conversions += converted
             bar.add(len(index))
     hashes = {path.name: digest.hexdigest() for path, digest in zip(files, digests)}
-    return EncodedSplit(hashes, squared_error, seen)
+    return EncodedSplit(hashes, squared_error, seen, conversions)
 
 
 def readable(split: Split, px: int, *, threads: int, title: str, progress: bool) -> tuple[Split, list[str]]:
@@ -145,12 +152,12 @@ def _chunks(split: Split, px: int) -> Iterator[list[tuple[int, Encoded]]]:
         yield chunk
 
 
-def _decode(split: Split, i: int, encoded: Encoded, px: int) -> np.ndarray:
-    image = split.decode(encoded, i)
+def _decode(split: Split, i: int, encoded: Encoded, px: int, conversions: Counter[str]) -> np.ndarray:
+    image = split.decode(encoded, i, conversions)
     if image.shape != (px, px, 3):
         raise UserError(
             f"an image of {image.shape[1]} x {image.shape[0]} px among images of {px} x {px} px",
             where=split.origin(i),
-            hint="give image_px, to resize and crop all images to one size",
+            hint="give image_px, to make all images squares of one size, and --fit, to say how (crop, pad or stretch)",
         )
     return image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from data_prep.dataset.manifest import FILE as MANIFEST
 from data_prep.dataset.manifest import Dataset, Manifest, open_dataset, read_manifest, record_files, write_manifest
 from data_prep.dataset.samples import SplitSamples
 from data_prep.dataset.truth import SplitTruth
-from data_prep.encode import encode_split, psnr_db, readable
-from data_prep.errors import UserError
+from data_prep.encode import EncodedSplit, encode_split, psnr_db, readable
+from data_prep.errors import UserError, printable
 from data_prep.io.atomic import replacing_folder
 from data_prep.io.hashes import data_hash, sha256_json
 from data_prep.plan import PoisonPlan, check_target, draw_plan
@@ -51,6 +52,7 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Dataset:
         UserError: anything in the config, the images or the target folder that does not work out.
     """
     try:
+        config = config.with_target(config.source.open().class_names) if isinstance(config.target, str) else config
         made = config.describe()
         existing = _existing(config, made)
         if existing is not None:
@@ -58,6 +60,9 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Dataset:
                 print(f"{existing.folder} is there already, made the same way", file=sys.stderr, flush=True)
             return existing
         source = config.source.open()
+        if progress:
+            for note in source.notes:
+                print(f"note: {printable(note)}", file=sys.stderr, flush=True)
         px = probe_px(source, skip_bad=config.source.on_bad_image == "skip")
         _check_attack(config, source, px)
         _set_aside(config, source)
@@ -156,8 +161,9 @@ def _readable(config: PrepareConfig, source: OpenSource, px: int, progress: bool
         readable(split, px, threads=config.threads, title=f"check {name}", progress=progress)
         for name, split in (("train", source.train), ("test", source.test))
     )
-    check_classes(source.class_names, train.labels, test.labels, where=None)
-    return OpenSource(source.class_names, train, test), first + second
+    notes = check_classes(source.class_names, train.labels, test.labels, where=None)
+    notes = (*source.notes, *(note for note in notes if note not in source.notes))
+    return OpenSource(source.class_names, train, test, notes, source.skipped), [*source.skipped, *first, *second]
 
 
 def _set_aside(config: PrepareConfig, source: OpenSource) -> tuple[OpenSource, Split | None]:
@@ -166,7 +172,7 @@ def _set_aside(config: PrepareConfig, source: OpenSource) -> tuple[OpenSource, S
         return source, None
     rng = np.random.default_rng([config.source.subset_seed, 2])
     drawn = holdout(source.train.labels, config.holdout_clean, source.class_names, rng, where="holdout_clean")
-    return OpenSource(source.class_names, source.train.take(~drawn), source.test), source.train.take(drawn)
+    return replace(source, train=source.train.take(~drawn)), source.train.take(drawn)
 
 
 # -------------------------------------------------------------------------------- plan
@@ -224,9 +230,11 @@ def _write(
             where=config.attack.name,
             hint="make it stronger, or put it elsewhere",
         )
-    hashes = encoded.content_hash | _write_test(test, plan, px, folder, common)
+    tested = _write_test(test, plan, px, folder, common)
+    hashes, conversions = encoded.content_hash | tested.content_hash, encoded.conversions + tested.conversions
     if clean is not None:
-        hashes |= _write_clean(clean, folder, common)
+        aside = _write_clean(clean, folder, common)
+        hashes, conversions = hashes | aside.content_hash, conversions + aside.conversions
     _write_tables(source, clean, plan, folder, untrusted=config.untrusted)
     hashes = {name.removesuffix(".beton"): value for name, value in hashes.items()}
     sizes = {"train": len(train), "holdout": 0 if clean is None else len(clean)}
@@ -246,14 +254,15 @@ def _write(
         files=record_files(folder),
         versions={package: metadata.version(package) for package in ("numpy", "pillow", "pyarrow")},
         skipped=tuple(skipped),
+        conversions=dict(conversions),
+        notes=source.notes,
     )
     write_manifest(folder, manifest)
     return manifest
 
 
-def _write_test(test: Split, plan: PoisonPlan, px: int, folder: Path, common: dict[str, Any]) -> dict[str, str]:
-    """Write test.beton, and with an attack test_triggered.beton and preview.png, decoding once; returns the content
-    hashes by file."""
+def _write_test(test: Split, plan: PoisonPlan, px: int, folder: Path, common: dict[str, Any]) -> EncodedSplit[Any]:
+    """Write test.beton, and with an attack test_triggered.beton and preview.png, decoding once."""
     files, trigger = {folder / "test.beton": None}, plan.test_trigger(px)
     if trigger is not None:
         files |= {folder / "test_triggered.beton": trigger}
@@ -271,16 +280,14 @@ def _write_test(test: Split, plan: PoisonPlan, px: int, folder: Path, common: di
     if trigger is not None:
         before, after = (np.concatenate(images) for images in zip(*encoded.seen))
         preview.write_preview(folder / "preview.png", before, after)
-    return encoded.content_hash
+    return encoded
 
 
-def _write_clean(clean: Split, folder: Path, common: dict[str, Any]) -> dict[str, str]:
-    """Write holdout.beton; returns its content hash by file."""
+def _write_clean(clean: Split, folder: Path, common: dict[str, Any]) -> EncodedSplit[Any]:
+    """Write holdout.beton."""
     nothing = np.zeros(0, dtype=np.int64)
     files = {folder / "holdout.beton": None}
-    return encode_split(
-        clean, files, clean.labels, watch=nothing, look=lambda *_: None, title="holdout", **common
-    ).content_hash
+    return encode_split(clean, files, clean.labels, watch=nothing, look=lambda *_: None, title="holdout", **common)
 
 
 def _write_tables(source: OpenSource, clean: Split | None, plan: PoisonPlan, folder: Path, *, untrusted: bool) -> None:

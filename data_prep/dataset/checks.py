@@ -106,6 +106,8 @@ FIELDS: dict[str, Check] = {
     "files": (_is_files, "{bytes, sha256}, by file name"),
     "versions": (lambda v: _is_map(v, lambda item: isinstance(item, str)), "strings, by package"),
     "skipped": (_is_strings, "a list of strings"),
+    "conversions": (lambda v: _is_map(v, _POSITIVE[0]), "whole numbers above 0, by conversion"),
+    "notes": (_is_strings, "a list of strings"),
 }
 
 

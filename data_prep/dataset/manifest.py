@@ -19,11 +19,19 @@ from data_prep.io.json import SEAL, read_json, sealed, unsealed, write_json
 
 FILE = "manifest.json"
 FORMAT_VERSION = 4
-_SINCE = {"encoding": 2, "encoding_psnr_db": 2, "protocol": 3, "label_map": 3, "holdout_clean": 4}
+_SINCE = {
+    "encoding": 2,
+    "encoding_psnr_db": 2,
+    "protocol": 3,
+    "label_map": 3,
+    "holdout_clean": 4,
+    "conversions": 4,
+    "notes": 4,
+}
 """Fields that came with a later version than 1; before 3, protocol was called setting."""
 
 
-_TUPLES = ("class_names", "label_map", "skipped")
+_TUPLES = ("class_names", "label_map", "skipped", "notes")
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,10 @@ class Manifest:
     """Of the software that wrote the folder."""
     skipped: tuple[str, ...]
     """Images that could not be read and were left out, each with the reason."""
+    conversions: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Training and test images that were converted, by what was done to them (grayscale, palette, ...)."""
+    notes: tuple[str, ...] = ()
+    """What was decided where the source left a choice: test images, classes, columns."""
 
     @property
     def has_attack(self) -> bool:
@@ -198,6 +210,8 @@ def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
     content["format_version"] = FORMAT_VERSION
     if version < 2:  # there was no choice
         content |= {"encoding": RAW, "encoding_psnr_db": None}
+    if version < 4:
+        content |= {"conversions": {}, "notes": []}
     if version < 3:
         target, classes = content["target"], range(len(content["class_names"]))
         content["protocol"] = content.pop("setting")

@@ -24,6 +24,10 @@ class OpenSource:
     class_names: tuple[str, ...]
     train: Split
     test: Split
+    notes: tuple[str, ...] = ()
+    """What was decided where the source left a choice, for the user and the manifest."""
+    skipped: tuple[str, ...] = ()
+    """Rows that were left out already, each with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +39,16 @@ class Source(ABC):
 
     name: ClassVar[str]
     """Names the source on the command line and in manifests."""
+    unsaid: ClassVar[tuple[str, ...]] = ()
+    """Fields that a manifest has only where they are given: those that manifests of earlier versions do not have."""
 
     train_per_class: int | None = None
     """Keep this many training images a class, drawn at random; without it all."""
     test_per_class: int | None = None
     """Keep this many test images a class, drawn at random; without it all."""
     subset_seed: int = 0
-    """Seed of that draw, and of which images --holdout-clean sets aside."""
+    """Seed of what is drawn: the images that are kept, those that --holdout-clean sets aside, and test images where
+    there is no test split."""
     on_bad_image: OnBadImage = "fail"
     """What to do about an image that cannot be read: stop, or leave it out and list it in the manifest. To leave
     images out, every image is decoded once more beforehand, since the number of poisoned ones is exact."""
@@ -69,7 +76,8 @@ class Source(ABC):
             UserError: as `find`; labels that are no classes, a class without an image, or with too few.
         """
         found = self.find()
-        check_classes(found.class_names, found.train.labels, found.test.labels, where=getattr(self, "root", None))
+        where = getattr(self, "root", None)
+        notes = check_classes(found.class_names, found.train.labels, found.test.labels, where=where)
         splits = []
         for stream, (split, part) in enumerate((("train", found.train), ("test", found.test))):
             option = f"{split}_per_class"
@@ -78,7 +86,7 @@ class Source(ABC):
                 rng = np.random.default_rng([self.subset_seed, stream])
                 part = part.take(balanced_subset(part.labels, count, found.class_names, rng, where=option))
             splits.append(part)
-        return OpenSource(found.class_names, *splits)
+        return OpenSource(found.class_names, *splits, (*found.notes, *notes), found.skipped)
 
     @property
     def stem(self) -> str:
@@ -95,6 +103,8 @@ class Source(ABC):
         described: dict[str, Any] = {"kind": self.name}
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name in self.unsaid and value == field.default:
+                continue
             described[field.name] = storable(os.path.realpath(value)) if isinstance(value, Path) else value
         return described
 
@@ -116,7 +126,7 @@ def probe_px(source: OpenSource, *, skip_bad: bool) -> int:
             raise UserError(
                 f"an image of {width} x {height} px is not square",
                 where=source.train.origin(i),
-                hint="give image_px, to resize and crop all images to squares",
+                hint="give image_px, to make all images squares, and --fit, to say how (crop, pad or stretch)",
             )
         return height
     raise UserError("not one training image can be read")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import numpy as np
 from data_prep.errors import UserError
 from data_prep.images import Geometry, decode_image
 
-Encoded = bytes | Path | np.ndarray | None
-"""One image as its source holds it: an image file's bytes, a path, uint8 (H, W, 3), or nothing."""
+Encoded = bytes | Path | np.ndarray | UserError | None
+"""One image as its source holds it: an image file's bytes, a path, uint8 (H, W, 3), why there is none, or nothing."""
 
 
 class Split:
@@ -61,19 +62,26 @@ class Split:
         """All images in order, encoded, without holding more than a few of them."""
         return self._fetch(self._chosen)
 
-    def decode(self, encoded: Encoded, i: int) -> np.ndarray:
+    def decode(self, encoded: Encoded, i: int, conversions: Counter[str] | None = None) -> np.ndarray:
         """Image i from what `stream` gave for it, uint8 (H, W, 3); safe on any thread.
+
+        Args:
+            encoded: of `stream`.
+            i: its position.
+            conversions: what was done to the image is counted here.
 
         Raises:
             UserError: it cannot be decoded.
         """
         if isinstance(encoded, np.ndarray):
             return encoded
+        if isinstance(encoded, UserError):
+            raise encoded
         origin = self.origin(i)
         where = origin if self._folder is None else str(self._folder / origin)
         if encoded is None:
             raise UserError("there is no image, its bytes are null", where=where, expected="the bytes of an image file")
-        return decode_image(encoded, where=where, geometry=self._geometry)
+        return decode_image(encoded, where=where, geometry=self._geometry, conversions=conversions)
 
     def take(self, positions: np.ndarray) -> Split:
         """The split of these images only; positions sorted int (m,) or bool (n,)."""
