@@ -9,6 +9,10 @@ JSON_BYTES = 256 << 20
 """Of a JSON file."""
 TABLE_ROWS = 100_000_000
 """Of a Parquet table."""
+PAGE_BYTES = 1 << 30
+"""Of a page of a Parquet file, decompressed, and of a column of labels."""
+BATCH_BYTES = 256 << 20
+"""Of the images of a Parquet file that are decoded at a time, if every row had the longest value of its page."""
 IMAGE_PIXELS = 64 << 20
 """That an image file declares."""
 IMAGE_FILE_BYTES = 512 << 20

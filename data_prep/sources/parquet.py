@@ -1,31 +1,33 @@
-"""Parquet files of images, in the layout of Hugging Face."""
+"""Parquet files of images, in the layouts of Hugging Face."""
 
 from __future__ import annotations
 
 import bisect
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from data_prep.errors import UserError
-from data_prep.images import Geometry
-from data_prep.io import limits
-from data_prep.io.json import parse_json
 from data_prep.sources.classes import difference
-from data_prep.sources.source import OpenSource, Source, folder_name, storable
-from data_prep.sources.split import Split
+from data_prep.sources.columns import IMAGE, LABEL
+from data_prep.sources.labels import read_labels
+from data_prep.sources.pictures import Found, PictureSource
+from data_prep.sources.shard import Shard
+from data_prep.sources.source import OpenSource, folder_name, storable
+from data_prep.sources.split import Encoded
+from data_prep.sources.split_names import split_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parquet(Source):
+class Parquet(PictureSource):
     """A folder of Parquet files in the Hugging Face image layout.
 
-    train.parquet or train-*.parquet, and test or validation likewise, in ROOT or ROOT/data. Class names come
-    from the schema; without them classes are called 0 to K - 1.
+    train.parquet, train-*.parquet or train/*.parquet, and test, validation, valid or val likewise, in ROOT, ROOT/data
+    or another folder in ROOT. Class names come from the schema or the labels; without them classes are called by
+    their numbers.
     """
 
     name: ClassVar[str] = "parquet"
@@ -33,90 +35,25 @@ class Parquet(Source):
     root: Path
     """The folder of the files."""
     image_px: int | None = None
-    """Resize the shorter side to this and keep the central square; without it images stay as they are, all of
-    one size."""
-    image_column: str = "image"
-    """Column of the images: a struct with `bytes`, or the bytes themselves."""
-    label_column: str = "label"
-    """Column of the labels: integers from 0."""
+    """Side of the squares that images are made; without it images stay as they are, all of one size."""
+    image_column: str = IMAGE
+    """Column of the images: a struct with `bytes` or `path`, the bytes themselves, or paths relative to the file. If
+    none is called image, the one that holds images."""
+    label_column: str = LABEL
+    """Column of the labels: integers, names or booleans. If none is called label, the one that holds classes."""
 
     def __post_init__(self):
         super().__post_init__()
-        if self.image_px is not None and not 1 <= self.image_px <= limits.IMAGE_PX:
-            raise UserError(f"images of {self.image_px} px", where="image_px", expected=f"1 to {limits.IMAGE_PX}")
+        self.check_px(self.image_px)
 
     def find(self) -> OpenSource:
         if not self.root.is_dir():
             raise UserError("no such folder", where=self.root, expected="a folder with train.parquet and test.parquet")
-        train_files = self._files("train")
-        test_files = self._files("test", "validation")
-        geometry = Geometry(resize_px=self.image_px, crop_px=self.image_px)
-        names: list[str] | None = None
-        splits: list[Split] = []
-        for files in (train_files, test_files):
-            shards = [_Shard(path, self.image_column, self.label_column) for path in files]
-            for shard in shards:
-                if names is not None and shard.class_names is not None and names != shard.class_names:
-                    raise UserError(
-                        f"class names differ from those before: {difference(names, shard.class_names)}",
-                        where=shard.path,
-                        expected="the same classes in every file",
-                    )
-                names = names or shard.class_names
-            splits.append(self._split(shards, geometry))
-        if names is None:
-            highest = max((int(split.labels.max()) for split in splits if len(split)), default=-1)
-            if highest >= len(splits[0]):  # a damaged label must not ask for a name each up to it
-                raise UserError(
-                    f"label {highest}, but there are {len(splits[0])} training images for classes 0 to {highest}",
-                    where=self.root,
-                    expected="labels from 0 without gaps",
-                )
-            names = [str(i) for i in range(highest + 1)]
-        return OpenSource(tuple(names), *splits)
-
-    def _files(self, *stems: str) -> list[Path]:
-        for folder in (self.root, self.root / "data"):
-            found = {s: [*folder.glob(f"{s}.parquet"), *sorted(folder.glob(f"{s}-*.parquet"))] for s in stems}
-            present = [s for s in stems if found[s]]
-            if len(present) > 1:
-                raise UserError(
-                    f"both {' and '.join(present)} are there",
-                    where=folder,
-                    hint="keep one of them in this folder",
-                )
-            if present:
-                files = found[present[0]]
-                if len(files) > 1 and files[0].name == f"{present[0]}.parquet":
-                    raise UserError(
-                        f"{files[0].name} and shards of it are there", where=folder, hint="keep one of them"
-                    )
-                return files
-        wanted = " or ".join(f"{s}.parquet or {s}-*.parquet" for s in stems)
-        raise UserError(f"no {stems[0]} images", where=self.root, expected=wanted)
-
-    def _split(self, shards: list[_Shard], geometry: Geometry) -> Split:
-        starts = np.cumsum([0, *(len(shard.labels) for shard in shards)])
-
-        def shard_of(i: int) -> int:
-            return bisect.bisect_right(starts, i) - 1
-
-        def fetch(positions: np.ndarray) -> Iterator[bytes | None]:
-            for start, shard in zip(starts, shards):
-                inside = positions[(positions >= start) & (positions < start + len(shard.labels))] - start
-                yield from shard.images(inside)
-
-        def locate(i: int) -> str:
-            shard = shard_of(i)
-            return f"{storable(shards[shard].path.relative_to(self.root))}#{i - starts[shard]}"
-
-        return Split(
-            np.concatenate([shard.labels for shard in shards]),
-            fetch=fetch,
-            locate=locate,
-            folder=self.root,
-            geometry=geometry,
-        )
+        files = parquet_files(self.root)
+        if not files:
+            raise UserError("no train images", where=self.root, expected="train.parquet or train-*.parquet")
+        tables = ShardedTables(files, self.root, self.image_column, self.label_column)
+        return self.assemble(tables.splits(), self.root, self.root, self.geometry(self.image_px))
 
     @property
     def stem(self) -> str:
@@ -124,104 +61,97 @@ class Parquet(Source):
         return name if self.image_px is None else f"{name}-{self.image_px}px"
 
 
-class _Shard:
-    """One Parquet file: labels read at once, images a few at a time."""
+def parquet_files(root: Path) -> dict[str, list[Path]]:
+    """The Parquet files of each split: of ROOT, else of ROOT/data, else of another folder in ROOT.
 
-    def __init__(self, path: Path, image_column: str, label_column: str):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    A file belongs to the split that its name begins with, or its folder's; files of no split are one without a name.
 
-        self.path, self.image_column = path, image_column
-        with _errors(path):
-            limits.refuse_pipes(path)
-            file = pq.ParquetFile(path)
-            schema = file.schema_arrow
-        if file.metadata.num_rows > limits.TABLE_ROWS:
-            raise UserError(f"{file.metadata.num_rows:,} rows", where=path, expected=f"at most {limits.TABLE_ROWS:,}")
-        for column, flag in ((image_column, "image_column"), (label_column, "label_column")):
-            if schema.names.count(column) != 1:
-                count = "more than one" if column in schema.names else "no"
+    Raises:
+        UserError: several folders have training images; a file and shards of it are there.
+    """
+    found: dict[Path, dict[str, list[Path]]] = {}
+    paths = {path: None for pattern in ("*", "*/*", "*/*/*") for path in sorted(root.glob(f"{pattern}.parquet"))}
+    for path in paths:
+        if any(part.startswith((".", "__")) for part in path.relative_to(root).parts):
+            continue
+        folder, split = path.parent, split_of(path.stem)
+        if folder != root and split_of(folder.name) is not None:
+            folder, split = folder.parent, split or split_of(folder.name)
+        found.setdefault(folder, {}).setdefault(split or "", []).append(path)
+    chosen = next((folder for folder in (root, root / "data") if folder in found), None)
+    if chosen is None and len(found) > 1:
+        shown = ", ".join(storable(folder.relative_to(root)) for folder in list(found)[:10])
+        raise UserError(f"several data sets: {shown}", where=root, hint="name the folder of one of them")
+    files = found.get(chosen or next(iter(found), root), {})
+    for split, of_split in files.items():
+        whole = [path for path in of_split if path.stem.lower() == split]
+        if whole and len(of_split) > 1:
+            raise UserError(
+                f"{whole[0].name} and shards of it are there", where=whole[0].parent, hint="keep one of them"
+            )
+    return files if len(files) == 1 else {split: paths for split, paths in files.items() if split}
+
+
+class ShardedTables:
+    """The splits of Parquet files: a split is one table in as many files as there are.
+
+    Args:
+        files: by split.
+        root: of all of them; origins are relative to it.
+        image, label: see `Shard`.
+        names: class names by column, where somebody else than the files knows them.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[str, Sequence[Path]],
+        root: Path,
+        image: str,
+        label: str,
+        names: Mapping[str, Sequence[str]] | None = None,
+    ):
+        self._root, self._files, self._asked, self._given = root, files, (image, label), names
+        self._names: Sequence[str] | None = None
+
+    def splits(self) -> dict[str, Callable[[], Found]]:
+        """A reader of each split by its name, see `PictureSource.assemble`."""
+        return {split: lambda paths=paths: self._found(paths) for split, paths in self._files.items()}
+
+    def _found(self, paths: Sequence[Path]) -> Found:
+        shards = [Shard(path, *self._asked, root=self._root, names=self._given) for path in paths]
+        for shard in shards:
+            if self._names is not None and shard.class_names is not None and self._names != shard.class_names:
                 raise UserError(
-                    f"{count} column {column!r}; the columns are {', '.join(schema.names)}",
-                    where=path,
-                    hint=f"name the right one with {flag}",
+                    f"class names differ from those before: {difference(self._names, shard.class_names)}",
+                    where=shard.path,
+                    expected="the same classes in every file",
                 )
-        kind = schema.field(image_column).type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise UserError(
-                f"column {image_column!r} is {schema.field(image_column).type}",
-                where=path,
-                expected="struct<bytes: binary, path: string>, or binary",
-            )
-        if not pa.types.is_integer(schema.field(label_column).type):
-            raise UserError(
-                f"column {label_column!r} is {schema.field(label_column).type}",
-                where=path,
-                expected="integers from 0",
-            )
-        with _errors(path):
-            labels = file.read(columns=[label_column]).column(label_column)
-        if labels.null_count:
-            row = int(np.flatnonzero(labels.is_null().to_numpy())[0])
-            raise UserError(f"row {row}: the label is null", where=path, expected="integers from 0")
-        self.labels: np.ndarray = labels.to_numpy().astype(np.int64)
-        self.class_names = _class_names(schema.metadata, label_column, path)
-        self._row_groups = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+            self._names = self._names or shard.class_names
+        where = paths[0] if len(paths) == 1 else paths[0].parent
+        labels = read_labels(_one_column([shard.labels() for shard in shards], where), self._names, where=where)
+        starts = np.cumsum([0, *(shard.rows for shard in shards)])
 
-    def images(self, rows: np.ndarray) -> Iterator[bytes | None]:
-        """The images' bytes for sorted rows, reading only the row groups that hold any."""
-        import pyarrow.parquet as pq
+        def fetch(positions: np.ndarray) -> Iterator[Encoded]:
+            for start, shard in zip(starts, shards):
+                yield from shard.images(positions[(positions >= start) & (positions < start + shard.rows)] - start)
 
-        if not len(rows):
-            return
-        with _errors(self.path):
-            # buffered and not read ahead: a file may be one row group of gigabytes
-            file = pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20)
-        start = 0
-        for group, length in enumerate(self._row_groups):
-            wanted = rows[(rows >= start) & (rows < start + length)]
-            if len(wanted):
-                batches = file.iter_batches(batch_size=64, row_groups=[group], columns=[self.image_column])
-                first = start
-                while True:
-                    with _errors(self.path):
-                        batch = next(batches, None)
-                    if batch is None:
-                        break
-                    for row in wanted[(wanted >= first) & (wanted < first + len(batch))]:
-                        value = batch.column(0)[int(row) - first].as_py()
-                        yield value.get("bytes") if isinstance(value, dict) else value
-                    first += len(batch)
-            start += length
+        def locate(i: int) -> str:
+            shard = bisect.bisect_right(starts, i) - 1
+            return f"{storable(shards[shard].path.relative_to(self._root))}#{i - starts[shard]}"
+
+        return Found(labels, fetch, locate, where, tuple(shard.note for shard in shards if shard.note))
 
 
-def _class_names(metadata: dict[bytes, bytes] | None, label_column: str, path: Path) -> list[str] | None:
-    """The names in Hugging Face's schema metadata; None where the schema has none."""
-    raw = (metadata or {}).get(b"huggingface")
-    if raw is None:
-        return None
-    try:
-        feature = parse_json(raw)["info"]["features"][label_column]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the schema's 'huggingface' entry cannot be read ({error!r})", where=path) from error
-    names = feature.get("names") if isinstance(feature, dict) else None
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError("the class names in the schema's 'huggingface' entry are not strings", where=path)
-    for name in names:
-        if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):  # cannot be written as UTF-8
-            raise UserError(f"class name {name!r} is not Unicode", where=path, hint="rename the class")
-    return names
-
-
-@contextlib.contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def _one_column(columns: list[Any], where: Path) -> Any:
+    """The label columns of all shards as one."""
     import pyarrow as pa
 
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
-        raise UserError(f"unreadable Parquet file ({error})", where=path, expected="a complete Parquet file") from error
+    if any(column.type != columns[0].type for column in columns):
+        columns = [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns]
+        try:
+            tables = [pa.table({"label": column}) for column in columns]
+            return pa.concat_tables(tables, promote_options="permissive").column(0)
+        except pa.ArrowException as error:
+            kinds = ", ".join(sorted({str(column.type) for column in columns}))
+            raise UserError(f"labels of several kinds: {kinds}", where=where, expected="one kind") from error
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=columns[0].type)
