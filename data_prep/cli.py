@@ -12,7 +12,8 @@ import tyro
 
 from data_prep.attacks import ATTACKS, NoAttack
 from data_prep.config import PrepareConfig
-from data_prep.errors import UserError
+from data_prep.dataset.manifest import Manifest
+from data_prep.errors import UserError, printable
 from data_prep.pipeline import prepare
 from data_prep.registry import Registry
 from data_prep.sources import SOURCES
@@ -43,7 +44,7 @@ def parse(argv: list[str]) -> PrepareConfig:
     parsed = tyro.cli(
         command(),
         prog="dbd prepare",
-        args=_renamed(argv),
+        args=_renamed(_with_path(argv)),
         config=(
             tyro.conf.OmitArgPrefixes,
             tyro.conf.OmitSubcommandPrefixes,
@@ -61,6 +62,13 @@ def parse(argv: list[str]) -> PrepareConfig:
                 hint="name an attack after the source, e.g. badnets",
             )
     return config
+
+
+def _with_path(argv: list[str]) -> list[str]:
+    """`hf PATH_OR_NAME` with the flag that it stands for."""
+    if len(argv) > 1 and argv[0] == "hf" and not argv[1].startswith("-") and "--path" not in argv:
+        return ["hf", "--path", *argv[1:]]
+    return argv
 
 
 def _renamed(argv: list[str]) -> list[str]:
@@ -100,6 +108,13 @@ def _as_typed(error: UserError) -> UserError:
     return UserError(flags(error.what) or "", where=where, expected=flags(error.expected), hint=flags(error.hint))
 
 
+def _aim(manifest: Manifest) -> str:
+    """Which class the attack aims at, where it aims at one."""
+    if manifest.target is None:
+        return ""
+    return f" for class {manifest.target}, {printable(manifest.class_names[manifest.target])}"
+
+
 def main(argv: list[str]) -> int:
     """Run ``dbd prepare SOURCE [ATTACK] [OPTIONS]``; returns the exit code.
 
@@ -115,9 +130,12 @@ def main(argv: list[str]) -> int:
     manifest, seconds = dataset.manifest, time.monotonic() - start
     size = sum(record.bytes for record in manifest.files.values())
     counts = manifest.counts
-    poison = f" ({manifest.poisoned:,} poisoned)" if manifest.has_attack else ""
+    poison = f" ({manifest.poisoned:,} poisoned{_aim(manifest)})" if manifest.has_attack else ""
     clean = f", {counts['holdout']:,} clean set aside" if "holdout" in counts else ""
     left_out = f", {len(manifest.skipped)} unreadable images left out" if manifest.skipped else ""
+    if manifest.conversions:
+        done = ", ".join(f"{count:,} {what}" for what, count in sorted(manifest.conversions.items()))
+        print(f"note: images converted: {done}", file=sys.stderr)
     print(
         f"{dataset.folder}: {counts['train']:,} training{poison}{clean} and {counts['test']:,} test images "
         f"of {manifest.image_px} px, {manifest.num_classes} classes{left_out}; "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+import difflib
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +29,8 @@ class PrepareConfig:
     0.2: what public benchmarks have in common; their patches, patterns and amplitudes are flags of the attacks."""
     rate: float | None = None
     """Share of all training images to poison: a fraction above 0 and below 1. Without it the protocol's."""
-    target: int | None = None
-    """The label that the attack aims at, from 0. Without it the protocol's."""
+    target: int | str | None = None
+    """The class that the attack aims at: its number, from 0, or its name. Without it the protocol's."""
     seed: int = 0
     """Seed of the choice of poisoned images."""
     encoding: Literal["raw", "jpeg"] = "raw"
@@ -95,7 +97,7 @@ class PrepareConfig:
             raise UserError(f"{str(self.out)!r} names no folder to make", where="out", expected="a new folder's path")
         for name, lowest in (("seed", 0), ("target", 0), ("workers", 1)):
             value = getattr(self, name)
-            if value is not None and value < lowest:
+            if value is not None and not isinstance(value, str) and value < lowest:
                 raise UserError(f"{name} is {value}", where=name, expected=f"{lowest} or more")
 
     @property
@@ -118,7 +120,27 @@ class PrepareConfig:
         """Given, or of the protocol; 0, which means nothing, where the attack has no target."""
         if not self.attack.has_target:
             return 0
+        assert not isinstance(self.target, str), "with_target comes first"
         return self.target if self.target is not None else self.decided.target
+
+    def with_target(self, class_names: Sequence[str]) -> PrepareConfig:
+        """With a target that was given by its name as a number.
+
+        Raises:
+            UserError: no class of that name.
+        """
+        if not isinstance(self.target, str):
+            return self
+        if self.target not in class_names:
+            near = difflib.get_close_matches(self.target, class_names, n=1)
+            shown = ", ".join(class_names[:20]) + (", ..." if len(class_names) > 20 else "")
+            raise UserError(
+                f"target {self.target!r} is not a class",
+                where="target",
+                expected=f"a number, or one of {shown}",
+                hint=f"did you mean {near[0]!r}" if near else None,
+            )
+        return replace(self, target=list(class_names).index(self.target))
 
     @property
     def decided(self) -> Protocol:

@@ -28,7 +28,7 @@ COMMANDS = {
 PATHS = (
     "--storage", "--data", "--out", "--root", "--datasets", "--artefact", "--surrogate", "--backbone", "--json",
     "--config", "--compute.stage", "--model.weights", "--pattern", "--source.root", "--attack.artefact",
-    "--attack.pattern",
+    "--attack.pattern", "--list", "--path", "--source.list",
 )  # fmt: skip
 """Flags whose values are paths."""
 
@@ -52,7 +52,9 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 70 ended because
     it hung, 130 interrupted, 143 terminated."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _as_utf8()
+    argv = [_at_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -96,6 +98,20 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _as_utf8() -> None:
+    """Start again in Python's UTF-8 mode where arguments are not read as UTF-8 (LC_ALL=C without coercion): names
+    of files are bytes, and FFCV, Arrow and Ray take them as UTF-8."""
+    if sys.getfilesystemencoding().lower() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # for workers too
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def _at_home(argument: str) -> str:
+    """An argument with ~ for the home folder, which a shell expands at the beginning of a word only."""
+    flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{flag}{equals}{os.path.expanduser(value)}" if value.startswith("~") else argument
 
 
 def _refuse_empty(arguments: list[str]) -> None:

@@ -35,14 +35,14 @@ def pages(file: BinaryIO, chunk: Any) -> Iterator[Page]:
     end = at + chunk.total_compressed_size
     while at < end:
         header, fields = _read(file, at)
-        kind, whole, packed = (fields.get(number) for number in (1, 2, 3))
-        if not all(isinstance(value, int) and value >= 0 for value in (kind, whole, packed)):
+        kind, whole, packed = (fields.get(number, -1) for number in (1, 2, 3))
+        if min(kind, whole, packed) < 0:
             raise ValueError(f"no page header at byte {at}")
         yield Page(kind == _DICTIONARY_PAGE, whole)
         at += header.at + packed
 
 
-def _read(file: BinaryIO, at: int) -> tuple[_Header, dict[int, Any]]:
+def _read(file: BinaryIO, at: int) -> tuple[_Header, dict[int, int]]:
     for most in _HEADER_BYTES:
         file.seek(at)
         header = _Header(file.read(most))
@@ -57,12 +57,12 @@ def _read(file: BinaryIO, at: int) -> tuple[_Header, dict[int, Any]]:
 
 
 class _Header:
-    """A reader of Thrift's compact protocol: integers are kept, everything else is passed over."""
+    """A reader of Thrift's compact protocol: integers are kept, everything else is passed over as -1."""
 
     def __init__(self, data: bytes):
         self._data, self.at = data, 0
 
-    def struct(self, depth: int = 0) -> dict[int, Any]:
+    def struct(self, depth: int = 0) -> dict[int, int]:
         """The fields of a struct by their number."""
         fields, number = {}, 0
         while True:
@@ -72,7 +72,7 @@ class _Header:
             number = number + (byte >> 4) if byte >> 4 else _signed(self._varint())
             fields[number] = self._value(byte & 15, depth)
 
-    def _value(self, kind: int, depth: int) -> int | None:
+    def _value(self, kind: int, depth: int) -> int:
         if kind in (4, 5, 6):  # i16, i32, i64
             return _signed(self._varint())
         if kind == 3:
@@ -86,7 +86,7 @@ class _Header:
             self.struct(depth + 1)
         elif kind not in (1, 2):  # true and false have no more bytes; no page header has a list
             raise ValueError("not a page header")
-        return None
+        return -1
 
     def _byte(self) -> int:
         if self.at >= len(self._data):

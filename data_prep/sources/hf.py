@@ -169,11 +169,12 @@ def _library(*, offline: bool, what: str) -> Iterator[Any]:
     try:
         import datasets
         import huggingface_hub
+        from datasets import config as settings
     except ImportError as error:
         raise UserError(
             "the datasets library is not installed", where="hf", hint="pip install 'dbd-dist[hf]'"
         ) from error
-    switches = [(datasets.config, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")]
+    switches = [(settings, "HF_HUB_OFFLINE"), (huggingface_hub.constants, "HF_HUB_OFFLINE")]
     before = [getattr(module, name) for module, name in switches]
     bars, loud = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     try:

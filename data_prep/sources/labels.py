@@ -98,10 +98,9 @@ def _is_text(kind: Any) -> bool:
 def _texts(column: Any, missing: np.ndarray, names: Sequence[str] | None, where: Path | str) -> Labels:
     """The labels of a column of strings or a dictionary of them."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if not pa.types.is_dictionary(column.type):
-        column = pc.dictionary_encode(column)
+        column = column.dictionary_encode()
     whole = column.unify_dictionaries().combine_chunks()
     values = whole.dictionary.to_pylist() if len(whole) else []
     codes = whole.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -116,7 +116,9 @@ class PictureSource(Source):
         if test is None:
             made, drawn = self._drawn(made[0], len(names))
             notes.append(drawn)
-        return OpenSource(names, *made, tuple(dict.fromkeys(notes)), tuple(row for rows in skipped for row in rows))
+        return OpenSource(
+            names, made[0], made[1], tuple(dict.fromkeys(notes)), tuple(row for rows in skipped for row in rows)
+        )
 
     def _named(self, splits: Mapping[str, Any], name: str, flag: str, where: Path | str) -> str:
         if name not in splits:
@@ -174,7 +176,7 @@ class PictureSource(Source):
 
     def _drawn(self, everything: Split, classes: int) -> tuple[list[Split], str]:
         """Training and test images from one split, class by class; a class of one image stays in training."""
-        rng, is_test = np.random.default_rng([self.subset_seed, 2]), np.zeros(len(everything), dtype=bool)
+        rng, is_test = np.random.default_rng([self.subset_seed, 3]), np.zeros(len(everything), dtype=bool)
         order = np.argsort(everything.labels, kind="stable")
         for members in np.split(order, np.flatnonzero(np.diff(everything.labels[order])) + 1):
             count = min(max(1, round(self.test_fraction * len(members))), len(members) - 1)

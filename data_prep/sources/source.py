@@ -86,7 +86,7 @@ class Source(ABC):
                 rng = np.random.default_rng([self.subset_seed, stream])
                 part = part.take(balanced_subset(part.labels, count, found.class_names, rng, where=option))
             splits.append(part)
-        return OpenSource(found.class_names, *splits, (*found.notes, *notes), found.skipped)
+        return OpenSource(found.class_names, splits[0], splits[1], (*found.notes, *notes), found.skipped)
 
     @property
     def stem(self) -> str:

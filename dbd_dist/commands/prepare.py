@@ -12,6 +12,8 @@ from data_prep.errors import UserError
 def main(argv: list[str]) -> int:
     """Run ``dbd prepare SOURCE [ATTACK] [OPTIONS]``; returns the exit code."""
     source, attack = [*argv[:2], "", ""][:2]
+    if source == "hf" and not attack.startswith("-"):  # its second word is a path
+        attack = [*argv[2:3], ""][0]
     if source.startswith("-") or attack not in ATTACKS:  # the others need not wait for torch to be imported
         add_crafted()
     return cli.main(argv)

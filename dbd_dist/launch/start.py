@@ -15,7 +15,7 @@ from dbd_dist.methods.method import HOLDOUT_CLEAN, Method
 from dbd_dist.models.given import check_weights
 from dbd_dist.presets import Preset
 
-STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs")
+STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs").expanduser()
 """Where run folders lie unless a command says otherwise."""
 
 
