@@ -143,7 +143,15 @@ prepare imagefolder --root {links} --image-px 8 --resize-px 8 -> outside the ima
 prepare imagefolder --root {classlinks} --image-px 8 --resize-px 8 -> outside the image folder
 prepare imagefolder --root {oneclass} --image-px 8 --resize-px 8 -> 1 class only
 prepare imagefolder --root {emptyclass} --image-px 8 --resize-px 8 -> empty
-prepare imagefolder --root {notest} -> not an image folder
+prepare imagefolder --root {notrain} -> no train
+prepare imagefolder --root {images} --list nowhere.csv -> nowhere.csv
+prepare imagefolder --root {images} --list {empty} -> empty
+prepare imagefolder --root {images} --list {text} -> columns of the list
+prepare imagefolder --root {images} --list= -> --list
+prepare imagefolder --root {images} --fit round -> round
+prepare imagefolder --root {images} --background red -> red
+prepare imagefolder --root {images} --test-split dev -> --test-split
+prepare imagefolder --root {images} --image-px 8 --resize-px 8 badnets --target wasp -> wasp
 prepare imagefolder --root {images} badnets --image-px 8 --resize-px 8 --target 2 -> target
 prepare imagefolder --root {badimage} --image-px 8 --resize-px 8 -> 0.png
 prepare imagefolder --root {bomb} --image-px 8 --resize-px 8 -> too many pixels
@@ -156,6 +164,21 @@ prepare parquet --root {parquet} --image-px 8193 -> --image-px
 prepare parquet --root {parquet} --image-column nothing -> nothing
 prepare parquet --root {parquet} --label-column image -> image
 prepare parquet --root {parquet} --image-column label -> label
+prepare parquet --root {parquet} --test-split dev -> --test-split
+prepare parquet --root {parquet} --train-split dev -> --train-split
+prepare parquet --root {parquet} --train-split a --test-split a -> --train-split
+prepare parquet --root {parquet} --fit pad -> --image-px
+prepare parquet --root {parquet} --test-fraction 1 -> --test-fraction
+prepare hf -> --path
+prepare hf nowhere/at/all -> no such folder
+prepare hf --path= -> --path
+prepare hf {folder} -> no data set
+prepare hf {text} -> no such folder
+prepare hf {badparquet} -> train.parquet
+prepare hf {parquet} --label-column image -> image
+prepare hf {parquet} --label-column nothing -> --label-column
+prepare hf {parquet} --test-split dev -> --test-split
+prepare hf {hugelabel} -> label
 prepare parquet --root {nulllabel} -> label is null
 prepare parquet --root {hugelabel} -> label
 prepare parquet --root {deepnames} -> huggingface
@@ -498,7 +521,7 @@ def material(tmp_path_factory, digits, smoke_config) -> dict[str, Path]:
     copy("classlinks", "images", linked)
     copy("oneclass", "images", lambda f: [shutil.rmtree(f / s / "bee") for s in ("train", "test")])
     copy("emptyclass", "images", lambda f: [p.unlink() for p in (f / "train" / "ant").iterdir()])
-    copy("notest", "images", lambda f: shutil.rmtree(f / "test"))
+    copy("notrain", "images", lambda f: shutil.rmtree(f / "train"))
     copy("badimage", "images", lambda f: (f / "train" / "ant" / "0.png").write_bytes(png[:100]))
     bomb = Image.new("1", (20_000, 20_000))
     copy("bomb", "images", lambda f: bomb.save(f / "train" / "ant" / "0.png"))

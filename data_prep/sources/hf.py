@@ -24,6 +24,7 @@ from data_prep.sources.pictures import Found, PictureSource
 from data_prep.sources.shard import encoded_of
 from data_prep.sources.source import OpenSource, folder_name, storable
 from data_prep.sources.split import Encoded
+from data_prep.sources.split_names import split_of, training
 
 _KINDS = ("parquet", "imagefolder", "csv", "json", "webdataset", "arrow")
 """The library's readers that are used: of images, and none that runs or unpickles what it reads."""
@@ -71,8 +72,10 @@ class HuggingFace(PictureSource):
             raise UserError("no such folder", where=self.path, expected="a folder, or a name on the Hub")
         with _library(offline=folder is not None, what=self.path) as datasets:
             where, cache = (folder, _Scratch()) if folder is not None else (self.path, None)
+            lists = {} if folder is None else _spreadsheets(folder)
             builder = datasets.load_dataset_builder(
-                os.path.abspath(folder) if folder is not None else self.path,
+                "csv" if lists else os.path.abspath(folder) if folder is not None else self.path,
+                data_files=lists or None,
                 name=self.subset,
                 revision=None if folder is not None else self.revision,
                 cache_dir=cache.path if cache is not None else None,
@@ -149,6 +152,15 @@ class _Scratch:
     def __init__(self):
         self.path = tempfile.mkdtemp(prefix="dbd-hf-")
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def _spreadsheets(folder: Path) -> dict[str, str]:
+    """CSV files called by their split, by split, where the folder has no card: beside the pictures that they name the
+    library would not see them."""
+    if (folder / "README.md").exists():
+        return {}
+    found = {split: str(path) for path in sorted(folder.glob("*.csv")) if (split := split_of(path.stem)) is not None}
+    return found if training(found) else {}
 
 
 def _check_inside(files: Mapping[str, Sequence[str]], folder: Path) -> None:

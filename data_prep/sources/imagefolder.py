@@ -80,9 +80,9 @@ class ImageFolder(PictureSource):
         others = set(folders.values()) - set(splits.values())
         if others and not asked and not any(walk.folders(path) for path in splits.values()):
             splits = {}  # a class called train, among other classes
-        if not splits and len(folders) == 1 and any(map(split_of, walk.folders(*folders.values()))):
+        if not splits and len(folders) == 1 and len(walk.folders(*folders.values())) > 1:
             (inner,) = folders.values()
-            raise UserError("the splits lie one folder deeper", where=self.root, hint=f"give --root {inner}")
+            raise UserError("the splits or classes lie one folder deeper", where=self.root, hint=f"give --root {inner}")
         if splits and self.train_split is None and training(splits) is None:
             raise UserError(
                 f"not an image folder: there is {', '.join(splits)}, and no train", where=self.root,

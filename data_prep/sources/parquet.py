@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
     for path in paths:
         if any(part.startswith((".", "__")) for part in path.relative_to(root).parts):
             continue
-        folder, split = path.parent, split_of(path.stem)
+        folder, split = path.parent, split_of(path.stem) or _sharded(path.stem)
         if folder != root and split_of(folder.name) is not None:
             folder, split = folder.parent, split or split_of(folder.name)
         found.setdefault(folder, {}).setdefault(split or "", []).append(path)
@@ -90,6 +91,12 @@ def parquet_files(root: Path) -> dict[str, list[Path]]:
                 f"{whole[0].name} and shards of it are there", where=whole[0].parent, hint="keep one of them"
             )
     return files if len(files) == 1 else {split: paths for split, paths in files.items() if split}
+
+
+def _sharded(stem: str) -> str | None:
+    """What comes before the numbers of a shard: "extra" of extra-00000-of-00002; None without numbers."""
+    found = re.fullmatch(r"(.+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?", stem)
+    return found[1] if found else None
 
 
 class ShardedTables:

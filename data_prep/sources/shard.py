@@ -139,7 +139,7 @@ def encoded_of(value: Any, folder: Path, root: str) -> Encoded:
     """
     if isinstance(value, list):
         if len(value) != 1:
-            return UserError(f"{len(value)} images in one row", where=folder, expected="one image a row")
+            return UserError(f"{len(value)} images in one row", expected="one image a row")
         value = value[0]
     if isinstance(value, dict):
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
@@ -149,7 +149,6 @@ def encoded_of(value: Any, folder: Path, root: str) -> Encoded:
     if path is None or os.path.commonpath([root, path]) != root:
         return UserError(
             f"there are no bytes of an image, and its path leads out of the folder: {value!r}",
-            where=folder,
             expected="the bytes of an image file, or a path to one below the folder",
         )
     return path

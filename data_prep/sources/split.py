@@ -75,10 +75,10 @@ class Split:
         """
         if isinstance(encoded, np.ndarray):
             return encoded
-        if isinstance(encoded, UserError):
-            raise encoded
         origin = self.origin(i)
         where = origin if self._folder is None else str(self._folder / origin)
+        if isinstance(encoded, UserError):
+            raise UserError(encoded.what, where=where, expected=encoded.expected, hint=encoded.hint)
         if encoded is None:
             raise UserError("there is no image, its bytes are null", where=where, expected="the bytes of an image file")
         return decode_image(encoded, where=where, geometry=self._geometry, conversions=conversions)

@@ -43,6 +43,8 @@ from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from tests.fuzz.mutate import HOSTILE_TEXT, change_bytes, change_json, json_text
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a made-up name is not looked up
+
 WORKED, REFUSED = "worked", "refused"
 FEW = Digits(train_per_class=3, test_per_class=1)
 
@@ -383,23 +385,36 @@ def parquet(material: Material, rng: random.Random) -> str:
                 labels[rng.randrange(count)] = rng.choice([None, -1, 2, 10**12, 2**63 - 1])
             struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
             column = pa.array([None if i is None else {"bytes": i, "path": "../x"} for i in images], struct)
-            table = pa.table({"image": column, "label": pa.array(labels, rng.choice([pa.int64(), pa.int64()]))})
+            given = pa.array(labels, pa.int64())
+            if rng.random() < 0.4:
+                texts = [
+                    None if label is None else rng.choice([f"class {label}", HOSTILE_TEXT[label % 7]])
+                    for label in labels
+                ]
+                listed = pa.array([[label] * rng.choice([1, 1, 1, 2]) for label in labels], pa.list_(pa.int64()))
+                given = rng.choice(
+                    [pa.array(texts), pa.array(texts).dictionary_encode(), given.cast("double", safe=False), listed]
+                )
+            table = pa.table({"image": column, "label": given})
+            if rng.random() < 0.2:
+                table = change_table(rng, table)
             if classes is not None:
                 about = {"info": {"features": {"image": {}, "label": {"names": classes}}}}
                 if rng.random() < 0.3:
                     about = change_json(rng, about)
                 with contextlib.suppress(ValueError):
                     table = table.replace_schema_metadata({b"huggingface": json_text(rng, about)})
-            path = place / f"{split}.parquet"
-            pq.write_table(table, path)
+            path = place / rng.choice(["", "", "data/", "x/y/"]) / f"{rng.choice([split, split, 'Valid', 'x'])}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, path, compression=rng.choice(["snappy", "zstd", "none"]))
             if rng.random() < 0.4:
                 path.write_bytes(change_bytes(rng, path.read_bytes()))
         flags = ["--image-px", "8"] if rng.random() < 0.8 else []
         flags += ["--on-bad-image", "skip"] if rng.random() < 0.5 else []
         attack = rng.choice([["clean"], ["badnets", "--target", "0", "--rate", "0.3", "--patch-px", "2"]])
-        outcome = command(
-            place, "prepare", "parquet", *attack, "--root", ".", "--out", "made", "--workers", "1", *flags
-        )
+        flags += rng.choice([[], [], ["--fit", "pad"], ["--background", "black"], ["--test-split", "test"]])
+        source, flag = rng.choice([("parquet", "--root"), ("parquet", "--root"), ("hf", "--path")])
+        outcome = command(place, "prepare", source, *attack, flag, ".", "--out", "made", "--workers", "1", *flags)
         return check_made(place / "made", outcome)
 
 
@@ -413,11 +428,25 @@ def folder_of_images(material: Material, rng: random.Random) -> str:
                     data = rng.choice(list(material.images.values()))
                     path = place / "images" / split / name / rng.choice([f"{i}.png", f"{i}\x1b[2J.jpg", f"{i} \n.x"])
                     path.write_bytes(change_bytes(rng, data) if rng.random() < 0.1 else data)
+        for clutter in rng.sample(
+            [".DS_Store", "Thumbs.db", "boxes.txt", "__MACOSX/x.png", "deep/er/1.png", "x.gif"], 2
+        ):
+            path = place / "images" / rng.choice(["train", "train/ant", "test/ant", "."]) / clutter
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(rng.choice([b"", b"x", next(iter(material.images.values()))]))
         if rng.random() < 0.2:
             aim = rng.choice(["/etc/passwd", "/dev/zero", "..", "0.png", "loop"])
             (place / "images" / "train" / "ant" / "loop").symlink_to(aim)
         flags = ["--on-bad-image", "skip"] if rng.random() < 0.5 else []
         flags += ["--follow-links"] if rng.random() < 0.3 else []
+        if rng.random() < 0.2:
+            rows = [
+                f"{rng.choice(['train/ant/0.png', 'test/ant/1.png', '../x', HOSTILE_TEXT[0]])},{i % 2}"
+                for i in range(6)
+            ]
+            content = "\n".join([rng.choice(["path,label", "", "a,b,c", "file;class"]), *rows]).encode()
+            (place / "list.csv").write_bytes(change_bytes(rng, content) if rng.random() < 0.5 else content)
+            flags += ["--list", "list.csv"]
         attack = rng.choice([["clean"], ["blended", "--target", "0", "--rate", "0.3"]])
         outcome = command(
             place, "prepare", "imagefolder", *attack, "--root", "images", "--out", "made", "--workers", "1",
@@ -577,7 +606,7 @@ def cache(material: Material, rng: random.Random) -> str:
 
 WORDS = (
     "prepare", "craft", "train", "evaluate", "tune", "report", "bench", "doctor", "digits", "cifar10", "imagefolder",
-    "parquet", "clean", "badnets", "ctrl", "wanet", "sig", "adap-blend", "adap-patch", "label-consistent",
+    "parquet", "hf", "clean", "badnets", "ctrl", "blended", "wanet", "sig", "adap-blend", "adap-patch", "label-consistent",
     "adaptive", "smoke", "demo", "sce", "filter", "--help", "--debug", "--", "-", "-h", "--storage",
     "--data", "--out", "--root",
     "--datasets", "--artefact", "--pattern", "--rate", "--target", "--seed", "--protocol", "--workers", "--overwrite",
@@ -588,11 +617,12 @@ WORDS = (
     "--quick", "--device", "--format", "--cluster", "--image-px", "--resize-px", "--train-per-class",
     "--test-per-class",
     "--alpha", "--patch-px", "--row", "--col", "--grid", "--strength", "--delta", "--frequency", "--mapping",
+    "--fit", "--background", "--list", "--path", "--train-split", "--test-split", "--test-fraction",
     "--eps", "--step", "--steps", "--surrogate", "--backbone", "--mask-budget", "--on-bad-image", "--workers",
 )  # fmt: skip
 VALUES = (
     "0", "1", "2", "-1", "3", "0.5", "1.5", "nan", "inf", "-inf", "1e999", "1e-400", "99999999999999999999", "x",
-    "True",
+    "True", "pad", "stretch", "black", "~/x",
     "None", "local", "ray", "cpu", "cuda", "released", "none", "dbd", "html", "loader", "all-to-all", ".", "..",
     "/", "/dev/null", "/dev/zero", "/proc/self/mem", "nowhere", "s3://bucket", "file:///x", "~", "data", "clean", "run",
     "art",
