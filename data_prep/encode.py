@@ -75,18 +75,17 @@ def encode_split(
 
     def make(
         chunk: list[tuple[int, Encoded]],
-    ) -> tuple[np.ndarray, list[tuple[Any, np.ndarray, int]], list[T], Counter[str]]:
+    ) -> tuple[np.ndarray, list[tuple[Any, np.ndarray, int]], list[T], Counter]:
         index, converted = np.array([i for i, _ in chunk]), Counter[str]()
         clean = np.stack([_decode(split, i, encoded, px, converted) for i, encoded in chunk])
         triggered = [clean if trigger is None else trigger(clean, index) for trigger in files.values()]
         stored = [_store(images, quality) for images in triggered]
-        shown = np.isin(index, watch)
-        if not shown.any():
-            return index, stored, [], converted
-        looked = look(clean[shown], [i[shown] for i in triggered], [s[1][shown] for s in stored])
-        return index, stored, [looked], converted
+        shown, looked = np.isin(index, watch), []
+        if shown.any():
+            looked = [look(clean[shown], [i[shown] for i in triggered], [s[1][shown] for s in stored])]
+        return index, stored, looked, converted
 
-    digests, squared_error, seen, conversions = [ContentHash(px) for _ in files], 0, [], Counter[str]()
+    digests, squared_error, seen, done = [ContentHash(px) for _ in files], 0, [], Counter[str]()
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -101,10 +100,10 @@ def encode_split(
                 digest.update(pixels, labels[index])
                 squared_error += error
             seen += looked
-            conversions += converted
+            done += converted
             bar.add(len(index))
     hashes = {path.name: digest.hexdigest() for path, digest in zip(files, digests)}
-    return EncodedSplit(hashes, squared_error, seen, conversions)
+    return EncodedSplit(hashes, squared_error, seen, done)
 
 
 def readable(split: Split, px: int, *, threads: int, title: str, progress: bool) -> tuple[Split, list[str]]:
