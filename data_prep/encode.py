@@ -85,14 +85,10 @@ def encode_split(
             looked = [look(clean[shown], [i[shown] for i in triggered], [s[1][shown] for s in stored])]
         return index, stored, looked, converted
 
+    shape: dict[str, Any] = {"count": len(split), "height_px": px, "width_px": px, "jpeg": quality is not None}
     digests, squared_error, seen, done = [ContentHash(px) for _ in files], 0, [], Counter[str]()
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                BetonWriter(path, count=len(split), height_px=px, width_px=px, jpeg=quality is not None)
-            )
-            for path in files
-        ]
+        writers = [stack.enter_context(BetonWriter(path, **shape)) for path in files]
         bar = stack.enter_context(Progress(title, len(split), show=progress))
         for index, versions, looked, converted in ordered_map(make, _chunks(split, px), workers=threads):
             for writer, digest, (data, pixels, error) in zip(writers, digests, versions):
