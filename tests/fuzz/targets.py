@@ -606,8 +606,8 @@ def cache(material: Material, rng: random.Random) -> str:
 
 WORDS = (
     "prepare", "craft", "train", "evaluate", "tune", "report", "bench", "doctor", "digits", "cifar10", "imagefolder",
-    "parquet", "hf", "clean", "badnets", "ctrl", "blended", "wanet", "sig", "adap-blend", "adap-patch", "label-consistent",
-    "adaptive", "smoke", "demo", "sce", "filter", "--help", "--debug", "--", "-", "-h", "--storage",
+    "parquet", "hf", "clean", "badnets", "ctrl", "blended", "wanet", "sig", "adap-blend", "adap-patch",
+    "label-consistent", "adaptive", "smoke", "demo", "sce", "filter", "--help", "--debug", "--", "-", "-h", "--storage",
     "--data", "--out", "--root",
     "--datasets", "--artefact", "--pattern", "--rate", "--target", "--seed", "--protocol", "--workers", "--overwrite",
     "--untrusted", "--name", "--launcher", "--config", "--method", "--simclr.epochs", "--simclr.batch", "--simclr.lr",
