@@ -24,6 +24,7 @@ from data_prep.dataset.samples import SplitSamples
 from data_prep.dataset.truth import SplitTruth
 from data_prep.encode import EncodedSplit, encode_split, psnr_db, readable
 from data_prep.errors import UserError, printable
+from data_prep.io import lock
 from data_prep.io.atomic import replacing_folder
 from data_prep.io.hashes import data_hash, sha256_json
 from data_prep.plan import PoisonPlan, check_target, draw_plan
@@ -55,34 +56,39 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Dataset:
         config = config.with_target(config.source.open().class_names) if isinstance(config.target, str) else config
         made = config.describe()
         existing = _existing(config, made)
-        if existing is not None:
+        if existing is None:
+            source = config.source.open()
             if progress:
-                print(f"{existing.folder} is there already, made the same way", file=sys.stderr, flush=True)
-            return existing
-        source = config.source.open()
+                for note in source.notes:
+                    print(f"note: {printable(note)}", file=sys.stderr, flush=True)
+            px = probe_px(source, skip_bad=config.source.on_bad_image == "skip")
+            _check_attack(config, source, px)
+            _set_aside(config, source)
+            target = config.folder.absolute()
+            with lock.held(target.with_name(f".{target.name}.lock"), str(target), flag="--out", wait=True) as is_held:
+                if is_held:
+                    lock.remove_dead(target.parent)
+                existing = _existing(config, made)  # whoever was faster made the same
+                if existing is None:
+                    return _make(config, source, px, made, progress)
         if progress:
-            for note in source.notes:
-                print(f"note: {printable(note)}", file=sys.stderr, flush=True)
-        px = probe_px(source, skip_bad=config.source.on_bad_image == "skip")
-        _check_attack(config, source, px)
-        _set_aside(config, source)
-        try:
-            with replacing_folder(config.folder, overwrite=config.overwrite) as folder:
-                _check_space(folder, source, px, config)
-                source, skipped = _readable(config, source, px, progress)
-                source, clean = _set_aside(config, source)
-                plan = _plan(config, source, px)
-                manifest = _write(config, source, clean, plan, px, folder, made, skipped, progress)
-        except OSError:  # another process may have been faster: fine if it made the same
-            existing = _existing(config, made)
-            if existing is None:
-                raise
-            return existing
-        return Dataset(config.folder, manifest)
+            print(f"{existing.folder} is there already, made the same way", file=sys.stderr, flush=True)
+        return existing
     except OSError as error:
         raise UserError(
             f"cannot be read or written ({error.strerror or error})", where=error.filename or config.folder
         ) from error
+
+
+def _make(config: PrepareConfig, source: OpenSource, px: int, made: dict[str, Any], progress: bool) -> Dataset:
+    """Write the folder whole, or not at all."""
+    with replacing_folder(config.folder, overwrite=config.overwrite) as folder:
+        _check_space(folder, source, px, config)
+        source, skipped = _readable(config, source, px, progress)
+        source, clean = _set_aside(config, source)
+        plan = _plan(config, source, px)
+        manifest = _write(config, source, clean, plan, px, folder, made, skipped, progress)
+    return Dataset(config.folder, manifest)
 
 
 def _existing(config: PrepareConfig, made: dict[str, Any]) -> Dataset | None:

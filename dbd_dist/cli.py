@@ -6,11 +6,17 @@ Subcommands are imported when they are called, so that ``dbd --help`` answers at
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import io
 import os
+import select
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
 
 COMMANDS = {
     "demo": ("dbd_dist.commands.demo", "end-to-end demo on embedded images, in minutes on a laptop"),
@@ -51,12 +57,53 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 70 ended because
-    it hung, 130 interrupted, 143 terminated."""
+    it hung, 130 interrupted, 141 its reader has gone, 143 terminated."""
     if argv is None:
         _as_utf8()
     argv = [_at_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
+
+    from data_prep.errors import UserError
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with _ended_by_signals():
+            code = _run(argv)
+            _flush()
+            return code
+    except UserError as error:
+        if debug:
+            raise
+        # a run that was asked to stop is no error
+        _say(str(error) if getattr(error, "is_request", False) else f"error: {error}")
+        return getattr(error, "exit_code", 2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():  # it has what it wants, as with `| head`
+            _forget_output()
+            return 141
+        if debug:
+            raise
+        path, reason = str(error.filename or "the output or a file"), error.strerror or error
+        if error.errno == errno.ENAMETOOLONG:  # wherever a path is looked up first; only arguments are so long
+            _say(f"error: {path if len(path) <= 80 else path[:77] + '...'}: file name too long.")
+            return 2
+        _say(f"error: {UserError(f'cannot be read or written ({reason})', where=path)}")
+        _forget_output()
+        return 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _say("interrupted; the same command resumes from the last checkpoint")
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    """Find the command and call it."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if argv else 2
@@ -66,38 +113,78 @@ def main(argv: list[str] | None = None) -> int:
 
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        print(f"error: there is no command {name!r}.{hint} Expected: {', '.join(COMMANDS)}.", file=sys.stderr)
+        _say(f"error: there is no command {name!r}.{hint} Expected: {', '.join(COMMANDS)}.")
         return 2
-
-    from data_prep.errors import UserError
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be in the terminal's encoding
-            stream.reconfigure(errors="backslashreplace")
+    _refuse_empty(rest)
     try:
-        _refuse_empty(rest)
         return importlib.import_module(COMMANDS[name][0]).main(rest)
-    except UserError as error:
-        if debug:
-            raise
-        # a run that was asked to stop is no error
-        print(error if getattr(error, "is_request", False) else f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
-    except BrokenPipeError:  # the reader of our output has what it wants, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-        return 141
-    except OSError as error:
-        if debug or error.errno != errno.ENAMETOOLONG:  # wherever a path is looked up first; only arguments are so long
-            raise
-        path = str(error.filename)
-        print(f"error: {path if len(path) <= 80 else path[:77] + '...'}: file name too long.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        return 130
+    except SystemExit:  # tyro's way out, after help has been printed
+        _flush()
+        raise
+
+
+# -- streams: a reader that leaves, a disk that is full, a descriptor that was closed
+
+
+def _open_standard_streams() -> None:
+    """A file that is opened while one of the three is closed would take its number, and what is written there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody to tell
+        print(text, file=sys.stderr, flush=True)
+
+
+def _flush() -> None:
+    """Write out what is printed, here rather than when Python ends, where errors are tracebacks."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _reader_is_gone() -> bool:
+    """Is standard output a pipe that nobody reads? Any other broken pipe is a failure like others."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _forget_output() -> None:
+    """Let what could not be written go: Python tries once more at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the body as an exception does, so that what is half-written is removed; exit code 128 and
+    the signal's number. A second one ends the process at once. A signal that somebody handles or ignores stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        with contextlib.suppress(OSError):
+            os.write(2, f"{signal.Signals(number).name}: ended\n".encode())
+        raise SystemExit(128 + number)
+
+    wanted = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
+    for number in wanted:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in wanted:
+            if signal.getsignal(number) is end:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _as_utf8() -> None:

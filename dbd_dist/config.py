@@ -15,6 +15,7 @@ from dbd_dist.fields import FLAT, from_dict, parse, require, to_dict
 from dbd_dist.methods import DBD, METHODS, Method
 from dbd_dist.models.config import ModelConfig
 from dbd_dist.stages import STAGES
+from dbd_dist.stages.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class ComputeConfig:
     def __post_init__(self):
         require(
             self, "compute", workers=">= 1", threads="in [1, 1024]", resident_gib=">= 0", checkpoint_s=">= 0",
-            checkpoint_steps=">= 1", patience_s=">= 0", min_workers=">= 1", stall_s=">= 0",
+            checkpoint_steps=">= 1", patience_s="in [0, 1e7]", min_workers=">= 1", stall_s="in [0, 1e7]",
         )  # fmt: skip
         if self.min_workers is not None and (self.workers is None or self.min_workers > self.workers):
             raise UserError(
@@ -98,6 +99,8 @@ class TrainConfig:
     def __post_init__(self):
         require(self, "config", evaluate_every=">= 0", seed=">= 0")
         self.normalise  # noqa: B018
+        if self.data is not None:  # whoever reads the configuration later has another current folder
+            object.__setattr__(self, "data", self.data.absolute())
         for stage in self.method.trained():
             if getattr(stage, "epochs", 1) == 0 and self.model.weights is None:
                 raise UserError(
@@ -113,13 +116,20 @@ class TrainConfig:
                 expected=", ".join(stops) or "nothing: this method has one stage",
             )
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that run, in order: all, or those up to `stop_after`."""
+        stages = self.method.stages()
+        names = [stage.name for stage in stages]
+        return stages[: names.index(self.stop_after) + 1] if self.stop_after else stages
+
     def check_image_px(self, image_px: int) -> None:
         """What depends on the size of the images.
 
         Raises:
             UserError: a padding reaches across the image, which no reflection fills.
         """
-        for stage in self.method.stages():
+        for stage in self.stages:
             stage.check_image_px(image_px)
 
     @property

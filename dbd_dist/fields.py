@@ -25,13 +25,17 @@ else:
 Config = TypeVar("Config")
 
 
+LARGEST = 1e30
+"""Of any setting: sums and products of a few stay far from the largest float."""
+
+
 def require(config: Any, prefix: str, **rules: str) -> None:
     """Check fields of `config` against rules such as "> 0", "in [0, 1]", "in (0, 1)"."""
     for name, rule in rules.items():
         value = getattr(config, name)
         if value is None:
             continue
-        inside = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        inside = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
         if inside:
             if rule.startswith("in"):
                 low, high = (float(x) for x in rule[4:-1].split(","))
@@ -42,7 +46,8 @@ def require(config: Any, prefix: str, **rules: str) -> None:
                 operator, bound = rule.split()
                 inside = value > float(bound) if operator == ">" else value >= float(bound)
         if not inside:
-            raise UserError(f"{value!r} is not allowed", where=f"{prefix}.{name}", expected=f"a number {rule}")
+            shown = repr(value) if not isinstance(value, int) or abs(value) <= LARGEST else "a number of that length"
+            raise UserError(f"{shown} is not allowed", where=f"{prefix}.{name}", expected=f"a number {rule}")
 
 
 def to_dict(config: Any, *, every_field: bool = False) -> Any:
@@ -126,7 +131,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             raise UserError(f"expected a path, got {value!r}", where=where)
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) <= LARGEST else math.copysign(math.inf, value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(
             f"{value!r} is a {type(value).__name__}", where=where, expected=f"a value of type {kind.__name__}"

@@ -41,7 +41,8 @@ from data_prep.sources import Digits
 from dbd_dist.config import TrainConfig
 from dbd_dist.fields import to_dict
 from dbd_dist.presets import preset
-from dbd_dist.runtime.run_folder import RAY_FOLDER, commit
+from dbd_dist.runtime.machine import commit
+from dbd_dist.runtime.run_folder import RAY_FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = "run"

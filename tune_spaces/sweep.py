@@ -10,13 +10,14 @@ from typing import Any
 from cluster import session, topology
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.io.json import read_json
+from data_prep.io import lock
+from data_prep.io.json import read_json, write_json
 from dbd_dist.config import TrainConfig, override
 from dbd_dist.launch.failures import RunFailed
 from dbd_dist.launch.ray_train import WORKER_ENV, run_ray
-from dbd_dist.runtime import lock, runner
+from dbd_dist.runtime import runner
 from dbd_dist.runtime.disk import check_sweep
-from dbd_dist.runtime.run_folder import RunFolder, write_json
+from dbd_dist.runtime.run_folder import RunFolder
 from tune_spaces.space import Space
 
 GRID_FILE = "grid.json"

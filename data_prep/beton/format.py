@@ -148,11 +148,11 @@ def _closed(file: BinaryIO, starts: np.ndarray, ends: np.ndarray) -> bool:
     return True
 
 
-def expect(info: BetonInfo, count: int | None, px: int | None) -> None:
+def expect(info: BetonInfo, count: int | None, px: int | None, classes: int | None = None) -> None:
     """Compare with what the manifest says, where it is given.
 
     Raises:
-        UserError: another number of images, or images of another size.
+        UserError: another number of images, images of another size, or a label of no class.
     """
     if count is not None and info.count != count:
         raise UserError(
@@ -165,6 +165,13 @@ def expect(info: BetonInfo, count: int | None, px: int | None) -> None:
             f"images are {info.width_px} x {info.height_px} px, the manifest says {px} x {px}",
             where=info.path,
             hint="prepare the data set again",
+        )
+    if classes is not None and ((info.labels < 0) | (info.labels >= classes)).any():
+        first = int(np.argmax((info.labels < 0) | (info.labels >= classes)))
+        raise UserError(
+            f"label {info.labels[first]} is not a class, 0 to {classes - 1}",
+            where=f"{info.path}, sample {first}",
+            hint="prepare the data set again, or copy it again",
         )
 
 

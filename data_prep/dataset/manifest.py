@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.beton.format import check_beton, expect
 from data_prep.dataset.checks import AGAIN, FIELDS, RAW, SHA256, check_together
 from data_prep.errors import UserError
 from data_prep.io.hashcache import cached_sha256
@@ -228,12 +229,12 @@ def open_dataset(folder: str | os.PathLike[str], verify: bool = True, cached: bo
 
     Args:
         folder: as written by `prepare`.
-        verify: check that every file is there with the size and the sha256 of the manifest. A file that did
-            not change since is hashed once a machine, see `data_prep.io.hashcache`.
+        verify: check that every file is there with the size and the sha256 of the manifest, and that labels are
+            classes. A file that did not change since is hashed once a machine, see `data_prep.io.hashcache`.
         cached: believe what was found then; False hashes every file.
 
     Raises:
-        UserError: as `read_manifest`; a file is missing, damaged, or of another data set.
+        UserError: as `read_manifest`; a file is missing, damaged, or of another data set; a label is no class.
     """
     folder = Path(folder)
     dataset = Dataset(folder, read_manifest(folder))
@@ -251,7 +252,34 @@ def open_dataset(folder: str | os.PathLike[str], verify: bool = True, cached: bo
             )
         if wrong:
             raise UserError(wrong[0][1], where=wrong[0][0], hint=AGAIN)
+        manifest = dataset.manifest
+        for split, count in manifest.counts.items():  # whoever edits a file can write its hashes too
+            expect(check_beton(folder / f"{split}.beton"), count, manifest.image_px, manifest.num_classes)
     return dataset
+
+
+def check_recorded(folder: Path, data_hash: Any, run: Path) -> None:
+    """Refuse another data set than the one that a run was made on: folders move, and others take their names.
+
+    Args:
+        folder: that the run recorded.
+        data_hash: that it recorded, too; None in those that did not.
+        run: the file that says so, for the message.
+
+    Raises:
+        UserError: no data set is there, or another one.
+    """
+    hint = "name the run's own data set with --data"
+    try:
+        found = read_manifest(folder).data_hash
+    except UserError as error:
+        raise UserError(error.what, where=error.where, hint=hint) from error
+    if data_hash not in (None, found):
+        raise UserError(
+            f"holds other data ({found[:12]}) than the run was made on ({str(data_hash)[:12]}, see {run})",
+            where=folder,
+            hint=hint,
+        )
 
 
 def _mismatch(path: Path, record: FileRecord, sha256_of: Callable[[Path], str]) -> tuple[Path, str] | None:

@@ -93,6 +93,12 @@ def replacing_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -
                 folder.rmdir()
 
 
+def becomes(path: Path) -> str | None:
+    """The name that a temporary file or folder gets when it is whole; None for whatever is called otherwise."""
+    match = _TEMPORARY.fullmatch(path.name)
+    return None if match is None else match[1]
+
+
 def remove_stale(folder: str | os.PathLike[str], name: str | None = None) -> None:
     """Remove what a killed process was writing directly in `folder`; only for the one process that writes there.
 
@@ -102,8 +108,7 @@ def remove_stale(folder: str | os.PathLike[str], name: str | None = None) -> Non
         name: only what was to become this file or folder; without it whatever was being written.
     """
     for path in Path(folder).glob(".*.partial"):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match is None or name not in (None, match[1]):
+        if becomes(path) is None or name not in (None, becomes(path)):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

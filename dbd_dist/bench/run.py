@@ -14,7 +14,7 @@ import torch
 from data_prep.errors import UserError
 from dbd_dist.bench import augmentation, encode, epoch, jpeg, loader, memory, ray_overhead, scaling, split, step
 from dbd_dist.bench.row import Row, Setup
-from dbd_dist.runtime.run_folder import commit, host, versions
+from dbd_dist.runtime.machine import commit, host, versions
 
 BENCHMARKS: dict[str, Callable[[Setup], Iterator[Row]]] = {
     "loader": loader.measure,

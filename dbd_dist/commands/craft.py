@@ -16,6 +16,7 @@ import tyro
 
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
+from data_prep.io import lock
 from dbd_dist.craft import CRAFTS, job
 from dbd_dist.craft.craft import Craft, TrainingSet
 from dbd_dist.distributed.world import check_device
@@ -24,7 +25,7 @@ from dbd_dist.launch.local import check_place, craft_local
 from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch, ray_train
 from dbd_dist.models.exported import read_exported
 from dbd_dist.presets import PRESETS, preset
-from dbd_dist.runtime import disk, lock
+from dbd_dist.runtime import disk
 from dbd_dist.runtime.run_folder import RunFolder
 
 AnyCraft = TypeVar("AnyCraft", bound=Craft)

@@ -72,7 +72,7 @@ def _run(folder: Path) -> Iterator[tuple[str, str]]:
 
     from dbd_dist.models.exported import read_exported
     from dbd_dist.reporting.runs import load_run
-    from dbd_dist.runtime.checkpoint import CHECKPOINT_KEYS, load_state
+    from dbd_dist.runtime.checkpoint import CHECKPOINT_KEYS, checkpoint_files, load_state
 
     run = load_run(folder)
     missing = f"; missing: {', '.join(run.missing)}" if run.missing else ""
@@ -84,7 +84,7 @@ def _run(folder: Path) -> Iterator[tuple[str, str]]:
             exported.build(torch.device("cpu"))
             seal = "sha256 as in the description" if exported.sealed else "NOT vouched for: the description has none"
             yield stem, seal
-    for path in sorted((folder / "checkpoints").glob("checkpoint_*.pt")):
+    for path in checkpoint_files(folder / "checkpoints"):
         state = load_state(path, needs=CHECKPOINT_KEYS)
         yield "state", printable(f"{path.name}: {state['stage']}, epoch {state['state']['epoch']}")
 

@@ -7,11 +7,11 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from data_prep.dataset.manifest import read_manifest
+from data_prep.dataset.manifest import check_recorded, read_manifest
 from data_prep.errors import UserError
 from data_prep.io.json import read_json
 from dbd_dist.config import TrainConfig
@@ -36,7 +36,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     """Parse, train, print the result."""
-    started, rest, prepared = _start(argv)
+    started, rest, prepared, source = _start(argv)
     rest = _without_other_methods(rest, started)
     backbone = _value("--model.backbone", rest)
     if backbone is not None:  # a preset's depths are those of its own backbone
@@ -50,6 +50,8 @@ def main(argv: list[str]) -> int:
         config=(tyro.conf.FlagConversionOff,),
     )
     config = arguments.config
+    if source is not None and config.data is not None and config.data == started.data:
+        check_recorded(config.data, *source)
     if config.preset != started.preset:
         raise UserError(
             f"{config.preset!r} would rename the preset {started.preset} and change nothing",
@@ -80,29 +82,30 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None]:
-    """The configuration to start from, the flags that are left, and the preset with its data where it is one."""
+def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None, tuple[Any, Path] | None]:
+    """The configuration to start from, the flags that are left, the preset with its data where it is one, and the hash
+    of the data of a stored run with the file that records it."""
     method = _value("--method", argv)
     if argv and argv[0].startswith("--config"):
         path, rest = (argv[0].split("=", 1)[1], argv[1:]) if "=" in argv[0] else (([*argv, ""])[1], argv[2:])
-        stored = _stored(Path(path))
+        stored, data_hash = _stored(Path(path))
         if method not in (None, stored.method.name):
             raise UserError(
                 f"{path} is of the method {stored.method.name}",
                 where=f"--method {method}",
                 hint=f"start from a preset: dbd train {stored.preset} --method {method}",
             )
-        return stored, rest, None
+        return stored, rest, None, (data_hash, Path(path))
     if not argv or argv[0].startswith("-"):
         if argv and argv[0] in ("-h", "--help"):
-            return preset("demo").config(method or "dbd"), ["--help"], None
+            return preset("demo").config(method or "dbd"), ["--help"], None, None
         raise UserError(
             "no preset is named",
             where="dbd train",
             expected=f"one of {', '.join(PRESETS)}, or --config RUN/run.json",
         )
     chosen = preset(argv[0])
-    return chosen.config(method or "dbd"), argv[1:], chosen
+    return chosen.config(method or "dbd"), argv[1:], chosen, None
 
 
 def _without_other_methods(argv: list[str], config: TrainConfig) -> list[str]:
@@ -131,12 +134,14 @@ def _value(flag: str, argv: list[str]) -> str | None:
     return None
 
 
-def _stored(path: Path) -> TrainConfig:
+def _stored(path: Path) -> tuple[TrainConfig, Any]:
+    """The configuration of a stored run, and the hash of its data."""
     try:
-        return TrainConfig.from_dict(read_json(path)["config"], where=f"{path}: config")
+        stored = read_json(path)
+        return TrainConfig.from_dict(stored["config"], where=f"{path}: config"), stored.get("data_hash")
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=f"--config {path}") from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError("not a run description", where=path, expected="the run.json of a run folder") from error
 
 

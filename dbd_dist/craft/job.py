@@ -18,8 +18,8 @@ from dbd_dist.craft.craft import Craft, TrainingSet, Work
 from dbd_dist.distributed.world import World
 from dbd_dist.fields import digest, from_dict, to_dict
 from dbd_dist.models.exported import Exported, read_exported
+from dbd_dist.runtime.machine import versions
 from dbd_dist.runtime.progress import ProgressFile
-from dbd_dist.runtime.run_folder import versions
 
 REVISION = 1
 """Counted up whenever a change of the code changes what is made: parts made before are not used then."""

@@ -14,6 +14,7 @@ from data_prep.beton import read_beton
 from data_prep.dataset.manifest import Dataset
 from data_prep.dataset.truth import FILE as TRUTH_FILE
 from data_prep.dataset.truth import read_truth
+from data_prep.errors import UserError
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import rank_slice
@@ -65,35 +66,48 @@ class Evaluator:
 
     @torch.no_grad()
     def _predict(self, model: nn.Module, images_NHWC: Tensor) -> Tensor:
+        """int64 (n,): the class of each image; -1 where a logit is not finite."""
         predictions = []
         for chunk in images_NHWC.split(FORWARD_BATCH):
             beat()
             with torch.autocast(chunk.device.type, dtype=torch.bfloat16, enabled=self._bf16):
                 logits = model(augment.normalise(self._normalise, chunk.permute(0, 3, 1, 2)))
-            predictions.append(logits.argmax(dim=1))
+            predictions.append(logits.argmax(dim=1).where(logits.isfinite().all(dim=1), -1))
         return torch.cat(predictions) if predictions else torch.empty(0, dtype=torch.int64)
 
     def measure(self, model: nn.Module) -> EvalResult:
-        """Examine `model` (images -> logits); it is left in the mode that it came in."""
+        """Examine `model` (images -> logits); it is left in the mode that it came in.
+
+        Raises:
+            UserError: a logit is not finite.
+        """
         was_training = model.training
         model.eval()
         images, labels = self._clean
-        right = torch.bincount(labels[self._predict(model, images) == labels], minlength=self._classes)
+        predictions = self._predict(model, images)
+        right = torch.bincount(labels[predictions == labels], minlength=self._classes)
         of = torch.bincount(labels, minlength=self._classes)
-        counts = self._world.sum(torch.stack([right, of]).double())
+        none = torch.bincount(labels[predictions < 0], minlength=self._classes)
+        counts = self._world.sum(torch.stack([right, of, none]).double())
         asr = robust = None
         if self._triggered is not None:
             images, labels = self._triggered
             attack_labels = self._manifest.attack_labels(labels)
             others = labels != attack_labels
-            predictions = self._predict(model, images)[others]
-            hits = torch.stack(
-                [(predictions == attack_labels[others]).sum(), (predictions == labels[others]).sum(), others.sum()]
-            )
-            success, correct, total = self._world.sum(hits.double()).tolist()
+            predictions = self._predict(model, images)
+            hit, kept = (predictions == attack_labels) & others, (predictions == labels) & others
+            hits = torch.stack([hit.sum(), kept.sum(), others.sum(), (predictions < 0).sum()])
+            success, correct, total, lost = self._world.sum(hits.double()).tolist()
+            counts[2] += lost
             asr, robust = success / total, correct / total
         model.train(was_training)
-        right, of = counts.tolist()
+        if counts[2].any():
+            raise UserError(
+                "gives figures that are not finite for test images, and so no class",
+                where="the model",
+                hint="its weights have diverged: train again with lower learning rates, or in fp32",
+            )
+        right, of, _ = counts.tolist()
         return EvalResult(
             clean_acc=sum(right) / sum(of),
             per_class_acc=[r / n if n else 0.0 for r, n in zip(right, of, strict=True)],

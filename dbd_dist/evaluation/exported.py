@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data_prep.dataset.manifest import open_dataset
+from data_prep.dataset.manifest import check_recorded, open_dataset
 from data_prep.errors import UserError
 from data_prep.io.json import read_json
 from dbd_dist.config import TrainConfig
@@ -25,7 +25,9 @@ def measure_run(run: Path, data: Path | None = None) -> EvalResult:
     exported = read_exported(run / "model.safetensors")
     classes = len(exported.class_names or ())
     description = _description(run / "run.json", needed=data is None)
-    data = data or _own_data(description, run / "run.json")
+    if data is None:
+        data = _own_data(description, run / "run.json")
+        check_recorded(data, (description or {}).get("data_hash"), run / "run.json")
     dataset = open_dataset(data)
     if dataset.manifest.num_classes != classes:
         raise UserError(f"the data set has {dataset.manifest.num_classes} classes, the model {classes}", where=data)

@@ -11,14 +11,16 @@ from typing import Any, Literal
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.dataset.staging import stage
 from data_prep.errors import UserError
+from data_prep.io import lock
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import job as crafting
 from dbd_dist.distributed.world import World
 from dbd_dist.runtime import disk as space
-from dbd_dist.runtime import lock, logs, runner, watchdog
+from dbd_dist.runtime import logs, runner, watchdog
+from dbd_dist.runtime.machine import versions
 from dbd_dist.runtime.progress import Display, Follower
 from dbd_dist.runtime.reporter import Hook
-from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder, versions
+from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder
 from dbd_dist.runtime.stopping import StopRequest, signals
 
 RESERVED = ("datasets", "stages")
@@ -108,6 +110,7 @@ def run_local(
                     space.check_run(config, dataset, folder.path)
                     around.enter_context(lock.held(folder.path / lock.FILE, str(folder.path)))
                 folder.claim(config, dataset)
+                folder.hold()
                 request.clear()
             world.barrier()
             if done:

@@ -17,12 +17,14 @@ from typing import Any, Literal
 from cluster import session, topology
 from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
+from data_prep.io import lock
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft.job import Job
 from dbd_dist.launch.failures import RunFailed, run_failed
 from dbd_dist.launch.local import prepare_folder
 from dbd_dist.runtime import disk as space
-from dbd_dist.runtime import lock, runner, stopping, watchdog
+from dbd_dist.runtime import runner, stopping, watchdog
+from dbd_dist.runtime.checkpoint import retry_on_oserror
 from dbd_dist.runtime.progress import Display, Follower
 from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder
 from dbd_dist.runtime.stopping import StopRequest
@@ -74,6 +76,7 @@ def run_ray(
         known = watchdog.stacks(folder.path)
         failure = _train(config, dataset, folder, stages, name, quiet, cpus_per_worker, callbacks)
     if failure is not None:  # raised only now that Ray has ended: its workers cannot continue the run any more
+        retry_on_oserror(folder.check, folder.path, 0)  # one that is gone explains the failure
         stalled = watchdog.stalled(folder.path, known, died=str(failure))
         if stalled is not None:
             raise stalled from _exception(failure)
@@ -106,6 +109,7 @@ def _train(
         for count in range(fewest or most, most + 1):
             runner.check(config, dataset, count)
         folder.claim(config, dataset)
+        folder.hold()
         return _on_workers(
             train_loop,
             {

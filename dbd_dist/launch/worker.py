@@ -6,7 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import ray.train.torch
 
 from data_prep.dataset.staging import open_here
 from data_prep.errors import UserError
+from data_prep.io.json import write_json
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import job as crafting
 from dbd_dist.distributed.world import World
 from dbd_dist.runtime import logs, runner, watchdog
 from dbd_dist.runtime.checkpoint import retry_on_oserror, stored_sha256
+from dbd_dist.runtime.machine import versions
 from dbd_dist.runtime.reporter import Hook
-from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder, versions, write_json
+from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RUN_FILE, RunFolder
 from dbd_dist.runtime.stopping import Stopped, StopRequest
 
 POINTER_FILE = "checkpoint.json"
@@ -42,6 +44,8 @@ def train_loop(arguments: dict[str, Any]) -> None:
     folder = RunFolder(Path(arguments["folder"]))
     if (folder.path / ERROR_FILE).exists():
         return  # a worker gave up for a reason that no restart mends; the driver says which
+    if not (folder.path / RUN_FILE).exists():  # the driver has made it
+        raise UserError("the run's folder is gone", where=folder.path)
     config = TrainConfig.from_dict(arguments["config"])
     with (
         forward_user_errors(folder.path),
@@ -52,7 +56,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
         dataset = open_here(Path(arguments["data"]), config.compute.stage)
         request = StopRequest(folder.stop, reads_file=world.is_main, notice=_preemption)
         stages = Path(arguments["stages"])
-        runner.run(config, dataset, folder, stages, world, request=request, hook=_reporter(config, folder.path))
+        runner.run(config, dataset, folder, stages, world, request=request, hook=_reporter(config, folder))
         logs.event("finish", stage=None)
 
 
@@ -70,10 +74,10 @@ def craft_loop(arguments: dict[str, Any]) -> None:
         crafting.run(job, world)
 
 
-def _reporter(config: TrainConfig, folder: Path) -> Hook:
+def _reporter(config: TrainConfig, folder: RunFolder) -> Hook:
     """Hands every row to Ray Train, with a pointer to the newest checkpoint: through it Ray's dashboard, Tune and
     `ray.train.Result` see the run. Nothing is read back from it here."""
-    results = folder / RAY_FOLDER / ray.train.get_context().get_experiment_name()
+    results = folder.path / RAY_FOLDER / ray.train.get_context().get_experiment_name()
 
     def report(row: dict[str, Any], checkpoint: Path | None) -> None:
         if checkpoint is None or not config.compute.keep_ray_results:
@@ -83,14 +87,15 @@ def _reporter(config: TrainConfig, folder: Path) -> Hook:
         pointer |= {"stage": row["stage"], "epoch": row["epoch"]}
         # a new name each time: Ray removes old ones, and an epoch may be trained again after a failure
         place = results / f"{row['stage']}-{row['epoch']}-{uuid.uuid4().hex[:8]}"
-        retry_on_oserror(lambda: _write_pointer(place, pointer), place, config.compute.patience_s)
+        retry_on_oserror(lambda: _write_pointer(folder, place, pointer), place, config.compute.patience_s)
         there = ray.train.CheckpointUploadMode.NO_UPLOAD
         ray.train.report(row, checkpoint=ray.train.Checkpoint(place), checkpoint_upload_mode=there)
 
     return report
 
 
-def _write_pointer(place: Path, pointer: dict[str, Any]) -> None:
+def _write_pointer(folder: RunFolder, place: Path, pointer: dict[str, Any]) -> None:
+    folder.check()
     place.mkdir(parents=True, exist_ok=True)
     write_json(place / POINTER_FILE, pointer)
 
@@ -133,5 +138,6 @@ def forward_user_errors(folder: Path) -> Iterator[None]:
         if isinstance(error, Stopped):
             write_json(folder / ERROR_FILE, content | {"exit_code": error.exit_code})
             return
-        write_json(folder / ERROR_FILE, content)
+        with suppress(OSError):  # a folder that is gone is what the driver finds out by itself
+            write_json(folder / ERROR_FILE, content)
         raise  # ends the other ranks too, which may be waiting for this one

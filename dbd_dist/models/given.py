@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from data_prep.errors import UserError
 from data_prep.io.limits import refuse_pipes
-from dbd_dist.fields import to_dict
+from dbd_dist.fields import digest, to_dict
+from dbd_dist.models import OWN
 from dbd_dist.models.config import ModelConfig
 
 MAX_BYTES = 8 << 30
@@ -113,9 +114,20 @@ def check_weights(config: ModelConfig) -> None:
 
 
 def model_key(config: ModelConfig) -> dict[str, Any]:
-    """What results depend on: the network as plain values, and the hash of given weights in place of their path."""
+    """What results depend on: the network as plain values, the hash of given weights in place of their path, and for a
+    backbone of another package, whose code changes by itself, names and shapes of its tensors."""
     values = network_values(config)
-    return values if config.weights is None else {**values, "weights": weights_digest(config)}
+    if config.weights is not None:
+        values["weights"] = weights_digest(config)
+    name = config.backbone.partition(":")[0]
+    return values if name in OWN and name != "timm" else {**values, "tensors": _tensors(config)}
+
+
+@functools.lru_cache(maxsize=8)
+def _tensors(config: ModelConfig) -> str:
+    with torch.device("meta"):
+        state = config.build_backbone().state_dict()
+    return digest([[name, str(value.dtype), list(value.shape)] for name, value in state.items()])
 
 
 def network_values(config: ModelConfig) -> dict[str, Any]:

@@ -46,11 +46,14 @@ def find_data(run: Run) -> Data | str:
     name = Path(run.dataset).name
     if name:
         places += [parent / "datasets" / name for parent in list(run.folder.resolve().parents)[:3]]
-    folder = next((place for place in places if (place / "manifest.json").is_file()), None)
-    if folder is None:
+    places = [place for place in places if (place / "manifest.json").is_file()]
+    if not places:
         return "the data set's folder was not found"
-    manifest = read_manifest(folder)
-    if run.data_hash is not None and manifest.data_hash != run.data_hash:
+    for folder in places:
+        manifest = read_manifest(folder)
+        if run.data_hash in (None, manifest.data_hash):
+            break
+    else:
         return "the data set's folder holds other data than the run was trained on"
     for file in (SAMPLES, TRUTH):
         # the images are vouched for by the training that read them; hashing them again could take minutes

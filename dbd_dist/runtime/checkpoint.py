@@ -8,13 +8,12 @@ code.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
-import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from data_prep.errors import UserError
-from data_prep.io.atomic import remove_stale
+from data_prep.io.atomic import remove_stale, write_bytes
 from data_prep.io.limits import refuse_pipes
 from dbd_dist.runtime import logs
 from dbd_dist.runtime.mirror import Mirror
@@ -35,6 +34,9 @@ CHECKPOINTS_KEPT = 2
 CHECKPOINT_KEYS = ("stage", "key", "state", "rows")
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 
+_NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO)
+"""A folder, a link to nothing, a pipe or a device in the place of a file."""
+_NAME = re.compile(r"checkpoint_([0-9]{6,12})\.pt")
 _FORMAT = b"dbd-state 1\n"
 _HEAD_BYTES = len(_FORMAT) + 65  # the hash in hexadecimal digits, and a line break
 
@@ -43,14 +45,17 @@ log = logging.getLogger(__name__)
 
 
 class DamagedState(UserError):
-    """A state whose bytes are not those that were written."""
+    """No state, or one whose bytes or content are not those that were written."""
 
 
 # -------------------------------------------------------------------------------------------- one state
 
 
-def save_state(state: dict[str, Any], path: Path) -> None:
+def save_state(state: dict[str, Any], path: Path, *, check: Callable[[], None] = lambda: None) -> None:
     """Write tensors and plain values to `path`, atomically.
+
+    Args:
+        check: called right before anything is written; raises an OSError where that is not to be.
 
     Raises:
         OSError: no room, no permission, or the storage is gone; `path` is as it was.
@@ -58,17 +63,9 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     payload = io.BytesIO()
     torch.save(state, payload)
     content = payload.getbuffer()
+    check()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(_FORMAT + hashlib.sha256(content).hexdigest().encode() + b"\n")
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        _quietly_remove(aside)
+    write_bytes(path, _FORMAT + hashlib.sha256(content).hexdigest().encode() + b"\n", content, sync=True)
 
 
 def load_state(path: Path, *, needs: Sequence[str]) -> dict[str, Any]:
@@ -78,15 +75,16 @@ def load_state(path: Path, *, needs: Sequence[str]) -> dict[str, Any]:
         needs: keys that the state must have.
 
     Raises:
-        DamagedState: the file is not as it was written.
-        UserError: it cannot be read, or is not ours.
+        DamagedState: not a file, not as it was written, or not ours.
+        UserError: the storage cannot be read.
     """
     hint = "delete this file and run again: what it held is computed anew"
     try:
         refuse_pipes(path)
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=path, hint=hint) from error
+        kind = DamagedState if error.errno in _NO_FILE else UserError
+        raise kind(f"cannot be read ({error.strerror})", where=path, hint=hint) from error
     if not content.startswith(_FORMAT):
         raise DamagedState("not a state of this version, or damaged", where=path, hint=hint)
     payload = memoryview(content)[_HEAD_BYTES:]
@@ -96,10 +94,40 @@ def load_state(path: Path, *, needs: Sequence[str]) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for what it cannot read
-        raise UserError(f"not readable as a state ({type(error).__name__})", where=path, hint=hint) from error
+        raise DamagedState(f"not readable as a state ({type(error).__name__})", where=path, hint=hint) from error
     if not isinstance(state, dict) or not set(needs) <= set(state):
-        raise UserError("not a state of a run", where=path, expected=f"{', '.join(needs)} in it", hint=hint)
+        raise DamagedState("not a state of a run", where=path, expected=f"{', '.join(needs)} in it", hint=hint)
+    wrong = [name for name in needs if not _CONTENT.get(name, lambda value: True)(state[name])]
+    if wrong:
+        raise DamagedState(f"not a state of a run: {wrong[0]} is not what it should be", where=path, hint=hint)
     return state
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_position(value: Any) -> bool:
+    """A stage's own part of a checkpoint; what else is in it is for the stage to check."""
+    return isinstance(value, dict) and _is_count(value.get("epoch")) and _is_count(value.get("step", 0))
+
+
+def _is_row(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("stage"), str)
+        and all(_is_count(value.get(name)) for name in ("epoch", "epochs"))
+        and all(isinstance(value.get(name), int | float) for name in ("loss", "time_s"))
+    )
+
+
+_CONTENT: dict[str, Callable[[Any], bool]] = {
+    "stage": lambda value: isinstance(value, str),
+    "key": lambda value: isinstance(value, str),
+    "state": _is_position,
+    "rows": lambda value: isinstance(value, list) and all(map(_is_row, value)),
+}
+"""What each part of a state has to be."""
 
 
 def stored_sha256(path: Path) -> str:
@@ -147,6 +175,15 @@ def retry_on_oserror(write: Callable[[], Value], where: Path, patience_s: float)
 # -------------------------------------------------------------------------------------------- a run's states
 
 
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder of them, oldest first; whatever has another name is not ours."""
+    return sorted((path for path in folder.glob("checkpoint_*.pt") if _NAME.fullmatch(path.name)), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.partition("_")[2])
+
+
 class Checkpoints:
     """The states of one run, the newest `keep` of them, written by rank 0 in the background.
 
@@ -155,6 +192,7 @@ class Checkpoints:
         is_main: whether this process is rank 0. Others may read.
         mirror: a second place that each state is copied to, in the background too.
         patience_s: see `retry_on_oserror`.
+        check: see `save_state`.
     """
 
     def __init__(
@@ -165,24 +203,30 @@ class Checkpoints:
         keep: int = CHECKPOINTS_KEPT,
         mirror: Mirror | None = None,
         patience_s: float = 0.0,
+        check: Callable[[], None] = lambda: None,
     ):
         self._folder, self._is_main, self._keep = folder, is_main, keep
-        self._mirror, self._patience = mirror, patience_s
+        self._mirror, self._patience, self._check = mirror, patience_s, check
         self._writer: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
         self.newest_path: Path | None = None
         """The newest checkpoint that this process has written."""
 
-    def _all(self) -> list[Path]:
-        return sorted(self._folder.glob("checkpoint_*.pt"))
-
     def newest(self) -> tuple[str, dict[str, Any]] | None:
-        """Name and content of the newest state that is not damaged; damaged ones are logged and skipped."""
-        for path in reversed(self._all()):
+        """Name and content of the newest state that can be used; others are logged and passed over.
+
+        Raises:
+            UserError: there is none, and one that the storage did not let us read.
+        """
+        unread: UserError | None = None
+        for path in reversed(checkpoint_files(self._folder)):
             try:
                 return path.name, load_state(path, needs=CHECKPOINT_KEYS)
-            except DamagedState as error:
+            except UserError as error:
                 log.warning("%s; resuming from the one before it", error)
+                unread = unread if isinstance(error, DamagedState) else error
+        if unread is not None:
+            raise unread
         return None
 
     def read(self, name: str) -> dict[str, Any]:
@@ -220,12 +264,12 @@ class Checkpoints:
             self._writer = None
 
     def _write(self, state: dict[str, Any]) -> None:
-        found = self._all()
-        number = int(found[-1].stem.split("_")[1]) + 1 if found else 0
+        found = checkpoint_files(self._folder)
+        number = _number(found[-1]) + 1 if found else 0
         path = self._folder / f"checkpoint_{number:06d}.pt"
-        retry_on_oserror(lambda: save_state(state, path), path, self._patience)
+        retry_on_oserror(lambda: save_state(state, path, check=self._check), path, self._patience)
         copied = self._mirror is not None and self._mirror.put(path)
-        for old in self._all()[: -self._keep]:
+        for old in checkpoint_files(self._folder)[: -self._keep]:
             _quietly_remove(old)
             if self._mirror is not None and copied:  # else the old copies are all there is
                 self._mirror.remove(old)
@@ -239,8 +283,15 @@ class Checkpoints:
 class StageStore:
     """Finished stages, found again by a hash over exactly what they depend on."""
 
-    def __init__(self, root: Path, *, mirror: Mirror | None = None, patience_s: float = 0.0):
-        self._root, self._mirror, self._patience = root, mirror, patience_s
+    def __init__(
+        self,
+        root: Path,
+        *,
+        mirror: Mirror | None = None,
+        patience_s: float = 0.0,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._root, self._mirror, self._patience, self._check = root, mirror, patience_s, check
 
     def path(self, stage: str, key: str) -> Path:
         return self._root / f"{stage}-{key}" / STATE_FILE
@@ -258,7 +309,7 @@ class StageStore:
             UserError: it cannot be written.
         """
         path = self.path(stage, key)
-        retry_on_oserror(lambda: save_state(state, path), path, self._patience)
+        retry_on_oserror(lambda: save_state(state, path, check=self._check), path, self._patience)
         remove_stale_temp_files(
             path.parent
         )  # of killed runs; a living one that is writing the same just now writes it again
@@ -270,7 +321,7 @@ ASIDE = re.compile(
     r"\.(metrics\.jsonl|split\.parquet|features\.npz|(model|backbone)\.safetensors"
     r"|(run|model|backbone|result|progress)\.json\.\d+|(checkpoint_\d+|state)\.pt\.[0-9a-f]{8})"
 )
-"""What this program calls files that are not whole yet."""
+"""What early versions called files that were not whole yet."""
 
 
 def remove_stale_temp_files(folder: Path) -> None:

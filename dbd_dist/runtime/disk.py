@@ -67,8 +67,7 @@ def of_run(config: TrainConfig, dataset: Dataset) -> RunBytes:
         head=_bytes(classifier.head),
         split=images * (2 * (4 + 1) + 8),
     )
-    names = [stage.name for stage in config.method.stages()]
-    stages = config.method.stages()[: names.index(config.stop_after) + 1 if config.stop_after else None]
+    stages = config.stages
     sizes = [stage.sizes(networks) for stage in stages]
     given = {name for stage in stages for name in stage.gives}
     last = config.method.trained()[-1]

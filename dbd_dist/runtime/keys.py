@@ -13,20 +13,25 @@ REVISION = 3
 """Counted up whenever a change of the code changes what every stage computes; `Stage.revision` is a stage's own."""
 
 
-def stage_keys(config: TrainConfig, dataset: Dataset, *, bf16: bool) -> dict[str, str]:
+def stage_keys(config: TrainConfig, dataset: Dataset, *, bf16: bool, workers: int = 1) -> dict[str, str]:
     """The key of every stage that trains, by its name.
 
     A key covers the stage's settings, the keys of the stages that it reads from, and where it reads from none that
-    trains, what all stages depend on: data, seed, network, precision, batch norm over ranks.
+    trains, what all stages depend on: data, seed, network, precision, batch norm over ranks, and without the last the
+    number of workers. The number of classes counts for every stage but those that give a backbone alone, which has no
+    head. Versions of libraries are left out: they change results by rounding.
     """
+    compute = config.compute
     surroundings = {
         "revision": REVISION,
         "data": dataset.manifest.data_hash,
         "seed": config.seed,
         "model": model_key(config.model),
         "bf16": bf16,
-        "sync_bn": config.compute.sync_bn,
+        "sync_bn": compute.sync_bn,
     }
+    if not compute.sync_bn:  # each worker then has statistics of its own
+        surroundings["workers"] = workers if compute.min_workers is None else [compute.min_workers, compute.workers]
     keys: dict[str, str] = {}
     givers: dict[str, Any] = {}  # name of what is given -> the latest stage that gives it
     for stage in config.method.stages():
@@ -34,7 +39,8 @@ def stage_keys(config: TrainConfig, dataset: Dataset, *, bf16: bool) -> dict[str
             read = _readers(stage, givers)
             trained = [keys[parent.name] for parent in read if parent.trains]
             settings = [parent.key_values() for parent in read if not parent.trains]
-            keys[stage.name] = digest([*(trained or [surroundings]), *settings, stage.key_values()])
+            head = [] if stage.gives == ("backbone",) else [{"classes": dataset.manifest.num_classes}]
+            keys[stage.name] = digest([*(trained or [surroundings]), *settings, *head, stage.key_values()])
         givers |= dict.fromkeys(stage.gives, stage)
     return keys
 

@@ -94,12 +94,13 @@ def log_to(folder: Path, *, run: str, rank: int | str) -> Iterator[None]:
     its failure too, with the traceback.
 
     Args:
+        folder: of the run; nothing is logged where it is missing.
         rank: of this process, or another word for what it does.
     """
     name = f"rank{rank}" if isinstance(rank, int) else rank
     path = folder / FOLDER / f"{name}.jsonl"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made anew
         _end_torn_line(path)
     except OSError:
         yield

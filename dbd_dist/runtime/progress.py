@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 class ProgressFile:
     """Written by rank 0 of the training, at most twice a second; a reader finds a whole file or none. Best effort."""
 
-    def __init__(self, path: Path, interval_s: float = 0.5):
-        self._path, self._interval = path, interval_s
+    def __init__(self, path: Path, interval_s: float = 0.5, check: Callable[[], None] = lambda: None):
+        self._path, self._interval, self._check = path, interval_s, check
         self._next = 0.0
         self._stage = ""
         self._metrics: dict[str, Any] = {}
@@ -48,6 +49,7 @@ class ProgressFile:
 
     def _write(self, state: dict[str, Any]) -> None:
         with suppress(OSError):  # a progress bar must not end a run
+            self._check()
             write_text(self._path, json.dumps(state))
 
     def remove(self) -> None:
@@ -137,7 +139,8 @@ class Follower:
                 text = None
             if text and text != seen:
                 seen = text
-                self._display.show(json.loads(text))
+                with suppress(OSError):  # nobody reads stderr any more, or its disk is full
+                    self._display.show(json.loads(text))
             if last_round:
                 return
 

@@ -52,7 +52,7 @@ class Reporter:
         self._measures = {stage.name for stage in config.method.stages() if stage.evaluates}
         self._poller = StopPoller(world, request)
         self._saved_s = time.monotonic()
-        self.progress = ProgressFile(folder.progress)
+        self.progress = ProgressFile(folder.progress, check=folder.check)
         self.measured: EvalResult | None = None
         """Of the last epoch that was measured."""
         self.resumed: dict[str, Any] | None = None

@@ -15,7 +15,8 @@ from dbd_dist.config import TrainConfig
 from dbd_dist.evaluation.evaluator import EvalResult, Evaluator, pooled_features
 from dbd_dist.runtime.checkpoint import retry_on_oserror
 from dbd_dist.runtime.keys import method_hash
-from dbd_dist.runtime.run_folder import RunFolder, describe
+from dbd_dist.runtime.machine import describe
+from dbd_dist.runtime.run_folder import RunFolder
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.flagged import Flagged
 

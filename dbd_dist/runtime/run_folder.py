@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-import os
-import platform
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +19,29 @@ from torch import Tensor
 
 from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
-from data_prep.io.hashes import sha256_file, sha256_json
-from data_prep.io.json import read_json
+from data_prep.io import lock
+from data_prep.io.atomic import replacing
+from data_prep.io.hashes import sha256_file
+from data_prep.io.json import read_json, sealed, write_json
 from dbd_dist.config import TrainConfig
 from dbd_dist.data.augment import AugmentConfig
-from dbd_dist.distributed.world import World
 from dbd_dist.models.given import network_values
-from dbd_dist.runtime import lock, logs, stopping
+from dbd_dist.runtime import logs, stopping
 from dbd_dist.runtime.keys import method_hash
+from dbd_dist.runtime.machine import commit, host, versions
 from dbd_dist.stages.flagged import Flagged
 
+RUN_FILE = "run.json"
 ERROR_FILE = "error.json"
 """What a worker leaves for its driver: a UserError, or that the run was stopped."""
 RAY_FOLDER = "ray"
 """Ray Train's own files: metrics, and pointers to checkpoints. Read by nothing here."""
 
 
-class _NoWriter:
-    """In the place of a SummaryWriter that failed."""
+class _NoEvents:
+    """In the place of an event file that failed."""
 
-    def add_scalar(self, *_: object) -> None: ...
-
-    def flush(self) -> None: ...
+    def add_scalars(self, *_: object) -> None: ...
 
     def close(self) -> None: ...
 
@@ -53,7 +51,11 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._tensorboard: Any = None
+        self._place: tuple[int, int] | None = None
+        """Device and inode of the folder that is held."""
+        self._claim: bytes | None = None
+        """Its run.json, which names it where a storage that comes back gives it other numbers."""
+        self._events: Any = None
         self._rows: list[dict[str, Any]] = []
         self._behind = False
         """Whether metrics.jsonl lacks rows."""
@@ -95,7 +97,7 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run with another configuration or data set.
         """
-        path = self.path / "run.json"
+        path = self.path / RUN_FILE
         if path.exists():
             try:
                 stored = read_json(path)
@@ -132,7 +134,56 @@ class RunFolder:
                 "command": sys.argv,
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
             },
+            indent=2,
         )
+
+    # -- the folder itself
+
+    def hold(self) -> None:
+        """Note which folder this is, made where it is missing; from now on nothing is written to another one.
+
+        Raises:
+            OSError: it cannot be made; or as `check`, where it is held already.
+        """
+        if self._place is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                self._claim = (self.path / RUN_FILE).read_bytes()
+            self._place = _place(self.path)
+        self.check()
+
+    def check(self) -> None:
+        """Before whatever is written: is the folder the one that is held?
+
+        A folder is deleted, a storage renamed or unmounted; what is written then lies where nobody looks, or in
+        somebody else's run, and the lock is on something else.
+
+        Raises:
+            OSError: the folder is gone, or another is in its place, for now.
+        """
+        if self._place is None:
+            return
+        try:
+            found = _place(self.path)
+            if found == self._place:
+                return
+            ours = self._claim is not None and (self.path / RUN_FILE).read_bytes() == self._claim
+        except (FileNotFoundError, NotADirectoryError):
+            ours = False
+        if not ours:
+            raise OSError(errno.ESTALE, "the run's folder is gone, or another is in its place", str(self.path))
+        self._place = found
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Path]:
+        """`replacing` for a file of the folder."""
+        self.check()
+        with replacing(self.path / name) as partial:
+            yield partial
+
+    def _write_json(self, name: str, values: dict[str, Any]) -> None:
+        self.check()
+        write_json(self.path / name, values, indent=2)
 
     # -- figures of an epoch
 
@@ -148,7 +199,7 @@ class RunFolder:
         self._rows = [dict(row) for row in rows]
         self._behind = True
         self.write_rows()
-        self._tensorboard = None
+        self._events = None
         if (self.path / "tensorboard").exists():
             shutil.rmtree(self.path / "tensorboard")
         for row in self._rows:
@@ -161,6 +212,7 @@ class RunFolder:
         """
         self._rows.append(row)
         try:
+            self.check()
             if self._behind:
                 self.write_rows()
             else:
@@ -181,13 +233,8 @@ class RunFolder:
         Raises:
             OSError
         """
-        aside = self.path / ".metrics.jsonl"
-        try:
-            aside.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
-            os.replace(aside, self.path / "metrics.jsonl")
-        finally:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
+        with self._replacing("metrics.jsonl") as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
         self._behind = False
 
     def _curve(self, row: dict[str, Any]) -> None:
@@ -195,26 +242,29 @@ class RunFolder:
             self._add_scalars(row)
         except OSError as error:  # curves are in metrics.jsonl too: no reason to end a run, nor to try again
             logs.event("event files cannot be written", level=logging.WARNING, why=str(error))
-            self._tensorboard = _NoWriter()
+            self._events = _NoEvents()
 
     def _add_scalars(self, row: dict[str, Any]) -> None:
-        if self._tensorboard is None:
-            from torch.utils.tensorboard.writer import SummaryWriter  # half a second to import
+        if self._events is None:
+            from dbd_dist.runtime.event_file import EventFile  # half a second to import
 
-            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"))
-        for name, value in row.items():
-            if isinstance(value, int | float) and name not in ("epoch", "epochs", "reused"):
-                self._tensorboard.add_scalar(f"{row['stage']}/{name}", value, row["epoch"])
-        self._tensorboard.flush()
+            self.check()
+            self._events = EventFile(self.path / "tensorboard")
+        values = {
+            f"{row['stage']}/{name}": float(value)
+            for name, value in row.items()
+            if isinstance(value, int | float) and name not in ("epoch", "epochs", "reused")
+        }
+        self._events.add_scalars(values, row["epoch"])
 
     def last_checkpoint(self) -> str | None:
         """Up to where metrics.jsonl goes, for people: "mixmatch, epoch 3"."""
         try:
             lines = (self.path / "metrics.jsonl").read_text().splitlines(keepends=True)
             row = json.loads([line for line in lines if line.endswith("\n")][-1])
-        except (OSError, ValueError, IndexError):
+            return f"about {row['stage']}, epoch {row['epoch']}"
+        except (OSError, ValueError, IndexError, KeyError, TypeError):
             return None
-        return f"about {row['stage']}, epoch {row['epoch']}"
 
     # -- results
 
@@ -238,12 +288,11 @@ class RunFolder:
         scores, classes = flagged["class_scores"], flagged["classes"]
         assert scores is not None
         assert classes is not None
-        aside = self.path / ".triggers.npz"
-        np.savez_compressed(aside, triggers=triggers.to(torch.float16).numpy(), scores=scores.numpy())
-        os.replace(aside, self.path / "triggers.npz")
-        aside = self.path / ".triggers.png"
-        trigger_sheet(triggers, scores, classes.tolist()).save(aside, optimize=True)
-        os.replace(aside, self.path / "triggers.png")
+        arrays = {"triggers": triggers.to(torch.float16).numpy(), "scores": scores.numpy()}
+        with self._replacing("triggers.npz") as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        with self._replacing("triggers.png") as partial:
+            trigger_sheet(triggers, scores, classes.tolist()).save(partial, format="PNG", optimize=True)
 
     def _write_columns(self, name: str, columns: dict[str, Tensor]) -> None:
         """A Parquet table over the training samples: their index, and a value of each in every column."""
@@ -252,15 +301,14 @@ class RunFolder:
 
         count = len(next(iter(columns.values())))
         table = pa.table({"index": np.arange(count), **{column: values.numpy() for column, values in columns.items()}})
-        aside = self.path / f".{name}"
-        pq.write_table(table, aside)
-        os.replace(aside, self.path / name)
+        with self._replacing(name) as partial:
+            pq.write_table(table, partial)
 
     def write_features(self, positions: Tensor, features: Tensor, kind: str) -> None:
         """features.npz: (n,) sample indices and their (n, d) penultimate features."""
-        aside = self.path / ".features.npz"
-        np.savez(aside, index=positions.numpy(), features=features.to(torch.float16).numpy(), kind=np.array(kind))
-        os.replace(aside, self.path / "features.npz")
+        arrays = {"index": positions.numpy(), "features": features.to(torch.float16).numpy(), "kind": np.array(kind)}
+        with self._replacing("features.npz") as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def write_model(
         self, state: dict[str, Tensor], config: TrainConfig, dataset: Dataset, normalise: AugmentConfig
@@ -287,26 +335,31 @@ class RunFolder:
         from safetensors.torch import save
 
         weights = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        aside, path = self.path / f".{stem}.safetensors", self.path / f"{stem}.safetensors"
-        aside.write_bytes(save(weights))
-        description = {
-            "network": network_values(config.model),
-            **more,
-            "image_px": dataset.manifest.image_px,
-            "input": "RGB in 0-1, minus mean, over std",
-            "mean": list(normalise.mean),
-            "std": list(normalise.std),
-            "weights": {"bytes": aside.stat().st_size, "sha256": sha256_file(aside)},
-        }
-        path.with_suffix(".json").unlink(missing_ok=True)  # a kill in between leaves no description of other weights
-        os.replace(aside, path)
-        write_json(path.with_suffix(".json"), description | {"checksum": sha256_json(description)})
+        with self._replacing(f"{stem}.safetensors") as partial:
+            partial.write_bytes(save(weights))
+            description = {
+                "network": network_values(config.model),
+                **more,
+                "image_px": dataset.manifest.image_px,
+                "input": "RGB in 0-1, minus mean, over std",
+                "mean": list(normalise.mean),
+                "std": list(normalise.std),
+                "weights": {"bytes": partial.stat().st_size, "sha256": sha256_file(partial)},
+            }
+            # a kill in between leaves no description of other weights
+            (self.path / f"{stem}.json").unlink(missing_ok=True)
+        self._write_json(f"{stem}.json", sealed(description))
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_json(self.path / "result.json", result)
-        if self._tensorboard is not None:
+        self._write_json("result.json", result)
+        if self._events is not None:
             with suppress(OSError):
-                self._tensorboard.close()
+                self._events.close()
+
+
+def _place(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _hash_of(stored: dict[str, Any]) -> str | None:
@@ -315,62 +368,3 @@ def _hash_of(stored: dict[str, Any]) -> str | None:
         return method_hash(TrainConfig.from_dict(stored["config"]))
     except UserError:
         return None
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write to a temporary file and rename it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(aside, path)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result may depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("dbd-dist", "torch", "torchvision", "ray", "ffcv", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "none"
-    return found
-
-
-def commit() -> str | None:
-    """The commit of the code, with a "+" where files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "--short=12", "HEAD")
-    if head is None:
-        return None
-    return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def host() -> dict[str, Any]:
-    """The machine, without its name."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            cpu = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"system": platform.platform(), "cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
-
-
-def describe(world: World, config: TrainConfig, bf16: bool) -> dict[str, Any]:
-    """What a run computed on, for its result."""
-    machine = host()
-    return {
-        "device": machine["gpus"][0] if world.device.type == "cuda" else f"{machine['cpu']}, {machine['cores']} cores",
-        "world_size": world.size,
-        "precision": "bf16" if bf16 else "fp32",
-        "versions": versions(),
-        "commit": commit(),
-    }

@@ -51,10 +51,9 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
     manifest = dataset.manifest
     config.method.check_clean(manifest.counts, dataset.folder)
     config.model.check_image_px(manifest.image_px, dataset.folder)
-    stages = config.method.stages()
-    for stage in stages:
+    for stage in config.stages:
         images = manifest.counts["holdout" if stage.on_clean else "train"]
-        stage.check(images, manifest.image_px, workers, stages)
+        stage.check(images, manifest.image_px, workers, config.method.stages())
 
 
 def run(
@@ -89,8 +88,11 @@ def run(
     mirror = None
     if config.compute.mirror is not None and world.is_main:
         mirror = Mirror(config.compute.mirror, stages_root.parent)
-    checkpoints = Checkpoints(folder.checkpoints, is_main=world.is_main, mirror=mirror, patience_s=patience)
-    store = StageStore(stages_root, mirror=mirror, patience_s=patience)
+    if world.is_main:
+        retry_on_oserror(folder.hold, folder.path, patience)
+    safe: dict[str, Any] = {"mirror": mirror, "patience_s": patience, "check": folder.check}
+    checkpoints = Checkpoints(folder.checkpoints, is_main=world.is_main, **safe)
+    store = StageStore(stages_root, **safe)
     runner = None
     try:
         runner = Runner(config, dataset, folder, world, checkpoints, store, request or StopRequest(folder.stop), hook)
@@ -160,7 +162,8 @@ class Runner:
         self._checkpoints, self._store = checkpoints, store
         compute = config.compute
         self._bf16 = not world.all_reduce_max([0.0 if uses_bf16(compute, world.device) else 1.0])[0]  # all ranks can
-        self.keys = stage_keys(config, dataset, bf16=self._bf16)
+        self._dataset = dataset
+        self.keys = self._keys(self._bf16)
         reading: Any = {"resident_gib": compute.resident_gib, "threads": torch.get_num_threads()}
         images, holdout = open_images(dataset, world.device, **reading), None
         if config.method.needs_clean:
@@ -214,17 +217,28 @@ class Runner:
         if name is not None:
             saved = newest[1] if newest else self._checkpoints.read(name)
             if saved["key"] != self.keys.get(saved["stage"]):  # all ranks see the same; nothing is trained over it
-                raise UserError(
-                    f"{name} was made in another precision (auto is {'bf16' if self._bf16 else 'fp32'} here), or by "
-                    "another version of this program",
-                    where=self._folder.checkpoints,
-                    hint="resume with that version, on hardware like the first, or choose another --name",
-                )
+                raise self._other(name, saved)
             self.reporter.resume_from(saved)
             logs.event("resumed", checkpoint=name, after=position_of(saved))
         if self._world.is_main:
-            self._folder.path.mkdir(parents=True, exist_ok=True)
             self._restore_rows(self.reporter.resumed["rows"] if self.reporter.resumed else [])
+
+    def _keys(self, bf16: bool) -> dict[str, str]:
+        return stage_keys(self._config, self._dataset, bf16=bf16, workers=self._world.size)
+
+    def _other(self, name: str, saved: dict[str, Any]) -> UserError:
+        """What to say of a checkpoint whose key is not this run's."""
+        if saved["key"] == self._keys(not self._bf16).get(saved["stage"]):
+            what = f"{name} was made in another precision (auto is {'bf16' if self._bf16 else 'fp32'} here)"
+            hint = "resume on hardware like the first, or choose another --name"
+        else:
+            workers = "" if self._config.compute.sync_bn else ", another number of workers"
+            what = (
+                f"{name} is of another run (other data, another seed, other settings{workers}), or of another version "
+                "of this program"
+            )
+            hint = "take it out of the folder, resume with that version, or choose another --name"
+        return UserError(what, where=self._folder.checkpoints, hint=hint)
 
     def _restore_rows(self, rows: list[dict[str, Any]]) -> None:
         retry_on_oserror(lambda: self._folder.restore(rows), self._folder.path, self._config.compute.patience_s)

@@ -192,7 +192,7 @@ class Watchdog:
         path = self._folder / FOLDER / f"rank{self._rank}-{_now()}.txt"
         logs.event("stall", seconds=round(waited, 1), stacks=str(path), level=logging.ERROR)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             with open(path, "w") as file:
                 file.write(self._header(f"no step for {waited:.0f} s"))
                 file.flush()
@@ -217,7 +217,7 @@ def _now() -> str:
 def _ready_file(folder: Path, rank: int) -> TextIO | None:
     path = folder / logs.FOLDER / f".rank{rank}.stacks"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         return open(path, "w")  # for as long as the process is watched
     except OSError:
         return None

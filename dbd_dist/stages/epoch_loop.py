@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -75,12 +76,13 @@ class EpochLoop:
     def _restore(self, step: int, meter: dict[str, Any]) -> None:
         device = self._context.world.device
         self.done = self._from = step
-        self.draws.set_state(meter["draws"])
-        # sums are a rank's own; another number of ranks shares them out anew, with the same mean
-        sums, size = meter["sums"], self._context.world.size
-        mine = [s[self._context.world.rank] if len(s) == size else s.mean() for s in sums.values()]
-        self._sums = {name: value.to(device) for name, value in zip(sums, mine)}
-        self._images, self._before_s = meter["images"], meter["time_s"]
+        with fitting():
+            self.draws.set_state(meter["draws"])
+            # sums are a rank's own; another number of ranks shares them out anew, with the same mean
+            sums, size = meter["sums"], self._context.world.size
+            mine = [s[self._context.world.rank] if len(s) == size else s.mean() for s in sums.values()]
+            self._sums = {name: value.to(device) for name, value in zip(sums, mine)}
+            self._images, self._before_s = int(meter["images"]), float(meter["time_s"])
 
     def steps(self, items: Iterable[Step], total: int) -> Iterator[Step]:
         """`items`, which belong to the steps that are left of `total`, with a tick and a chance to stop after each."""
@@ -161,11 +163,33 @@ class Trained(Protocol):
     def epochs(self) -> int: ...
 
 
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Load a state in the body: whoever can write a checkpoint can write its hash and key too.
+
+    Raises:
+        UserError: it is not what the stage saves.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(
+            "the checkpoint to resume from does not fit its stage",
+            where="checkpoints",
+            hint="delete the newest file in that folder of the run: the one before it is taken",
+        ) from error
+
+
 def restore(resume: dict[str, Any] | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load what `run_epochs` saves of both."""
+    """Load what `run_epochs` saves of both.
+
+    Raises:
+        UserError: as `fitting`.
+    """
     if resume:
-        model.load_state_dict(resume["model"])
-        optimizer.load_state_dict(resume["optimizer"])
+        with fitting():
+            model.load_state_dict(resume["model"])
+            optimizer.load_state_dict(resume["optimizer"])
 
 
 def run_epochs(

@@ -21,7 +21,7 @@ from dbd_dist.losses import probability_mse, sharpen, soft_cross_entropy
 from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.cuda_graph import CUDAGraphedStep
-from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
+from dbd_dist.stages.epoch_loop import EpochLoop, fitting, restore, run_epochs
 from dbd_dist.stages.split import ADDED, SampleLoss, Split, find_isolated, measure_losses, split
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
 
@@ -121,10 +121,14 @@ def fine_tune(
     average = None
     if config.ema:
         average = optim.WeightAverage(model, config.ema)
-        if resume:
-            average.model.load_state_dict(resume["average"])
     judge = model if average is None else average.model
-    split_state: dict[str, Tensor] = resume["split"] if resume else {}
+    split_state: dict[str, Tensor] = {}
+    if resume:
+        with fitting():
+            if average is not None:
+                average.model.load_state_dict(resume["average"])
+            split_state = dict(resume["split"])
+            split_state["kept"] & torch.ones(len(context.images), dtype=torch.bool)
     backward = make_backward(config, model, context)
     taught = ~withheld(config.withhold, len(context.images), context.generator("mixmatch", "withheld"))
 

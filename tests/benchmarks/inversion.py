@@ -33,7 +33,7 @@ from dbd_dist import seeds
 from dbd_dist.data import augment
 from dbd_dist.data.sampling import cycling_batches
 from dbd_dist.models.exported import read_exported
-from dbd_dist.runtime.run_folder import commit, host
+from dbd_dist.runtime.machine import commit, host
 from dbd_dist.stages.inversion import Inversion, anomaly_index, invert, stamp
 
 PUBLISHED_BATCH = 32

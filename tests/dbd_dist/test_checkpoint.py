@@ -27,7 +27,8 @@ from dbd_dist.runtime.checkpoint import (
 )
 from dbd_dist.runtime.mirror import Mirror
 
-STATE = {"stage": "simclr", "key": "k", "rows": [{"loss": 1.5}], "state": {"w": torch.arange(5.0), "epoch": 3}}
+ROW = {"stage": "simclr", "epoch": 3, "epochs": 4, "loss": 1.5, "time_s": 0.1}
+STATE = {"stage": "simclr", "key": "k", "rows": [ROW], "state": {"w": torch.arange(5.0), "epoch": 3}}
 
 
 def numbered(value: float) -> dict:
@@ -137,6 +138,79 @@ def test_a_damaged_state_is_told_of_and_passed_over(tmp_path, caplog):
     kept.flush()
     assert (kept.newest() or ("",))[0] == "checkpoint_000002.pt"
     kept.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": ["simclr"]}, {"stage": None}, {"key": 1}, {"rows": "rows"}, {"rows": {}}, {"rows": [1]},
+        {"rows": [{**ROW, "epoch": "1"}]}, {"rows": [{"stage": "simclr"}]}, {"rows": [{**ROW, "loss": "low"}]},
+        {"state": []}, {"state": {}}, {"state": {"epoch": None}}, {"state": {"epoch": -1}}, {"state": {"epoch": True}},
+        {"state": {"epoch": 1, "step": "2"}},
+    ],
+)  # fmt: skip
+def test_a_sealed_state_of_other_content_is_passed_over(change, tmp_path, caplog):
+    save_state(STATE, tmp_path / "checkpoint_000000.pt")
+    save_state(STATE | change, tmp_path / "checkpoint_000001.pt")
+    with caplog.at_level(logging.WARNING):
+        found = Checkpoints(tmp_path, is_main=True).newest()
+    assert found is not None
+    assert found[0] == "checkpoint_000000.pt"
+    assert "checkpoint_000001.pt: not a state of a run" in caplog.text
+
+
+def put_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "mine").write_text("x")
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        put_folder,
+        lambda path: path.symlink_to("nowhere"),
+        lambda path: path.symlink_to(path.name),
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: os.mkfifo(path),
+        lambda path: path.write_bytes(b""),
+    ],
+    ids=["folder", "dangling", "circle", "device", "pipe", "empty"],
+)
+def test_what_is_no_file_is_passed_over_and_the_run_writes_on(put, tmp_path, caplog):
+    save_state(STATE, tmp_path / "checkpoint_000004.pt")
+    put(tmp_path / "checkpoint_000005.pt")
+    kept = Checkpoints(tmp_path, is_main=True)
+    assert (kept.newest() or ("",))[0] == "checkpoint_000004.pt"
+    assert "checkpoint_000005.pt" in caplog.text
+    kept.save(numbered(1))
+    kept.flush()
+    kept.close()
+    assert (kept.newest() or ("",))[0] == "checkpoint_000006.pt"
+
+
+@pytest.mark.parametrize("name", ["checkpoint_final.pt", "checkpoint_.pt", "checkpoint_1.pt", "checkpoint_٠٠٠٠٠٩.pt"])
+def test_other_names_are_not_ours(name, tmp_path):
+    save_state(STATE, tmp_path / "checkpoint_000004.pt")
+    (tmp_path / name).write_text("mine")
+    kept = Checkpoints(tmp_path, is_main=True)
+    assert (kept.newest() or ("",))[0] == "checkpoint_000004.pt"
+    for value in (1, 2, 3):
+        kept.save(numbered(value))
+    kept.flush()
+    kept.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "checkpoint_000006.pt", "checkpoint_000007.pt"])
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_storage_that_cannot_be_read_starts_nothing_anew(tmp_path, monkeypatch):
+    save_state(STATE, tmp_path / "checkpoint_000004.pt")
+
+    def read_bytes(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(UserError, match="Input/output error"):
+        Checkpoints(tmp_path, is_main=True).newest()
 
 
 def test_other_ranks_write_nothing(tmp_path):

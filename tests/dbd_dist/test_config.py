@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
 from dbd_dist.config import TrainConfig, override
 from dbd_dist.fields import to_dict
+from dbd_dist.runtime import disk, runner, watchdog
+from dbd_dist.runtime.keys import method_hash, stage_keys
 
 
 def changed(config: TrainConfig, other: TrainConfig) -> dict[str, object]:
@@ -54,7 +59,7 @@ def test_types_are_those_of_the_fields():
     config = override(TrainConfig(), {"model.widths": [8, 16, 32, 64], "mixmatch.lambda_u": 3, "data": "here"})
     assert config.model.widths == (8, 16, 32, 64)
     assert isinstance(config.method.mixmatch.lambda_u, float)
-    assert config.data == Path("here")
+    assert config.data == Path("here").absolute()
 
 
 @pytest.mark.parametrize("name", ["kept", "split.kept", "splits.keep", "seed.keep", "split.keep.more", "", "split."])
@@ -92,3 +97,33 @@ def test_places_of_a_list_have_numbers():
 def test_a_field_that_does_not_exist_names_the_nearest():
     with pytest.raises(UserError, match=r"split\.kep: there is no such field.*did you mean split\.keep\?"):
         override(TrainConfig(), {"split.kep": 0.4})
+
+
+def numeric(values: dict, prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from numeric(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float | None) and not isinstance(value, bool):
+            yield prefix + name
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -(10**400), 1e308, -1e308, 2**63, 1e-320],
+    ids=["long", "-long", "1e308", "-1e308", "2^63", "tiny"],
+)
+@pytest.mark.parametrize("method", ["dbd", "none"])
+def test_no_figure_is_too_large_or_small_for_what_is_checked_at_the_start(
+    method, value, smoke_config, smoke_none, digits
+):
+    config, dataset = {"dbd": smoke_config, "none": smoke_none}[method], open_dataset(digits)
+    for name in numeric(config.to_dict(every_field=True)):
+        try:
+            found = override(config, {name: value})
+            runner.check(found, dataset, 1)
+        except UserError:
+            continue
+        assert disk.of_run(found, dataset).total > 0
+        assert timedelta(seconds=watchdog.collective_timeout_s(found.compute.stall_s)).days < 200
+        assert stage_keys(found, dataset, bf16=False)
+        assert method_hash(found)

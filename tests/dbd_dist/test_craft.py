@@ -24,6 +24,7 @@ from data_prep.beton import read_beton
 from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import Dataset, open_dataset
 from data_prep.errors import UserError
+from data_prep.io import lock
 from data_prep.io.hashes import sha256_json
 from data_prep.pipeline import prepare
 from data_prep.plan import choose_poisoned
@@ -42,7 +43,6 @@ from dbd_dist.craft.trigger import Trigger, fixed_mask, stamp, stamp_quantised
 from dbd_dist.data import augment
 from dbd_dist.models.exported import read_exported
 from dbd_dist.models.heads import Classifier, seeded
-from dbd_dist.runtime import lock
 from dbd_dist.runtime.checkpoint import load_state
 from dbd_dist.runtime.run_folder import RunFolder
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from data_prep.attacks import BadNets
 from data_prep.beton import read_beton
 from data_prep.config import PrepareConfig
+from data_prep.dataset.manifest import open_dataset
+from data_prep.errors import UserError
 from data_prep.pipeline import prepare
 from data_prep.sources import Digits
 from dbd_dist.data import augment
@@ -59,3 +61,22 @@ def test_attack_success_is_counted_over_images_that_do_not_belong_to_the_aim(map
     assert total == images
     for name, share in counted.items():
         assert getattr(measured, name) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("image", [0, 49, 50, 99])
+def test_no_class_is_read_from_figures_that_are_not_finite(value, image, digits):
+    """The first 50 images are clean, the others triggered."""
+
+    class Fails(Says):
+        def forward(self, images: Tensor) -> Tensor:
+            at = 100 - len(self._answers)
+            logits = super().forward(images)
+            if at <= image < at + len(images):
+                logits[image - at, 4] = value
+            return logits
+
+    evaluator = Evaluator(open_dataset(digits), World(), augment.none(), bf16=False)
+    evaluator.measure(Says(np.zeros(100, dtype=np.int64)))
+    with pytest.raises(UserError, match="not finite"):
+        evaluator.measure(Fails(np.zeros(100, dtype=np.int64)))

@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import UserError
+from data_prep.io import lock
 from dbd_dist.launch import ray_train as launch
 from dbd_dist.launch.local import run_local
-from dbd_dist.runtime import lock
 
 HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
-from dbd_dist.runtime import lock
+from data_prep.io import lock
 with lock.held(Path(sys.argv[1]), "the run"):
     {also}
     print("held", flush=True)

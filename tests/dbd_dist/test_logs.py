@@ -16,8 +16,9 @@ from data_prep.errors import UserError
 from dbd_dist.config import override
 from dbd_dist.launch.local import run_local
 from dbd_dist.runtime import logs
+from dbd_dist.runtime.machine import versions
 from dbd_dist.runtime.progress import ProgressFile
-from dbd_dist.runtime.run_folder import RunFolder, versions
+from dbd_dist.runtime.run_folder import RunFolder
 from dbd_dist.runtime.stopping import Stopped
 
 
@@ -192,11 +193,9 @@ def test_event_files_that_cannot_be_written_end_nothing(tmp_path):
 
 
 class FullDisk:
-    """A writer whose thread has met a full disk: it says so at the next flush."""
+    """An event file on a full disk."""
 
-    def add_scalar(self, *_: object) -> None: ...
-
-    def flush(self) -> None:
+    def add_scalars(self, *_: object) -> None:
         raise OSError(28, "No space left on device")
 
     def close(self) -> None:
@@ -205,7 +204,7 @@ class FullDisk:
 
 def test_a_disk_that_fills_up_ends_nothing(tmp_path):
     folder = RunFolder(tmp_path)
-    folder._tensorboard = FullDisk()
+    folder._events = FullDisk()
     folder.log({"stage": "simclr", "epoch": 1, "epochs": 2, "loss": 1.0})
-    folder._tensorboard = FullDisk()
+    folder._events = FullDisk()
     folder.write_result({})

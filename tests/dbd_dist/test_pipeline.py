@@ -457,6 +457,26 @@ def test_a_state_of_another_precision_is_refused_and_stays(defended, smoke_confi
     assert numbers(train(smoke_config, tmp_path)) == numbers(result_of(defended))
 
 
+def test_a_checkpoint_of_another_seed_is_called_so(smoke_config, tmp_path, monkeypatch):
+    crash(replace(smoke_config, seed=1), tmp_path / "other", 1, monkeypatch)
+    shutil.copytree(tmp_path / "other" / RUN / "checkpoints", tmp_path / RUN / "checkpoints")
+    with pytest.raises(UserError, match=r"checkpoint_000000.pt is of another run \(other data, another seed") as caught:
+        train(smoke_config, tmp_path)
+    assert "precision" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "split"])
+def test_a_checkpoint_that_does_not_fit_its_stage_is_one_message(part, defended, smoke_config, tmp_path):
+    storage = Path(shutil.copytree(defended, tmp_path / "storage"))
+    (storage / RUN / "result.json").unlink()
+    newest = storage / RUN / "checkpoints" / "checkpoint_000005.pt"
+    state = load_state(newest, needs=checkpoint.CHECKPOINT_KEYS)
+    for found in ({}, {"x": torch.zeros(2)}, [1], None):
+        checkpoint.save_state(state | {"state": state["state"] | {part: found}}, newest)
+        with pytest.raises(UserError, match="does not fit its stage"):
+            train(smoke_config, storage)
+
+
 def test_hidden_files_of_others_stay(smoke_config, tmp_path):
     folder = tmp_path / RUN
     (folder / ".git").mkdir(parents=True)
@@ -589,6 +609,18 @@ def test_stop_after_keeps_the_stage_and_gives_no_result(stage, defended, smoke_c
     assert numbers(result) == numbers(result_of(defended))
 
 
+@pytest.mark.slow
+def test_stages_of_another_number_of_classes_are_not_reused(defended, smoke_config, digits_copy, edit_sealed, tmp_path):
+    """Equal images and labels, and an eleventh class of which there is no image."""
+    storage = Path(shutil.copytree(defended, tmp_path / "storage"))
+    names = [*open_dataset(digits_copy).manifest.class_names, "none"]
+    edit_sealed(digits_copy / "manifest.json", class_names=names, num_classes=11, label_map=[3] * 11)
+    result = train(replace(smoke_config, data=digits_copy), storage, "wider")
+    assert result is not None
+    assert result["reused_stages"] == ["simclr"]  # a backbone has no head
+    assert len(result["per_class_acc"]) == 11
+
+
 # -- what is refused
 
 
@@ -631,6 +663,13 @@ def test_batches_that_do_not_fit(field, change, workers, expected, smoke_config,
         runner.check(config, open_dataset(digits), workers)
     assert str(caught.value.where) == field
     assert caught.value.expected == expected
+
+
+def test_what_does_not_run_need_not_fit(smoke_config, digits):
+    config = override(smoke_config, {"stop_after": "simclr", "warmup.batch": 241, "mixmatch.batch": 122})
+    runner.check(config, open_dataset(digits), 1)
+    with pytest.raises(UserError, match=r"warmup\.batch"):
+        runner.check(replace(config, stop_after="warmup"), open_dataset(digits), 1)
 
 
 def test_a_batch_larger_than_the_data_set_without_defence(smoke_none, digits):

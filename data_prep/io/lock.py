@@ -1,4 +1,4 @@
-"""One command at a time for a run, a sweep or an artefact.
+"""One command at a time for a run, a sweep, an artefact or a data set.
 
 `filelock` holds `flock` on a small file while the command runs. The kernel releases it when the process ends, so
 nothing has to be cleaned up after a kill; forked children close their copy, started programs never get one. NFS keeps
@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from data_prep.errors import UserError
+from data_prep.io.atomic import becomes, remove_stale
 
 FILE = ".lock"
 """Name of the lock in a folder of its own."""
@@ -33,26 +34,33 @@ _TIMEOUT_S = 0.2
 
 
 @contextmanager
-def held(path: Path, what: str, *, flag: str = "--name") -> Iterator[None]:
-    """Hold the lock `path` while the body runs, and remove its file afterwards.
+def held(path: Path, what: str, *, flag: str = "--name", wait: bool = False) -> Iterator[bool]:
+    """Hold the lock `path` while the body runs, and remove its file afterwards. Gives whether it is held.
 
     Where the storage has no locks (Lustre without ``flock``, NFS without a lock daemon), warn and run without. A lock
     made of files and times is no substitute: it fails when a driver is suspended or clocks differ, and outlives a kill.
 
     Args:
         path: the lock file; its folder is created if it is missing.
-        what: that is locked, for messages: the folder of the run, sweep or artefact.
+        what: that is locked, for messages: the folder of the run, sweep, artefact or data set.
         flag: of the command, that chooses another one.
+        wait: for whoever holds it, with a note on stderr.
 
     Raises:
         UserError: another process holds it, or the file cannot be written.
     """
-    made = not path.parent.exists()
+    missing = [folder for folder in path.parents if not folder.exists()]
     # the soft lock that filelock would fall back to is a lock made of files
     lock = FileLock(path, timeout=_TIMEOUT_S, thread_local=False, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire()
+        except Timeout:
+            if not wait:
+                raise
+            print(f"{what}: waiting, another process is at work on it: {_holder(path)}", file=sys.stderr, flush=True)
+            lock.acquire(timeout=-1)
     except Timeout as error:
         raise UserError(
             f"another process is at work on it: {_holder(path)}",
@@ -63,7 +71,7 @@ def held(path: Path, what: str, *, flag: str = "--name") -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             hint = f"get the right to write there, or choose another {flag}"
-            raise UserError(f"cannot be locked ({error.strerror or error})", where=path, hint=hint) from error
+            raise UserError(f"cannot be locked ({error.strerror or error})", where=what, hint=hint) from error
         warnings.warn(
             f"{path.parent}: the storage has no file locks ({error.strerror}); nothing keeps a second command from "
             "working on the same",
@@ -71,15 +79,36 @@ def held(path: Path, what: str, *, flag: str = "--name") -> Iterator[None]:
         )
     with suppress(OSError):  # a full disk: the message to others says less
         _describe(path)
+    ours = _identity(path)
     try:
-        yield
+        yield lock.is_locked
     finally:
-        with suppress(OSError):
-            path.unlink()  # before the release: the next holder's file must stay
-        if made:
+        if _identity(path) == ours:  # the folder may have gone, and another process have locked a new one
+            with suppress(OSError):
+                path.unlink()  # before the release: the next holder's file must stay
+        for folder in missing:
             with suppress(OSError):  # not empty
-                path.parent.rmdir()
+                folder.rmdir()
         lock.release()
+
+
+def remove_dead(folder: Path) -> None:
+    """Remove folders that killed processes were writing directly in `folder`: those whose lock, ``.NAME.lock`` beside
+    them, nobody holds. Where there are no locks, nothing tells the dead from the living: all stay."""
+    names = {name for path in folder.glob(".*.partial") if path.is_dir() and (name := becomes(path)) is not None}
+    for name in sorted(names):
+        lock = folder / f".{name}.lock"
+        with suppress(UserError), held(lock, str(folder / name)) as is_held:
+            if is_held:
+                remove_stale(folder, name)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def clear(path: Path) -> None:
