@@ -303,11 +303,16 @@ class Runner:
             self._store.path(stage.name, key).with_name(lease.FILE),
             holder=self._folder.path.name,
             world=self._world,
-            finished=lambda: self._store.has(stage.name, key),
+            finished=lambda: self._is_stored(stage),
             between=self.reporter.waiting(stage.name),
         ) as mine:
             found = None if mine else self._find(stage)
             return self._train(stage, given, store=True) if found is None else found
+
+    def _is_stored(self, stage: Stage) -> bool:
+        """Is a stage in the store, of the storage that the run began on? For rank 0."""
+        retry_on_oserror(self._folder.check, self._folder.path, self._config.compute.patience_s)
+        return self._store.has(stage.name, self.keys[stage.name])
 
     def _forget_rows(self, stage: Stage) -> None:
         if self._world.is_main and self._folder.rows(stage.name):
