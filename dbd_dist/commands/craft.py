@@ -152,7 +152,7 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _alone(out: Path) -> AbstractContextManager[None]:
+def _alone(out: Path) -> AbstractContextManager[object]:
     """Keeps other commands off an artefact and the parts of it that lie beside it; for one of torchrun's ranks."""
     if not _is_main():
         return nullcontext()

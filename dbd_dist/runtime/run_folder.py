@@ -163,14 +163,13 @@ class RunFolder:
         """
         if self._place is None:
             return
-        try:
+        found, claim = None, None
+        with suppress(FileNotFoundError, NotADirectoryError):
             found = _place(self.path)
             if found == self._place:
                 return
-            ours = self._claim is not None and (self.path / RUN_FILE).read_bytes() == self._claim
-        except (FileNotFoundError, NotADirectoryError):
-            ours = False
-        if not ours:
+            claim = (self.path / RUN_FILE).read_bytes()
+        if claim is None or claim != self._claim:
             raise OSError(errno.ESTALE, "the run's folder is gone, or another is in its place", str(self.path))
         self._place = found
 
