@@ -29,6 +29,7 @@ from data_prep.sources import Digits
 from dbd_dist.cli import main
 from dbd_dist.models.heads import Classifier
 from dbd_dist.runtime.run_folder import RunFolder
+from tests.fuzz.mutate import change_label
 
 pytestmark = pytest.mark.slow  # each is quick; together they take a minute
 
@@ -205,6 +206,22 @@ train --config {zeropath} --launcher local -> config.data
 evaluate {oddrun} -> oddrun
 train --config {manyblocks} --launcher local -> depths
 train --config {wide_network} --launcher local -> widths
+train --config {otherdata}/run.json --launcher local -> holds other data
+train --config {nodata}/run.json --launcher local -> not a dataset folder
+evaluate {otherdata} -> holds other data
+evaluate {nodata} -> --data
+train smoke --data {badlabel} --launcher local -> label 99 is not a class
+doctor {badlabel} -> label 99 is not a class
+bench --data {badlabel} -> label 99 is not a class
+tune sce --data {badlabel} -> label 99 is not a class
+craft adaptive --data {badlabel} --out made --launcher local -> label 99 is not a class
+SMOKE --seed {longnumber} -> seed
+SMOKE --simclr.epochs {longnumber} -> simclr.epochs
+SMOKE --simclr.lr 1e308 -> simclr.lr
+SMOKE --compute.stall-s 1e308 -> compute.stall_s
+SMOKE --compute.patience-s 1e308 -> compute.patience_s
+SMOKE --compute.resident-gib 1e308 -> compute.resident_gib
+SMOKE --stop-after warmup --warmup.batch 241 -> warmup.batch
 train smoke --data nowhere --launcher local -> nowhere
 train smoke --data {text} --launcher local -> dataset folder
 train smoke --data {folder} --launcher local -> dataset folder
@@ -412,7 +429,7 @@ def test_there_are_many():
 def material(tmp_path_factory, digits, smoke_config) -> dict[str, Path]:
     """What the words in braces stand for; not to be changed."""
     root = tmp_path_factory.mktemp("material")
-    found: dict[str, Path] = {"data": digits, "long": Path("x" * 300)}
+    found: dict[str, Path] = {"data": digits, "long": Path("x" * 300), "longnumber": Path("9" * 400)}
 
     def write(name: str, content: bytes | str, path: str | None = None) -> None:
         found[name] = root / name
@@ -463,6 +480,7 @@ def material(tmp_path_factory, digits, smoke_config) -> dict[str, Path]:
         PrepareConfig(source=Digits(train_per_class=2, test_per_class=1), attack=NoAttack(), out=root / "few"),
         progress=False,
     ).folder
+    copy("badlabel", "data", lambda f: change_label(f, "train", 3, 99))
     copy("brokendata", "data", lambda f: flip(f / "train.beton"))
     copy("editedmanifest", "data", lambda f: edit(f / "manifest.json", seed=77))
     copy("strangefile", "data", lambda f: edit(f / "manifest.json", files={"..": {"bytes": 1, "sha256": "a" * 64}}))
@@ -494,6 +512,13 @@ def material(tmp_path_factory, digits, smoke_config) -> dict[str, Path]:
         (folder / "model.json").write_text(json.dumps(content | {"image_px": 16.7}))
 
     copy("halfpixel", "run", unsealed)
+    copy("otherdata", "run", lambda f: edit(f / "run.json", data_hash="0" * 64))
+
+    def without_data(folder: Path) -> None:
+        config = json.loads((folder / "run.json").read_text())["config"]
+        edit(folder / "run.json", config=config | {"data": str(folder / "nowhere")})
+
+    copy("nodata", "run", without_data)
     copy("oddrun", "run", lambda f: (f / "run.json").write_text('{"config": {"data": "\\ud800"}}'))
     result = {"method": "dbd", "dataset": "x", "clean_acc": 0.5}
     copy("finished", "run", lambda f: (f / "result.json").write_text(json.dumps(result)))

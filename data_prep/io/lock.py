@@ -71,7 +71,8 @@ def held(path: Path, what: str, *, flag: str = "--name", wait: bool = False) -> 
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             hint = f"get the right to write there, or choose another {flag}"
-            raise UserError(f"cannot be locked ({error.strerror or error})", where=what, hint=hint) from error
+            why = "Not a directory" if isinstance(error, FileExistsError) else error.strerror or error
+            raise UserError(f"cannot be locked ({why})", where=what, hint=hint) from error
         warnings.warn(
             f"{path.parent}: the storage has no file locks ({error.strerror}); nothing keeps a second command from "
             "working on the same",

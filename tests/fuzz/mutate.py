@@ -6,7 +6,16 @@ import copy
 import json
 import random
 import struct
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from data_prep.beton import read_beton
+from data_prep.beton.format import FIELD, FIELDS, HEADER, SAMPLE
+from data_prep.dataset.manifest import record_files
+from data_prep.io.hashes import content_hash, data_hash
+from data_prep.io.json import sealed
 
 HOSTILE_TEXT = (
     "", " ", ".", "..", "/", "../../etc/passwd", "/dev/zero", "a\0b", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "a\nb",
@@ -16,6 +25,7 @@ HOSTILE_TEXT = (
 )  # fmt: skip
 HOSTILE_NUMBERS = (
     0, -1, 1, 2, 3, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**30,
+    10**400, -(10**400), 3.4e38, -3.4e38,
     -(2**63), 0.0, -0.0, 0.5, 1.5, 1e-320, 1e308, -1e308, float("inf"), float("-inf"), float("nan"),
 )  # fmt: skip
 
@@ -111,3 +121,19 @@ def change_bytes(rng: random.Random, data: bytes, *, within: tuple[int, int] | N
                     length = rng.choice([1, 4, 16, 256])
                     out[at : at + length] = bytes(min(length, len(out) - at))
     return bytes(out)
+
+
+def change_label(folder: Path, split: str, sample: int, label: int) -> None:
+    """Give one sample of a data set another label, and make every hash fit, as a careful forger would."""
+    path = folder / f"{split}.beton"
+    content = bytearray(path.read_bytes())
+    start = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
+    np.frombuffer(content, dtype=SAMPLE, count=sample + 1, offset=start)["label"][sample] = label
+    path.write_bytes(bytes(content))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    images, labels, _ = read_beton(path)
+    hashes = manifest["content_hash"] | {split: content_hash(images, labels)}
+    files = {name: vars(record) for name, record in record_files(folder).items()}
+    del manifest["checksum"]
+    manifest |= {"content_hash": hashes, "data_hash": data_hash(hashes), "files": files}
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))

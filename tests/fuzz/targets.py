@@ -41,7 +41,7 @@ from data_prep.io import hashcache
 from data_prep.io.hashes import sha256_file, sha256_json
 from data_prep.pipeline import prepare
 from data_prep.sources import Digits
-from tests.fuzz.mutate import HOSTILE_TEXT, change_bytes, change_json, json_text
+from tests.fuzz.mutate import HOSTILE_TEXT, change_bytes, change_json, change_label, json_text
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a made-up name is not looked up
 
@@ -245,6 +245,48 @@ def beton(material: Material, rng: random.Random) -> str:
         ranges = [(0, 24), head, (len(whole) - 240, len(whole)), pixels, pixels, (0, len(whole))]
         (place / "x.beton").write_bytes(change_bytes(rng, whole, within=rng.choice(ranges)))
         return refused(lambda: read_beton(place / "x.beton", expect_count=rng.choice([None, 10]), expect_px=None))
+
+
+def labels(material: Material, rng: random.Random) -> str:
+    """A label of any value, in a folder whose hashes fit."""
+    with material.place() as place:
+        folder = Path(shutil.copytree(rng.choice([material.dataset, material.jpeg]), place / "data"))
+        label = rng.choice([0, 9, 10, -1, 99, 2**40, 2**63 - 1, -(2**63)])
+        change_label(folder, rng.choice(["train", "test", "test_triggered"]), rng.randrange(10), label)
+        outcome = refused(lambda: open_dataset(folder))
+        if (outcome == WORKED) != (0 <= label < 10):
+            raise Broken(f"label {label}: {outcome}")
+        return outcome
+
+
+def checkpoints(material: Material, rng: random.Random) -> str:
+    """A run's states with seals that fit and any content, and whatever else lies beside them."""
+    import logging
+
+    from dbd_dist.runtime.checkpoint import Checkpoints, save_state
+    from dbd_dist.runtime.reporter import position_of
+
+    row = {"stage": "simclr", "epoch": 1, "epochs": 2, "loss": 1.0, "time_s": 0.1}
+    state = {"stage": "simclr", "key": "k", "rows": [row], "state": {"epoch": 1, "step": 3, "meter": {"images": 3}}}
+    with material.place() as place:
+        save_state(state, place / "checkpoint_000000.pt")
+        newest = place / "checkpoint_000001.pt"
+        match rng.randrange(4):
+            case 0:
+                newest.mkdir()
+            case 1:
+                newest.symlink_to(rng.choice(["nowhere", "/dev/zero", newest.name, "/"]))
+            case _:
+                with contextlib.suppress(UnicodeError):  # what torch does not write
+                    save_state(change_json(rng, state), newest)
+        (place / rng.choice(["checkpoint_final.pt", "checkpoint_.pt", "checkpoint_-1.pt", "x"])).write_text("x")
+        logging.disable(logging.CRITICAL)
+        try:
+            name, found = Checkpoints(place, is_main=True).newest() or ("", {})
+        finally:
+            logging.disable(logging.NOTSET)
+        position_of(found)
+        return WORKED if name == newest.name else REFUSED
 
 
 def tables(material: Material, rng: random.Random) -> str:
@@ -683,6 +725,8 @@ def without_writing_elsewhere(place: Path) -> Iterator[None]:
 TARGETS: dict[str, Target] = {
     "manifest": Target(manifest, 2),
     "beton": Target(beton, 2),
+    "labels": Target(labels),
+    "checkpoints": Target(checkpoints, 4),
     "tables": Target(tables),
     "image": Target(image, 8),
     "parquet": Target(parquet),

@@ -4,34 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from data_prep.beton import read_beton
-from data_prep.beton.format import FIELD, FIELDS, HEADER, SAMPLE
-from data_prep.dataset.manifest import open_dataset, read_manifest, record_files
+from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
-from data_prep.io.hashes import content_hash, data_hash
 from dbd_dist.cli import main
+from tests.fuzz.mutate import change_label
 
 
 @pytest.fixture
-def relabelled(digits_copy, edit_sealed):
+def relabelled(digits_copy):
     """Gives a function that changes the label of one sample, and every hash with it."""
 
     def change(split: str, sample: int, label: int) -> Path:
-        path = digits_copy / f"{split}.beton"
-        content = bytearray(path.read_bytes())
-        table = np.frombuffer(
-            content, dtype=SAMPLE, count=sample + 1, offset=HEADER.itemsize + len(FIELDS) * FIELD.itemsize
-        )
-        table["label"][sample] = label
-        del table
-        path.write_bytes(content)
-        images, labels, _ = read_beton(path)
-        hashes = dict(read_manifest(digits_copy).content_hash) | {split: content_hash(images, labels)}
-        files = {name: vars(record) for name, record in record_files(digits_copy).items()}
-        edit_sealed(digits_copy / "manifest.json", content_hash=hashes, data_hash=data_hash(hashes), files=files)
+        change_label(digits_copy, split, sample, label)
         return digits_copy
 
     return change
