@@ -131,7 +131,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             raise UserError(f"expected a path, got {value!r}", where=where)
         return Path(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) <= LARGEST else math.copysign(math.inf, value)
+        return float(value) if abs(value) <= LARGEST else math.inf if value > 0 else -math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise UserError(
             f"{value!r} is a {type(value).__name__}", where=where, expected=f"a value of type {kind.__name__}"

@@ -65,6 +65,21 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_middle_leaves_nothing(number, tmp_path, monkeypatch):
+    def write(*_: object) -> None:
+        assert len(names(tmp_path / "sets")) == 2  # the folder and its lock
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("data_prep.pipeline._write", write)
+    with pytest.raises(SystemExit) as caught:
+        main([*ARGUMENTS, "--out", str(tmp_path / "sets" / "ds")])
+    assert caught.value.code == 128 + number
+    assert names(tmp_path) == []
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing(number, start, tmp_path):
     process = start(tmp_path / "sets" / "ds")
     assert any(name.endswith(".partial") for name in names(tmp_path / "sets"))
@@ -75,6 +90,7 @@ def test_a_signal_leaves_nothing(number, start, tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_goes_at_the_next_run(start, tmp_path):
     process = start(tmp_path / "ds")
     process.kill()
@@ -88,6 +104,7 @@ def test_what_a_kill_leaves_goes_at_the_next_run(start, tmp_path):
     assert names(tmp_path) == ["ds", "other"]
 
 
+@pytest.mark.slow
 def test_a_living_writer_keeps_its_folder(start, tmp_path):
     process = start(tmp_path / "ds")
     before = names(tmp_path)
@@ -98,6 +115,7 @@ def test_a_living_writer_keeps_its_folder(start, tmp_path):
     assert names(tmp_path) == ["ds", "other"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["well", "killed"])
 def test_the_second_of_two_waits(ends, start, tmp_path, capfd):
     process = start(tmp_path / "ds")

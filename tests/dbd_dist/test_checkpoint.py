@@ -228,7 +228,7 @@ class Outage:
 
     def __init__(self, monkeypatch, times: int, number: int = errno.ENOSPC):
         self.left, self.number, self._replace = times, number, os.replace
-        monkeypatch.setattr(checkpoint.os, "replace", self)
+        monkeypatch.setattr(os, "replace", self)
         monkeypatch.setattr(checkpoint, "FIRST_WAIT_S", 0.01)
 
     def __call__(self, source, target) -> None:
@@ -276,7 +276,7 @@ def test_the_writer_is_waited_for(tmp_path, monkeypatch):
     going, order = threading.Event(), []
     real = checkpoint.save_state
 
-    def slow(state, path) -> None:
+    def slow(state, path, **_) -> None:
         going.wait(5)
         real(state, path)
         order.append(state["state"]["epoch"])

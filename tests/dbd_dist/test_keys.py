@@ -26,7 +26,7 @@ OF_A_RUN = {"precision", "sync_bn"}
 """Fields of `compute` that a result depends on; `workers` and `min_workers` where batch norm is a worker's own."""
 NOT_OF_A_RUN = {
     "workers", "min_workers", "device", "threads", "compile", "cuda_graphs", "resident_gib", "stage", "checkpoint_s",
-    "checkpoint_steps", "patience_s", "mirror", "stall_s", "keep_ray_results",
+    "checkpoint_steps", "patience_s", "mirror", "stall_s", "keep_ray_results", "defender_metrics",
 }  # fmt: skip
 """Those that change where, how fast and how safely it computes; at most rounding."""
 
@@ -48,6 +48,7 @@ def others(kind: Any, value: Any) -> Iterator[Any]:
         yield from ((60, 2, 1) if int in options or float in options else ("x",))
     elif isinstance(value, tuple | list):
         yield [v * 2 for v in value]
+        yield [value[0] * 1.1, *value[1:]]
         yield [v * 1.01 + 0.001 for v in value]
         yield [*value[:-1], value[-1] * 1.1]
         yield [*value, 9]
@@ -94,12 +95,22 @@ def test_every_setting_of_a_stage(method, smoke_config, smoke_none, dataset):
     count = 0
     for stage in config.method.stages():
         for name, kind, value in fields_of(stage, stage.name):
+            if name.endswith((".mean", ".std")):
+                continue  # one for all stages, below
             found = keys(changed(config, name, kind, value), dataset)
             for trained in config.method.trained():
                 depends = stage.name in (trained.name, *READS[trained.name])
                 assert (found[trained.name] != before[trained.name]) == depends, (name, trained.name)
             count += 1
     assert count > 10
+
+
+def test_the_normalisation_of_all_stages(smoke_config, dataset):
+    before = keys(smoke_config, dataset)
+    for field in ("mean", "std"):
+        names = [f"{stage.name}.augment.{field}" for stage in smoke_config.method.stages()]
+        found = keys(override(smoke_config, {name: [0.3, 0.31, 0.32] for name in names}), dataset)
+        assert all(found[stage] != before[stage] for stage in before)
 
 
 def test_every_setting_of_the_network(smoke_config, dataset, tmp_path):

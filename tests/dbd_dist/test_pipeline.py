@@ -10,7 +10,6 @@ import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -388,8 +387,7 @@ def test_storage_that_is_gone_for_a_while_changes_nothing(defended, smoke_config
     folder = tmp_path / RUN
     config = replace(smoke_config, compute=replace(smoke_config.compute, patience_s=30.0))
     monkeypatch.setattr(checkpoint, "FIRST_WAIT_S", 0.01)
-    for module in ("checkpoint", "run_folder"):
-        monkeypatch.setattr(f"dbd_dist.runtime.{module}.os", SimpleNamespace(**{**vars(os), "replace": flaky}))
+    monkeypatch.setattr(os, "replace", flaky)
     folder.mkdir()
     claim = RunFolder.claim
     monkeypatch.setattr(
