@@ -140,12 +140,13 @@ def test_keys_by_hand(smoke_config, smoke_none, digits):
         "revision": 3, "data": dataset.manifest.data_hash, "seed": 0, "model": values["model"], "bf16": False,
         "sync_bn": True,
     }  # fmt: skip
+    classes = {"classes": 10}
     simclr = digest([around, values["simclr"]])
-    warmup = digest([simclr, values["warmup"]])
-    mixmatch = digest([warmup, values["split"], values["mixmatch"]])
+    warmup = digest([simclr, classes, values["warmup"]])
+    mixmatch = digest([warmup, values["split"], classes, values["mixmatch"]])
     found = stage_keys(smoke_config, dataset, bf16=False)
     assert found == {"simclr": simclr, "warmup": warmup, "mixmatch": mixmatch}
-    plain = digest([around, smoke_none.to_dict()["supervised"]])
+    plain = digest([around, classes, smoke_none.to_dict()["supervised"]])
     assert stage_keys(smoke_none, dataset, bf16=False) == {"supervised": plain}
 
 

@@ -607,7 +607,6 @@ def test_stop_after_keeps_the_stage_and_gives_no_result(stage, defended, smoke_c
     assert numbers(result) == numbers(result_of(defended))
 
 
-@pytest.mark.slow
 def test_stages_of_another_number_of_classes_are_not_reused(defended, smoke_config, digits_copy, edit_sealed, tmp_path):
     """Equal images and labels, and an eleventh class of which there is no image."""
     storage = Path(shutil.copytree(defended, tmp_path / "storage"))
