@@ -18,7 +18,7 @@ class Spectral(Detector):
     that lie furthest from the mean along the top singular direction of the features."""
 
     name: ClassVar[str] = "spectral"
-    title: ClassVar[str] = "Spectral signatures"
+    title: ClassVar[str] = "Spectral Signatures"
 
     expected_rate: float = 0.1
     """Expected share of poisoned samples among those given one class: the paper's epsilon over the size of the class,

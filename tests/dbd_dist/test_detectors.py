@@ -150,7 +150,7 @@ def test_features_of_every_class_are_those_of_its_images(alone):
 @pytest.mark.parametrize("detector", tiny.DETECTORS)
 def test_two_ranks_flag_what_one_does(alone, two_ranks, detector):
     expected = tiny.detect(alone, detector)
-    for found in two_ranks.run(tiny.detect, detector):
+    for found in two_ranks(tiny.detect, detector):
         assert found["samples"].tolist() == expected["samples"].tolist()
         assert (found["classes"] is None) == (detector == "spectral")
     assert expected["samples"].any()
@@ -159,7 +159,7 @@ def test_two_ranks_flag_what_one_does(alone, two_ranks, detector):
 def test_two_ranks_isolate_what_one_does(alone, two_ranks):
     expected = tiny.isolate(alone)
     assert int(expected["samples"].sum()) == 5
-    for found in two_ranks.run(tiny.isolate):
+    for found in two_ranks(tiny.isolate):
         np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-4)
         assert found["samples"].tolist() == expected["samples"].tolist()
 
@@ -307,6 +307,7 @@ def train(config: Any, storage: Path) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.slow
 def test_runs_share_plain_training_and_say_what_was_flagged(storage, digits):
     first = train(smoke("spectral", digits), storage)
     second = train(smoke("activation-clustering", digits, **{"clustering.silhouette": -1.0}), storage)
