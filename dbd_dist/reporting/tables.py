@@ -223,7 +223,7 @@ def flagged(row: Row) -> str:
     lists = [one["classes"] for one in found if one.get("classes") is not None]
     if lists:
         named = wording.joined(
-            dict.fromkeys("no class" if not one else f"class {wording.joined(map(str, one))}" for one in lists)
+            dict.fromkeys(f"class{'' if len(one) == 1 else 'es'} {wording.joined(map(str, one))}" if one else "no class" for one in lists)
         )
         parts.append(f"{named}{_rates(found, 'class_tpr', 'class_fpr', 'target', 'other')}")
     return wording.joined(parts)
