@@ -222,11 +222,14 @@ def flagged(row: Row) -> str:
         parts.append(f"{wording.number(count.mean)} training images{_rates(found, 'tpr', 'fpr', 'poisoned', 'clean')}")
     lists = [one["classes"] for one in found if one.get("classes") is not None]
     if lists:
-        named = wording.joined(
-            dict.fromkeys(f"class{'' if len(one) == 1 else 'es'} {wording.joined(map(str, one))}" if one else "no class" for one in lists)
-        )
+        named = wording.joined(dict.fromkeys(map(_classes, lists)))
         parts.append(f"{named}{_rates(found, 'class_tpr', 'class_fpr', 'target', 'other')}")
     return wording.joined(parts)
+
+
+def _classes(labels: Sequence[int]) -> str:
+    """ "class 3", "classes 1 and 3"."""
+    return f"class{'' if len(labels) == 1 else 'es'} {wording.joined(map(str, labels))}" if labels else "no class"
 
 
 def _rates(found: Sequence[Mapping[str, Any]], hits: str, alarms: str, those: str, others: str) -> str:
