@@ -78,7 +78,8 @@ class ImageFolder(PictureSource):
         asked = [name for name in (self.train_split, self.test_split) if name is not None and name in folders]
         splits |= {name: folders[name] for name in asked}  # by any name
         others = set(folders.values()) - set(splits.values())
-        if others and not asked and not any(walk.folders(path) for path in splits.values()):
+        flat = not asked and all(not walk.folders(path) and walk.pictures(path) for path in splits.values())
+        if others and splits and flat:
             splits = {}  # a class called train, among other classes
         if not splits and len(folders) == 1 and len(walk.folders(*folders.values())) > 1:
             (inner,) = folders.values()

@@ -101,6 +101,8 @@ MISTYPED = {
     "files": [{"../x": {"bytes": 1, "sha256": "a" * 64}}, {"x": {"bytes": -1, "sha256": "a" * 64}}, {"x": 3}, []],
     "versions": [{"numpy": 1}, []],
     "skipped": ["", [1], None],
+    "conversions": [None, [], {"palette": 0}, {"palette": "1"}],
+    "notes": ["", [1], None],
     "checksum": [None, "a" * 10],
 }
 
@@ -120,7 +122,7 @@ def test_every_field_is_checked(field, digits, tmp_path):
 
 def test_folders_of_older_versions_open(digits, digits_copy):
     content = json.loads((digits / "manifest.json").read_text())
-    del content["holdout_clean"], content["checksum"]
+    del content["holdout_clean"], content["conversions"], content["notes"], content["checksum"]
     write_json(digits_copy / "manifest.json", sealed(content | {"format_version": 3}))
     assert open_dataset(digits_copy).manifest == open_dataset(digits).manifest
     del content["label_map"]
