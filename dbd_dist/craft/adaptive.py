@@ -3,7 +3,7 @@ images cluster in a self-supervised feature space."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from dbd_dist.craft.craft import Network, TrainingSet, Work
 from dbd_dist.craft.trigger import FORWARD_BATCH, OptimisedTrigger
 from dbd_dist.data.loaders import Images
 from dbd_dist.data.sampling import rank_slice
+from dbd_dist.fields import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,16 @@ class Adaptive(OptimisedTrigger):
     normalise_features: bool = True
     """Scale features to length 1 first, which bounds the objective: without it, it falls without end as features
     grow. The article states none."""
+    separation: float = field(default=1.0, metadata={"omit_default": True})
+    """Weight of the distance to the benign centres against that to the own centre."""
     target: int = 3
     """The target class, from 0: its images are not poisoned, and so not optimised on."""
     seed: int = 0
     """Seed of the first pattern, of the batches, and of the backbone where it is trained here."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, "craft", separation=">= 0")
 
     def outputs(self, network: Network, grey_BCHW: Tensor) -> Tensor:
         features = network(grey_BCHW).float()
@@ -74,7 +81,11 @@ class Adaptive(OptimisedTrigger):
 
     def terms(self, outputs_BD: Tensor, reference: Tensor) -> dict[str, Tensor]:
         own, benign = distances(outputs_BD, reference, self.distance)
-        return {"objective": own - benign, "distance_to_own_centre": own, "distance_to_benign_centres": benign}
+        return {
+            "objective": own - self.separation * benign,
+            "distance_to_own_centre": own,
+            "distance_to_benign_centres": benign,
+        }
 
     def collect(self, data: TrainingSet, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays, evidence = super().collect(data, folder)

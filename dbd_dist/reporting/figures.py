@@ -48,7 +48,7 @@ _SETTINGS: Any = {
     "axes.axisbelow": True,
     "axes.prop_cycle": "cycler('color', ['#010203'])",
 }
-_INCHES = {"small": (3.5, 2.2), "wide": (4.4, 2.9), "square": (4.0, 4.0)}
+_INCHES = {"small": (3.5, 2.2), "wide": (4.4, 2.9), "square": (4.0, 4.0), "broad": (7.0, 3.2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def loss_histogram(loss: np.ndarray, kept: np.ndarray, poisoned: np.ndarray | No
 
 
 @contextmanager
-def _canvas(size: str) -> Iterator[tuple[Any, Any]]:
+def canvas(size: str) -> Iterator[tuple[Any, Any]]:
     """A matplotlib figure and its axes, whatever the reader's own settings are."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -124,7 +124,7 @@ def _canvas(size: str) -> Iterator[tuple[Any, Any]]:
         yield figure, figure.subplots()
 
 
-def _svg(figure: Any, name: str, alt: str) -> Markup:
+def svg(figure: Any, name: str, alt: str) -> Markup:
     """A figure as an SVG element; `name` keeps its ids apart from those of the page's other figures."""
     stream = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -165,11 +165,21 @@ _LOOKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def colour(name: str) -> str:
+    """What stands for a colour of the page while matplotlib draws: "ink", "soft", "rule", "clean", "poisoned"..."""
+    return _PLACEHOLDERS[name]
+
+
+def look(name: str) -> dict[str, Any]:
+    """Colour, dash and marker of a curve: "ink", "clean" or "poisoned"."""
+    return dict(_LOOKS[name])
+
+
 def curves(name: str, alt: str, series: Sequence[Line], *, x_title: str, y_title: str, percent: bool = False) -> Markup:
     """Curves over epochs; with `percent` on a scale from 0 to 100 %."""
     from matplotlib.ticker import MaxNLocator
 
-    with _canvas("small") as (figure, axes):
+    with canvas("small") as (figure, axes):
         for line in series:
             axes.plot(line.x, line.y, **{"marker": "o", "markersize": 2.5} | _LOOKS[line.look])
         axes.set_xlabel(x_title)
@@ -181,13 +191,13 @@ def curves(name: str, alt: str, series: Sequence[Line], *, x_title: str, y_title
             axes.set_yticks([0, 25, 50, 75, 100])
         else:
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        return _svg(figure, name, alt)
+        return svg(figure, name, alt)
 
 
 def loss_bars(name: str, alt: str, histogram: Histogram) -> Markup:
     """A histogram of losses with the filter's threshold."""
     clean, poisoned = _PLACEHOLDERS["clean"], _PLACEHOLDERS["poisoned"]
-    with _canvas("wide") as (figure, axes):
+    with canvas("wide") as (figure, axes):
         axes.stairs(histogram.clean, histogram.edges, fill=True, color=clean, alpha=0.35, linewidth=0)
         axes.stairs(histogram.clean, histogram.edges, color=clean, linewidth=1.2)
         top = float(histogram.clean.max())
@@ -207,7 +217,7 @@ def loss_bars(name: str, alt: str, histogram: Histogram) -> Markup:
         axes.set_xlabel("loss of the given label")
         axes.set_ylabel("% of images" if histogram.poisoned is None else "% of its kind")
         axes.grid(axis="x", visible=False)
-        return _svg(figure, name, alt)
+        return svg(figure, name, alt)
 
 
 def scatter(name: str, alt: str, points: np.ndarray, labels: np.ndarray | None, poisoned: np.ndarray | None) -> Markup:
@@ -219,7 +229,7 @@ def scatter(name: str, alt: str, points: np.ndarray, labels: np.ndarray | None, 
         poisoned: bool (n,), or None.
     """
     crosses = np.zeros(len(points), dtype=bool) if poisoned is None else poisoned
-    with _canvas("square") as (figure, axes):
+    with canvas("square") as (figure, axes):
         for label in [None] if labels is None else np.unique(labels):
             of = ~crosses if labels is None or label is None else ~crosses & (labels == label)
             colour = _PLACEHOLDERS["clean"] if label is None else CLASS_COLOURS[int(label) % len(CLASS_COLOURS)]
@@ -232,4 +242,4 @@ def scatter(name: str, alt: str, points: np.ndarray, labels: np.ndarray | None, 
         axes.grid(visible=False)
         for spine in axes.spines.values():
             spine.set(visible=True, color=_PLACEHOLDERS["rule"])
-        return _svg(figure, name, alt)
+        return svg(figure, name, alt)
