@@ -100,7 +100,7 @@ def distribution(text: str, where: str) -> Distribution:
         UserError: it cannot be understood, or its bounds are not in order.
     """
     try:
-        call = ast.parse(text, mode="eval").body
+        call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
             raise ValueError("not of that form")
         name, arguments = call.func.id, [ast.literal_eval(argument) for argument in call.args]

@@ -105,16 +105,19 @@ def run_sweep(plan: Plan) -> Book:
         (plan.folder / STOP_FILE).unlink(missing_ok=True)
         left = [number for number in range(plan.trials) if not book.ended(number)]
         show = Show(plan, book)
-        if not left:
+        if left or _untried(plan, book):
+            _run(plan, book, show)
+        else:
             show.say("every trial is finished")
-            return book
-        _run(plan, book, show)
     return book
 
 
 def job_of(plan: Plan, size: Size) -> dict[str, Any]:
     """What every trial's process needs to know, as plain values."""
-    share: dict[str, Any] = {} if not plan.gpus_per_worker else {"gpus_per_worker": plan.gpus_per_worker}
+    nested = plan.workers > 1 and plan.gpus_per_worker
+    share: dict[str, Any] = (
+        {"gpus_per_worker": plan.gpus_per_worker} if nested else {}
+    )  # else Tune's own resources say it
     compute = dataclasses.replace(
         plan.base.compute, workers=plan.workers, threads=size.threads, defender_metrics=not plan.attacks, **share
     )
@@ -143,8 +146,8 @@ def _run(plan: Plan, book: Book, show: Show) -> None:
         keeper = Keeper(plan, book, show)
         with keeper.stopping():
             keeper.fit(size)
-            if plan.against and keeper.why is None:
-                _try_against(plan, book, size, show)
+            if keeper.why is None and _untried(plan, book):
+                _try_against(plan, size, keeper)
     if keeper.why in stopping.EXIT_CODES:
         raise Stopped(
             f"stopped after {sum(map(book.ended, book.rows))} of {plan.trials} trials ({keeper.why})",
@@ -154,27 +157,38 @@ def _run(plan: Plan, book: Book, show: Show) -> None:
         show.say("the time budget is used up; the same command with a larger one continues")
 
 
-def _try_against(plan: Plan, book: Book, size: Size, show: Show) -> None:
-    """What the methods in `plan.against` make of the best attack."""
+def _untried(plan: Plan, book: Book) -> Row | None:
+    """The best attack, if it has not met the methods in `plan.against`."""
+    best = book.best()
+    if not plan.against or best is None or "too_visible_by" in best["metrics"] or "against" in best:
+        return None
+    return best
+
+
+def _try_against(plan: Plan, size: Size, keeper: Keeper) -> None:
+    """Train the methods in `plan.against` under the best attack."""
     import ray
 
     from tune_spaces.attack import against
 
-    best = book.best()
-    if best is None or "too_visible_by" in best["metrics"]:
-        return
-    show.say(f"the attack of trial {best['number']} against {', '.join(plan.against)}")
+    best = _untried(plan, keeper.book)
+    assert best is not None
+    keeper.show.say(f"the attack of trial {best['number']} against {', '.join(plan.against)}")
     run = ray.remote(num_cpus=size.cpus, num_gpus=size.gpus or 0)(against)
     job = job_of(plan, size)
-    found = ray.get([run.remote(method, best["values"], best["number"], job) for method in plan.against])
-    book.end(best["number"], against={one["method"]: one["metrics"] for one in found})
+    every = left = [run.remote(method, best["values"], best["number"], job) for method in plan.against]
+    while left:
+        _, left = ray.wait(left, num_returns=len(left), timeout=1)
+        if keeper.why is not None:
+            return
+    keeper.book.end(best["number"], against={one["method"]: one["metrics"] for one in ray.get(every)})
 
 
 class Keeper:
     """Stands between Tune and the book."""
 
     def __init__(self, plan: Plan, book: Book, show: Show):
-        self._plan, self._book, self._show = plan, book, show
+        self._plan, self.book, self.show = plan, book, show
         self._search = searches.make(plan)
         self._scheduler = self._make_scheduler()
         self._next = 0
@@ -189,8 +203,8 @@ class Keeper:
 
     def _recall(self) -> None:
         """Tell the search and the scheduler of the trials that are there."""
-        for number, row in sorted(self._book.rows.items()):
-            if self._book.ended(number):
+        for number, row in sorted(self.book.rows.items()):
+            if self.book.ended(number):
                 self._tell(row)
                 self._remind(row)
             else:
@@ -198,7 +212,7 @@ class Keeper:
 
     def _tell(self, row: Row) -> None:
         stopped = row["epoch"] if row["status"] == "stopped" else None
-        self._search.ended(row["number"], row["values"], self._book.signed(row), early=stopped)
+        self._search.ended(row["number"], row["values"], self.book.signed(row), early=stopped)
 
     def _remind(self, row: Row) -> None:
         """Lead an ended trial past the scheduler's rungs once more."""
@@ -227,12 +241,12 @@ class Keeper:
     def propose(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial; None where there is none left."""
         with self._lock:
-            while self._next < self._plan.trials and self._book.ended(self._next):
+            while self._next < self._plan.trials and self.book.ended(self._next):
                 self._next += 1
             number = self._next
             if number >= self._plan.trials or self.why is not None:
                 return None
-            row = self._book.rows.get(number)
+            row = self.book.rows.get(number)
             if row is not None:
                 values = row["values"]
             elif number == 0 and self._plan.first is not None:
@@ -242,7 +256,7 @@ class Keeper:
                 values = self._search.propose(number)
             if values is None:
                 return None
-            self._book.begin(number, values)
+            self.book.begin(number, values)
             self._running[trial_id] = number
             self._next += 1
             return {"number": number, "values": json.dumps(values)}
@@ -257,10 +271,11 @@ class Keeper:
             if not outcome:
                 folders = self._folders(number)
                 epoch, metrics = early(folders, self._plan.metrics[0])
+                (folders[0] / "progress.json").unlink(missing_ok=True)
                 outcome = {"status": "stopped", "epoch": epoch, "metrics": metrics, **left_by(folders)}
-            row = self._book.end(number, **outcome)
+            row = self.book.end(number, **outcome)
             self._tell(row)
-            self._show.ended(row)
+            self.show.ended(row)
 
     def errored(self, trial_id: str, message: str) -> None:
         """A trial's process has ended every time."""
@@ -268,9 +283,9 @@ class Keeper:
             number = self._running.pop(trial_id)
             if self.why is not None:
                 return
-            row = self._book.end(number, status="failed", message=message)
+            row = self.book.end(number, status="failed", message=message)
             self._tell(row)
-            self._show.ended(row)
+            self.show.ended(row)
 
     def wants_stop(self) -> bool:
         """Whether Tune is to end everything."""
@@ -338,7 +353,7 @@ class Keeper:
             lost = watch.lost()
             if lost is not None and thread.is_alive():
                 raise RunFailed(lost, where=self._plan.folder, hint="the same command resumes")
-            self._show.watch(list(self._running.values()))
+            self.show.watch(list(self._running.values()))
             if self.why is not None:
                 asked = asked or time.monotonic()
                 self._forward()

@@ -11,12 +11,15 @@ from typing import Any
 
 from dbd_dist.config import TrainConfig, override
 from dbd_dist.launch.local import run_local
+from dbd_dist.runtime import lock
 from dbd_dist.runtime.stopping import Stopped
 from tune_spaces.attack_settings import of_training
 from tune_spaces.metrics import DEFENDER, Metric, mean, with_score
 
 STOP_FILE = "stop"
 """In the sweep's folder: no trial begins another run."""
+DYING_S = 60.0
+"""How long to wait for a process that still holds a run."""
 OF_RESULT = ("clean_acc", "asr", "robust_acc", "kept", "kept_poisoned", "poisoned")
 
 
@@ -50,14 +53,26 @@ def run_one(config: TrainConfig, name: str, job: Mapping[str, Any], *, reports: 
     if (storage / job["name"] / STOP_FILE).exists():
         raise Stopped("the sweep is stopping", exit_code=130)
     metric = Metric(**job["metric"]) if reports and job["asha"] else None
+    end = time.monotonic() + DYING_S
+    while True:
+        try:
+            result = _run(config, storage, name, job, metric)
+            assert result is not None
+            return of_run(storage / name, result)
+        except lock.InUse:  # the process of a command that was killed ends some seconds after it
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
+
+
+def _run(
+    config: TrainConfig, storage: Path, name: str, job: Mapping[str, Any], metric: Metric | None
+) -> dict[str, Any] | None:
     if (config.compute.workers or 1) > 1:
-        result = _on_workers(config, storage, name, job, metric)
-    else:
-        result = run_local(
-            config, storage=storage, name=name, quiet=True, heeds_file=True, hook=lambda row, _: _report(row, metric)
-        )
-    assert result is not None
-    return of_run(storage / name, result)
+        return _on_workers(config, storage, name, job, metric)
+    return run_local(
+        config, storage=storage, name=name, quiet=True, heeds_file=True, hook=lambda row, _: _report(row, metric)
+    )
 
 
 def of_run(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:

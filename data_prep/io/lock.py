@@ -33,6 +33,10 @@ _TIMEOUT_S = 0.2
 """Room for a few tries: the file that was opened may be the one that its last holder has just removed."""
 
 
+class InUse(UserError):
+    """Another process holds the lock."""
+
+
 @contextmanager
 def held(path: Path, what: str, *, flag: str = "--name", wait: bool = False) -> Iterator[bool]:
     """Hold the lock `path` while the body runs, and remove its file afterwards. Gives whether it is held.
@@ -47,7 +51,7 @@ def held(path: Path, what: str, *, flag: str = "--name", wait: bool = False) -> 
         wait: for whoever holds it, with a note on stderr.
 
     Raises:
-        UserError: another process holds it, or the file cannot be written.
+        UserError: another process holds it (`InUse`), or the file cannot be written.
     """
     missing = [folder for folder in path.parents if not folder.exists()]
     # the soft lock that filelock would fall back to is a lock made of files
@@ -62,7 +66,7 @@ def held(path: Path, what: str, *, flag: str = "--name", wait: bool = False) -> 
             print(f"{what}: waiting, another process is at work on it: {_holder(path)}", file=sys.stderr, flush=True)
             lock.acquire(timeout=-1)
     except Timeout as error:
-        raise UserError(
+        raise InUse(
             f"another process is at work on it: {_holder(path)}",
             where=what,
             expected="one at a time",

@@ -77,6 +77,19 @@ def test_a_submitted_run_ends_with_its_result(head, tmp_path):
     assert result["commit"] is None  # so the code that ran was the package's, not this checkout's
 
 
+def test_a_submitted_sweep_shows_its_table(head, tmp_path):
+    flags = ("--smoke", "--vary", "split.keep=choice(0.4,0.6)", "--name", "sweep", "--storage", str(tmp_path))
+    job = head.submit("dbd", "tune", "filter", *flags)
+    assert job.returncode == 0, job.stdout
+    (heading,) = [line for line in job.stdout.splitlines() if line.startswith("trial  split.keep")]
+    assert "score" in heading
+    trials = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"]
+    for row in trials:
+        value = f"{row['metrics']['score']:.4g}"
+        assert any(line.split()[:3] == [str(row["number"]), str(row["values"]["split.keep"]), value]
+                   for line in job.stdout.splitlines())  # fmt: skip
+
+
 def test_a_job_that_fails_is_a_submit_that_fails(head):
     job = head.submit("dbd", "train", "smokey")
     assert job.returncode != 0

@@ -1,163 +1,199 @@
-"""`dbd tune sce --smoke` on one Ray, and called once more when it is finished."""
+"""Sweeps on one shared Ray: stages shared, numbers of separate runs, failures, early stops, signals and kills."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-from dataclasses import replace
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from cluster import session
-from data_prep.dataset.manifest import open_dataset
-from data_prep.io import lock
-from data_prep.io.hashes import sha256_file
 from dbd_dist.cli import main
-from dbd_dist.config import override
-from dbd_dist.presets import preset
-from dbd_dist.runtime.disk import of_run
-from tune_spaces.spaces import SPACES, space
+from dbd_dist.config import TrainConfig
+from dbd_dist.launch.local import run_local
+from tune_spaces.trial import of_run
 
-GRID = {"split.keep": (0.5,), "warmup.sce_alpha": (0.1, 1.0), "warmup.sce_beta": (1.0,)}
-"""A quarter of what `dbd tune sce --smoke` runs: every trial takes its seconds."""
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-
-class Fixed:
-    """A preset of one configuration."""
-
-    def __init__(self, preset, config):
-        self.prepare, self.compute, self._config = preset.prepare, preset.compute, config
-
-    def config(self, method: str = "dbd"):
-        return self._config
+KEEP, ALPHA = (0.4, 0.6), (0.1, 1.0)
+FLAGS = (
+    "tune", "filter", "--smoke", "--name", "sweep", "--vary", f"split.keep=choice{KEEP}",
+    "--vary", f"warmup.sce_alpha=choice{ALPHA}", "--fix", "simclr.epochs=6",
+)  # fmt: skip
 
 
-def content(*folders: Path) -> dict[Path, str]:
-    """What every file below the folders holds, as hashes."""
-    return {p: sha256_file(p) for f in folders for p in f.rglob("*") if p.is_file()}
+@dataclass(frozen=True)
+class Undisturbed:
+    storage: Path
+    said: str
+
+    @property
+    def folder(self) -> Path:
+        return self.storage / "sweep"
 
 
-def trained(folder: Path) -> dict[str, str]:
-    """What training again would change in a run folder: its rows hold times."""
-    return {p.name: p.read_text() for p in folder.iterdir() if p.name in ("run.json", "metrics.jsonl", "result.json")}
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """Trials by number, as sweep.json has them."""
+    return sorted(json.loads((folder / "sweep.json").read_text())["trials"], key=lambda row: row["number"])
 
 
-def rows_of(output: str) -> list[str]:
-    """The lines of the table, which end with how many poisoned images were kept."""
-    return [line for line in output.splitlines() if line.endswith(" of 72")]
+def figures(folder: Path) -> list[Any]:
+    """What no disturbance may change."""
+    return [(row["number"], row["status"], row["values"], row["metrics"]) for row in rows(folder)]
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_sweep_pretrains_once_and_its_name_finds_it_again(tmp_path, ray_here, monkeypatch, capsys):
-    monkeypatch.setitem(SPACES._parts(), "sce", replace(SPACES["sce"], smoke=GRID))
-    storage = tmp_path / "runs"
-    sweep = storage / "sweep"
-    argv = ["tune", "sce", "--smoke", "--storage", str(storage), "--name", "sweep"]
+@pytest.fixture(scope="module")
+def undisturbed(ray_here, tmp_path_factory) -> Undisturbed:
+    """Four trials, two at a time."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    done = run(storage)
+    out, _ = done.communicate(timeout=400)
+    assert done.returncode == 0, out
+    return Undisturbed(storage, out)
+
+
+def run(storage: Path, *more: str) -> subprocess.Popen[str]:
+    """The command in a process of its own, on the shared Ray."""
+    import ray
+
+    env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "dbd_dist", *FLAGS, *more, "--storage", str(storage)],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_stages_are_shared_and_the_numbers_are_those_of_separate_runs(undisturbed, tmp_path):
+    stages = sorted(path.name.split("-")[0] for path in (undisturbed.storage / "stages").iterdir())
+    assert stages == ["simclr", "warmup", "warmup"]
+    assert list(undisturbed.storage.glob("stages/*/.lease")) == []
+    assert "to train: simclr 1 x, warmup 2 x, mixmatch 4 x" in undisturbed.said
+    assert undisturbed.said.count("| best: trial") == 4
+    for name in ("sweep.json", "trials.parquet", "sweep.html", "tensorboard"):
+        assert (undisturbed.folder / name).exists()
+
+    row = rows(undisturbed.folder)[3]
+    assert row["values"] == {"split.keep": 0.6, "warmup.sce_alpha": 1.0}
+    recorded = json.loads((Path(row["runs"][0]) / "run.json").read_text())
+    assert recorded["command"][1:3] == ["tune", "filter"]
+    config = TrainConfig.from_dict(recorded["config"])
+    alone = run_local(config, storage=tmp_path, name="alone", quiet=True)  # its own pretraining, in another storage
+    assert alone is not None
+    assert alone["reused_stages"] == []
+    assert of_run(tmp_path / "alone", alone) == row["metrics"]
+
+
+def test_the_printed_command_retrains_the_winner(undisturbed, capsys):
+    (line,) = [line for line in undisturbed.said.splitlines() if line.startswith("retrain the best: ")]
+    words = shlex.split(line.partition(": ")[2])
+    assert words[:2] == ["dbd", "train"]
+    assert main([*words[1:], "--launcher", "local"]) == 0
+    capsys.readouterr()
+    again = json.loads((undisturbed.storage / "sweep-best" / "result.json").read_text())
+    best = json.loads((undisturbed.folder / "sweep.json").read_text())["trials"][0]
+    assert {name: again[name] for name in ("clean_acc", "asr", "kept_poisoned")} == {
+        name: best["metrics"][name] for name in ("clean_acc", "asr", "kept_poisoned")
+    }
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], limit_s: float = 200) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_ctrl_c_in_the_shared_stage_and_a_kill_later_change_nothing(undisturbed, tmp_path):
+    folder = tmp_path / "sweep"
+    first = run(tmp_path)
+    wait_for(lambda: "simclr" in _progress(folder), first)
+    began = time.monotonic()
+    first.send_signal(signal.SIGINT)
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == 130, out
+    assert time.monotonic() - began < 60  # 15 s where the machine is idle
+    assert "the same command resumes" in out
+    assert {row["status"] for row in rows(folder)} == {"running"}
+    assert len(rows(folder)) <= 2  # no further trial
+    assert list(tmp_path.glob("stages/*/.lease")) == []
+
+    second = run(tmp_path)
+    wait_for(lambda: any(row["status"] == "finished" for row in rows(folder)), second)
+    second.kill()
+    second.communicate()
+
+    last = run(tmp_path)
+    out, _ = last.communicate(timeout=400)
+    assert last.returncode == 0, out
+    assert "finished" in out
+    assert figures(folder) == figures(undisturbed.folder)
+    assert list(tmp_path.glob("stages/*/.lease")) == []
+    import ray
+
+    wait = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 2.0:
+        assert time.monotonic() < wait, "a trial still holds CPUs"
+        time.sleep(0.5)
+
+
+def _progress(folder: Path) -> str:
+    try:
+        return (folder / "trial-0000" / "progress.json").read_text()
+    except OSError:
+        return ""
+
+
+def test_a_trial_that_fails_loses_no_other(undisturbed, capsys):
+    """On the pretraining of before; a rate of 1e30 diverges."""
+    argv = ["tune", "filter", "--smoke", "--name", "failing", "--storage", str(undisturbed.storage)]
+    argv += ["--vary", "mixmatch.lr=choice(1e30, 0.002)", "--fix", "split.keep=0.5", "--fix", "simclr.epochs=6"]
+    assert main(argv) == 1
+    said = capsys.readouterr()
+    found = rows(undisturbed.storage / "failing")
+    assert [row["status"] for row in found] == ["failed", "finished"]
+    assert "not a finite number" in found[0]["message"]
+    assert "1 of 2 trials failed" in said.err
+    assert "best: trial 1" in said.out
+
+
+def test_trials_that_fall_behind_are_stopped_early(undisturbed, capsys):
+    """Both have one pretraining; the second's rate of 0 learns nothing after its first rung."""
+    argv = ["tune", "filter", "--smoke", "--name", "asha", "--storage", str(undisturbed.storage), "--parallel", "1"]
+    argv += ["--fix", "split.keep=0.5", "--fix", "simclr.epochs=6", "--fix", "mixmatch.epochs=8"]
+    argv += ["--asha", "--grace", "2", "--reduction", "2", "--metric", "clean_acc"]
+    assert main([*argv, "--vary", "mixmatch.lr=choice(0.002, 1e-9, 2e-9, 3e-9)"]) == 0
+    capsys.readouterr()
+    found = rows(undisturbed.storage / "asha")
+    stopped = [row for row in found if row["status"] == "stopped"]
+    assert stopped
+    assert all(2 <= row["epoch"] < 8 for row in stopped)
+    assert sum(row["status"] == "finished" for row in found) == len(found) - len(stopped) >= 1
+    for row in stopped:
+        assert not (Path(row["runs"][0]) / "result.json").exists()
+
+
+def test_an_attack_is_crafted_trained_on_and_kept(undisturbed, capsys, tmp_path):
+    argv = ["tune", "adaptive", "--smoke", "--storage", str(undisturbed.storage), "--name", "attack", "--seeds", "0"]
+    argv += ["--search", "tpe", "--trials", "2", "--min-psnr", "15", "--against", "none"]
+    argv += ["--vary", "craft.alpha=choice(0.1, 1.0)"]
     assert main(argv) == 0
-    table = capsys.readouterr().out
-    check(sweep)
-    assert json.loads((sweep / "grid.json").read_text()) == json.loads((sweep / "sweep.json").read_text())["space"]
-    stages = [path.name.split("-")[0] for path in (storage / "stages").iterdir()]
-    assert sorted(stages) == ["simclr", "warmup", "warmup"]  # a warm-up for each alpha
-    assert str(sweep) in table
-    assert len(rows_of(table)) == 2
-
-    # called again: the same rows, and nothing is trained
-    folders = sorted(sweep.glob("trial-*"))
-    before = [trained(folder) for folder in (*folders, sweep / "simclr")]
-    assert main(argv) == 0
-    assert rows_of(capsys.readouterr().out) == rows_of(table)
-    assert [trained(folder) for folder in (*folders, sweep / "simclr")] == before
-    assert sorted(sweep.glob("trial-*")) == folders
-
-
-def check(sweep: Path) -> None:
-    """sweep.json holds every point once, best first, as the trials' own results say it."""
-    written = json.loads((sweep / "sweep.json").read_text())
-    assert written["space"] == {field: list(values) for field, values in GRID.items()}
-    trials = written["trials"]
-    points = [tuple(trial[field] for field in GRID) for trial in trials]
-    assert sorted(points) == sorted(itertools.product(*GRID.values()))
-    assert [t["score"] for t in trials] == sorted((t["score"] for t in trials), reverse=True)
-    assert len({t["folder"] for t in trials}) == len(trials)
-    for trial in trials:
-        folder = Path(trial["folder"])
-        assert folder.parent == sweep
-        result = json.loads((folder / "result.json").read_text())
-        assert trial["score"] == result["clean_acc"] - result["asr"]
-        for field in ("clean_acc", "asr", "kept_poisoned", "poisoned", "reused_stages"):
-            assert trial[field] == result[field]
-        assert "simclr" in result["reused_stages"]
-        config = json.loads((folder / "run.json").read_text())["config"]
-        for field in GRID:
-            stage, name = field.split(".")
-            assert config[stage][name] == trial[field]
-
-
-# -- what is refused before anything starts
-
-
-@pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
-    """Runs `dbd tune` with flags that must be refused without Ray, and with nothing written; gives the message."""
-
-    def run(*flags: str) -> str:
-        monkeypatch.setattr(session, "connect", lambda **_: pytest.fail("Ray is not needed"))
-        before = content(tmp_path)
-        assert main(["tune", *flags, "--storage", str(tmp_path / "runs")]) == 2
-        message = capsys.readouterr().err
-        assert message.startswith("error: ")
-        assert message.count("\n") == 1
-        assert content(tmp_path) == before
-        return message
-
-    return run
-
-
-@pytest.mark.parametrize("name", ["", "../elsewhere", "stages"])
-def test_names_that_are_empty_or_leave_the_storage(refused, name):
-    assert f"--name: {name!r}" in refused("sce", "--smoke", "--name", name)
-
-
-def test_a_point_that_does_not_fit_the_data(refused, digits, smoke_config, monkeypatch):
-    wide = override(smoke_config, {"mixmatch.batch": 64})
-    smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: Fixed(smoke, wide))
-    message = refused("filter", "--smoke", "--data", str(digits))
-    assert "mixmatch.batch" in message
-    assert "at most 48" in message  # at split.keep = 0.2, the first point
-
-
-def test_another_space_in_the_same_folder(refused, digits, smoke_config, monkeypatch, tmp_path):
-    folder = tmp_path / "runs" / "mine"
-    folder.mkdir(parents=True)
-    grid = {field: list(values) for field, values in space("sce", smoke=True).grid.items()}
-    (folder / "grid.json").write_text(json.dumps(grid))
-    smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: Fixed(smoke, smoke_config))
-    message = refused("filter", "--smoke", "--data", str(digits), "--name", "mine")
-    assert "another grid" in message
-    assert str(folder) in message
-
-
-def test_a_sweep_that_another_command_runs(refused, digits, smoke_config, monkeypatch, tmp_path):
-    smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: Fixed(smoke, smoke_config))
-    folder = tmp_path / "runs" / "mine"
-    with lock.held(folder / lock.FILE, str(folder)):
-        message = refused("sce", "--smoke", "--data", str(digits), "--name", "mine")
-    assert f"{folder}: another process is at work on it" in message
-    assert f"process {os.getpid()} on " in message
-
-
-def test_no_room_for_all_trials(refused, digits, smoke_config, monkeypatch):
-    smoke = preset("smoke")
-    monkeypatch.setattr("tune_spaces.cli.find_preset", lambda name: Fixed(smoke, smoke_config))
-    one = of_run(smoke_config, open_dataset(digits)).total
-    monkeypatch.setattr("dbd_dist.runtime.disk.shutil.disk_usage", lambda path: SimpleNamespace(free=7 * one))
-    message = refused("sce", "--smoke", "--data", str(digits), "--name", "mine")  # eight trials
-    assert "the sweep mine needs up to" in message
+    said = capsys.readouterr().out
+    found = {row["values"]["craft.alpha"]: row for row in rows(undisturbed.storage / "attack")}
+    row = found[0.1]
+    assert {"asr", "asr_none", "psnr_db", "ssim", "clustering"} <= set(row["metrics"])
+    assert row["metrics"]["psnr_db"] >= 15
+    assert row["against"]["none"]["asr"] == row["metrics"]["asr_none"]
+    if 1.0 in found:  # the whole image replaced: below the bound, not trained on
+        assert "asr" not in found[1.0]["metrics"]
+        assert "too visible" in said
+    artefact = undisturbed.storage / "attack" / "best-artefact"
+    assert main(["prepare", "digits", "adaptive", "--artefact", str(artefact), "--datasets", str(tmp_path)]) == 0
