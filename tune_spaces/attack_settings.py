@@ -62,4 +62,5 @@ def check_attack(vary: Mapping[str, Distribution], fixed: Mapping[str, Any]) -> 
                 if not isinstance(value, int | float) or not 0 < value < 1:
                     raise UserError(f"{value!r} is not allowed", where=field, expected="a number above 0 and below 1")
             else:
-                craft_of({field: value}, target=0, seed=0)
+                kind = "pattern-and-mask" if field[6:] in OF_OPTIMISED_MASK else "pattern"
+                craft_of({"craft.optimise": kind, field: value}, target=0, seed=0)

@@ -23,7 +23,7 @@ from dbd_dist.reporting.wording import duration
 from tune_spaces import metrics, page, tables
 from tune_spaces.attack_settings import check_attack, of_training
 from tune_spaces.book import Row
-from tune_spaces.cli import Arguments, seconds
+from tune_spaces.flags import Arguments, seconds
 from tune_spaces.plan import Asha, Plan
 from tune_spaces.space import Distribution, Space, grid
 from tune_spaces.spaces import assignments, varied
@@ -83,9 +83,9 @@ def _plan(arguments: Arguments) -> tuple[Plan, Preset]:
     check_storage(arguments.storage)
     chosen = find_preset("smoke" if arguments.smoke else arguments.preset)
     METHODS.find(arguments.method, where="--method")
-    objectives = metrics.find(arguments.metric, truth=arguments.truth == "known", attacks=space.attacks)
     if space.attacks:
         _check_attacker(arguments, vary, fixed)
+    objectives = metrics.find(arguments.metric, truth=arguments.truth == "known", attacks=space.attacks)
     base = _base(arguments, chosen, fixed)
     search = arguments.search or ("grid" if arguments.smoke else space.search)
     plan = Plan(

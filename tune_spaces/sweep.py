@@ -72,7 +72,7 @@ def size_of(plan: Plan, machines: topology.Topology) -> Size:
     asked: dict[str, Any] = {"workers": plan.workers}
     asked["use_gpu"] = False if plan.base.compute.device == "cpu" and not plan.gpus_per_worker else None
     if plan.gpus_per_worker:
-        asked |= {"gpus_per_worker": plan.gpus_per_worker, "use_gpu": True}
+        asked |= {"use_gpu": True} | ({} if plan.gpus_per_worker == 1 else {"gpus_per_worker": plan.gpus_per_worker})
     one = topology.worker_resources(machines, **asked)
     fits = 1
     for count in range(2, max(2, machines.cpus) + 1):

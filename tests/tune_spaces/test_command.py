@@ -22,7 +22,7 @@ from dbd_dist.presets import preset
 from dbd_dist.runtime import lock
 from dbd_dist.runtime.disk import of_run
 from tune_spaces import command
-from tune_spaces.cli import seconds
+from tune_spaces.flags import seconds
 from tune_spaces.sweep import size_of
 
 
