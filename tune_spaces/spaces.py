@@ -22,7 +22,7 @@ from tune_spaces.space import Choice, Distribution, Range, Space, choice, intege
 
 SPACES: Registry[Space] = Registry(
     "spaces",
-    {"filter": FILTER, "sce": SCE, "defence": DEFENCE, "simclr": SIMCLR, "adaptive": ADAPTIVE},
+    {"sce": SCE, "filter": FILTER, "defence": DEFENCE, "simclr": SIMCLR, "adaptive": ADAPTIVE},
     base=Space,
     needs=("vary", "why"),
 )

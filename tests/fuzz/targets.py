@@ -379,14 +379,15 @@ def stubs() -> Iterator[None]:
 
     from dbd_dist.launch.local import prepare_folder
     from dbd_dist.runtime import runner
+    from tune_spaces import plan as plans
 
     def launch(config: Any, storage: Path, name: str, launcher: str, *, quiet: bool = False) -> None:
         _, dataset, _ = prepare_folder(config, storage, name)
         runner.check(config, dataset, 1)
 
-    def sweep(base: Any, space: Any, *, storage: Path, name: str, parallel: int | None) -> list[Any]:
-        open_dataset(base.data)
-        return []
+    def sweep(plan: Any) -> Any:
+        plans.check(plan, open_dataset(next(iter(plan.datas.values()))))
+        raise UserError("not run")
 
     with contextlib.ExitStack() as stack:
         for name, stub in {
@@ -394,7 +395,7 @@ def stubs() -> Iterator[None]:
             "dbd_dist.commands.craft.launch": launch,
             "dbd_dist.commands.craft._craft": mock.Mock(side_effect=UserError("not run")),
             "dbd_dist.commands.demo.main": mock.Mock(side_effect=UserError("not run")),
-            "tune_spaces.sweep.run_sweep": sweep,
+            "tune_spaces.command.run_sweep": sweep,
             "dbd_dist.bench.run.run": mock.Mock(),
             "cluster.check.examine": mock.Mock(return_value=[Finding("machine", "ok", "not looked at")]),
             "cluster.check.examine_cluster": mock.Mock(side_effect=UserError("not run")),

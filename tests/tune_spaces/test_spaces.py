@@ -128,7 +128,7 @@ def test_spaces_together():
 
 
 def test_unknown_space_names_those_there_are():
-    with pytest.raises(UserError, match=r"'everything'.*filter, sce"):
+    with pytest.raises(UserError, match=r"'everything'.*sce, filter"):
         space("everything")
 
 
