@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.errors import UserError
-from data_prep.io.json import read_json
-from dbd_dist.runtime.run_folder import write_json
+from data_prep.io.json import read_json, write_json
 from tune_spaces.metrics import Metric, front
 
 FILE = "sweep.json"

@@ -18,9 +18,9 @@ from typing import Any
 from cluster import session, topology
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
+from data_prep.io import lock
 from data_prep.io.atomic import write_text
 from dbd_dist.launch.failures import RunFailed
-from data_prep.io import lock
 from dbd_dist.runtime import stopping
 from dbd_dist.runtime.stopping import Stopped
 from tune_spaces import plan as plans

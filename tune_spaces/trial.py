@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.io import lock
 from dbd_dist.config import TrainConfig, override
 from dbd_dist.launch.local import run_local
-from dbd_dist.runtime import lock
 from dbd_dist.runtime.stopping import Stopped
 from tune_spaces.attack_settings import of_training
 from tune_spaces.metrics import DEFENDER, Metric, mean, with_score

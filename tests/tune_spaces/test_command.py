@@ -15,11 +15,11 @@ import pytest
 from cluster import session, topology
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
+from data_prep.io import lock
 from data_prep.io.hashes import sha256_file
 from dbd_dist.cli import main
 from dbd_dist.config import override
 from dbd_dist.presets import preset
-from dbd_dist.runtime import lock
 from dbd_dist.runtime.disk import of_run
 from tune_spaces import command
 from tune_spaces.flags import seconds
