@@ -19,7 +19,7 @@ from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.methods import METHODS
 from dbd_dist.models.config import ModelConfig
-from dbd_dist.stages import MixMatch, SimCLR, Split, Stage, Supervised, UniversalTraining, Warmup
+from dbd_dist.stages import MixMatch, SimCLR, Split, Stage, Supervised, Warmup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Preset:
 
     name: str
     model: ModelConfig = field(default_factory=ModelConfig)
-    stages: tuple[Stage, ...] = (SimCLR(), Warmup(), Split(), MixMatch(), UniversalTraining(), Supervised())
+    stages: tuple[Stage, ...] = (SimCLR(), Warmup(), Split(), MixMatch(), Supervised())
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     evaluate_every: int = TrainConfig.evaluate_every
     prepare: PrepareConfig
@@ -81,7 +81,6 @@ def demo() -> Preset:
             Warmup(epochs=40, batch=128, lr=0.01, augment=weak),
             Split(augment=weak),
             MixMatch(epochs=30, steps=40, lr_schedule="cosine", continue_optimizer=False, augment=weak),
-            UniversalTraining(augment=weak),
             Supervised(epochs=30, batch=64, schedule="cosine", augment=weak),
         ),
         compute=ComputeConfig(workers=2, device="cpu"),
@@ -178,7 +177,6 @@ def cifar10_cpu() -> Preset:
             Warmup(epochs=15, lr=0.005),
             Split(),
             MixMatch(epochs=15, steps=200, lr_schedule="cosine", continue_optimizer=False),
-            UniversalTraining(),
             Supervised(epochs=20, schedule="cosine"),
         ),
         compute=ComputeConfig(workers=2, device="cpu"),
@@ -203,7 +201,6 @@ def imagenet_subset_badnets() -> Preset:
             Warmup(batch=256, augment=weak),
             Split(augment=weak),
             MixMatch(epochs=80, lambda_u=6.0, augment=weak),
-            UniversalTraining(augment=weak),
             Supervised(epochs=90, milestones=(30, 60), batch=256, augment=weak),
         ),
         prepare=PrepareConfig(source=ImageFolder(root=Path("data/imagenet-subset")), attack=BadNets()),

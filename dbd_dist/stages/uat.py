@@ -18,6 +18,7 @@ from dbd_dist.fields import require
 from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
+from dbd_dist.stages.mixmatch import MixMatch
 from dbd_dist.stages.split import Split
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
 
@@ -34,7 +35,7 @@ class UniversalTraining(Stage):
     gives: ClassVar[tuple[str, ...]] = ("model",)
     evaluates: ClassVar[bool] = True
 
-    epochs: int = 10
+    epochs: int = 15
     """Perturbations are found anew before every epoch."""
     steps: int = 20
     """Steps an epoch that train the model."""
@@ -42,13 +43,13 @@ class UniversalTraining(Stage):
     """Images a step over all workers, each once as it is and once perturbed."""
     lr: float = 0.0005
     """Learning rate of Adam, annealed by a cosine."""
-    perturbations: int = 4
+    perturbations: int = 10
     """How many are found at a time; each starts at random and sees its own part of the images."""
     ascent_steps: int = 20
     """Steps that find them, each of a fifth of the radius along the gradient."""
     radius: float = 4.0
     """Largest L2 norm of a perturbation of 32 x 32 pixels in 0-1; larger images have it in proportion to their side."""
-    erase: int = 0
+    erase: int = 6
     """Squares of noise that the perturbed images get besides, each in a place of its own, of a quarter of the side
     (random erasing, Zhong et al. 2020, arXiv 1708.04896): what a patch covers is then not missed."""
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
@@ -58,6 +59,15 @@ class UniversalTraining(Stage):
             self, "uat", erase=">= 0", epochs=">= 1", steps=">= 1", batch=">= 2", lr="> 0", perturbations=">= 1",
             ascent_steps=">= 1", radius="> 0",
         )  # fmt: skip
+
+    @classmethod
+    def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
+        """Half of the epochs (15 at most) and of the steps of the preset's fine-tuning, and its augmentation."""
+        tuned = stages.get(MixMatch.name)
+        if not isinstance(tuned, MixMatch):
+            return None
+        epochs, steps = min(max(tuned.epochs // 2, 1), cls.epochs), max(tuned.steps // 2, 1)
+        return cls(epochs=epochs, steps=steps, augment=tuned.augment)
 
     def run(self, context: Context, inputs: Mapping[str, Any], resume: dict[str, Any] | None) -> dict[str, Any]:
         model = context.classifier("uat", "weights")

@@ -11,6 +11,7 @@ import torch
 from data_prep.errors import UserError
 from dbd_dist.data import augment
 from dbd_dist.data.split_rules import class_quota, keep_balanced, keep_mixture, neighbour_votes, valley
+from dbd_dist.presets import preset
 from dbd_dist.stages import Split, split
 from tests.dbd_dist import tiny
 
@@ -135,3 +136,6 @@ def test_settings_that_contradict_each_other():
 def test_new_fields_leave_the_keys_of_the_published_split_as_they_were():
     assert set(Split().key_values()) == {"keep", "augment", "batch"}
     assert Split(rule="balanced").key_values() != Split().key_values()
+    robust = preset("demo").config("dbd-robust").method.split
+    assert robust.key_values() == Split(keep=0.85, rule="balanced", augment=robust.augment).key_values()
+    assert robust.augment == preset("demo").config("dbd").method.split.augment
