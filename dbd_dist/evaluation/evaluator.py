@@ -19,6 +19,7 @@ from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import rank_slice
 from dbd_dist.distributed.world import World
+from dbd_dist.evaluation.quality import feature_quality, share, split_quality
 from dbd_dist.runtime.watchdog import beat
 from dbd_dist.stages.flagged import Flagged
 
@@ -50,11 +51,15 @@ class Evaluator:
         self._manifest = manifest
         self._clean = self._read(dataset, "test")
         self._triggered = None if dataset.test_triggered is None else self._read(dataset, "test_triggered")
-        self._poisoned = None
+        self._poisoned = self._true = None
         if TRUTH_FILE in manifest.files:
-            self._poisoned = torch.from_numpy(
-                read_truth(dataset.folder, sum(dataset.manifest.counts.values()))["train"].poisoned.copy()
-            )
+            truth = read_truth(dataset.folder, sum(dataset.manifest.counts.values()))["train"]
+            self._poisoned, self._true = (torch.from_numpy(v.copy()) for v in (truth.poisoned, truth.true_label))
+
+    @property
+    def knows_truth(self) -> bool:
+        """Whether the data set says which samples are poisoned."""
+        return self._poisoned is not None
 
     def _read(self, dataset: Dataset, split: str) -> tuple[Tensor, Tensor]:
         manifest, world = dataset.manifest, self._world
@@ -125,6 +130,37 @@ class Evaluator:
             "poisoned": int(self._poisoned.sum()),
         }
 
+    def judge_split(self, split: dict[str, Tensor], labels_N: Tensor) -> dict[str, Any] | None:
+        """How well the first and the last split find poisoned samples (`quality.split_quality`); None where the truth
+        is not known.
+
+        Args:
+            split: losses and who is kept, as MixMatch gives them.
+            labels_N: the given labels of the training samples.
+        """
+        if self._poisoned is None:
+            return None
+        return {
+            name: split_quality(split[f"{before}loss"], split[f"{before}kept"], self._poisoned, labels_N)
+            for name, before in (("first", "first_"), ("last", ""))
+            if f"{before}loss" in split
+        }
+
+    def judge_features(self, backbone: nn.Module, features_nD: Tensor, positions: Tensor, given_N: Tensor) -> Any:
+        """How features group images (`quality.feature_quality`); None where the truth is not known. Every rank.
+
+        Args:
+            features_nD: of the training samples at `positions` (n,).
+            given_N: the given labels of all training samples.
+        """
+        images, labels = self._clean
+        test = pooled_features(backbone, images.permute(0, 3, 1, 2), self._normalise)
+        test, labels = self._world.gather(test.to(self._world.device)), self._world.gather(labels)
+        if self._poisoned is None or self._true is None:
+            return None
+        given, true, poisoned = (values[positions] for values in (given_N, self._true, self._poisoned))
+        return feature_quality(features_nD, given, true, poisoned, test.cpu(), labels.cpu())
+
     def count_flagged(self, flagged: Flagged, labels_N: Tensor) -> dict[str, Any]:
         """What a detector flagged, and how much of it rightly where the truth is known.
 
@@ -147,20 +183,15 @@ class Evaluator:
         if poisoned is None:
             return found
         if samples is not None:
-            found |= {"tpr": _share(samples[poisoned]), "fpr": _share(samples[~poisoned])}
+            found |= {"tpr": share(samples[poisoned]), "fpr": share(samples[~poisoned])}
         if scores is not None and poisoned.any() and not poisoned.all():
             found["auroc"] = float(roc_auc_score(poisoned.numpy(), scores.numpy()))
         if classes is not None:
             targets, alarms = torch.zeros(2, self._classes, dtype=torch.bool)
             targets[labels_N[poisoned]] = True
             alarms[classes] = True
-            found |= {"class_tpr": _share(alarms[targets]), "class_fpr": _share(alarms[~targets])}
+            found |= {"class_tpr": share(alarms[targets]), "class_fpr": share(alarms[~targets])}
         return found
-
-
-def _share(chosen: Tensor) -> float | None:
-    """The share of True in bool (n,); None where there is nothing."""
-    return float(chosen.double().mean()) if len(chosen) else None
 
 
 @torch.no_grad()

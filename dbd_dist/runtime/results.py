@@ -8,19 +8,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from data_prep.dataset.manifest import Dataset
 from dbd_dist import seeds
 from dbd_dist.config import TrainConfig
-from dbd_dist.evaluation.evaluator import EvalResult, Evaluator, pooled_features
+from dbd_dist.data.sampling import rank_slice
+from dbd_dist.evaluation.evaluator import FORWARD_BATCH, EvalResult, Evaluator, pooled_features
 from dbd_dist.runtime.checkpoint import retry_on_oserror
 from dbd_dist.runtime.keys import method_hash
 from dbd_dist.runtime.machine import describe
 from dbd_dist.runtime.run_folder import RunFolder
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.flagged import Flagged
+from dbd_dist.stages.warmup import Warmup
 
 FEATURE_SAMPLES = 2000
+NEIGHBOUR_SAMPLES = 20_000
+"""Training images, drawn at random, among which neighbours are looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +57,39 @@ class Results:
         model.to(self.context.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self.evaluator.measure(self.config.method.at_test_time(model))
 
-    def finish(self, given: dict[str, Any], measured: EvalResult) -> None:
+    def judge_features(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        """How the features group images, of the self-supervised backbone where there is one, else of the model; every
+        rank takes part. None where the truth is not known."""
+        if not self.evaluator.knows_truth:
+            return None
+        world, images = self.context.world, self.context.images
+        backbone, kind = self._feature_backbone(given)
+        chosen = torch.randperm(len(images), generator=seeds.generator(self.config.seed, "neighbours"))
+        positions = chosen[:NEIGHBOUR_SAMPLES].sort().values
+        mine = positions[rank_slice(len(positions), world.rank, world.size)]
+        parts = [
+            pooled_features(backbone, pixels, self.config.normalise)
+            for pixels in images.batches(mine.split(FORWARD_BATCH))
+        ]
+        features = world.gather(torch.cat(parts).to(world.device)).cpu()
+        return {"kind": kind, **self.evaluator.judge_features(backbone, features, positions, images.labels.cpu())}
+
+    def _feature_backbone(self, given: dict[str, Any]) -> tuple[nn.Module, str]:
+        """The network whose features are looked at, and its kind."""
+        model = self.context.classifier("features")
+        if "backbone" in given:
+            model.backbone.load_state_dict(given["backbone"])
+        else:
+            model.load_state_dict(given["model"])
+        model.to(self.context.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.backbone, "ssl" if "backbone" in given else "supervised"
+
+    def finish(self, given: dict[str, Any], measured: EvalResult, features: dict[str, Any] | None) -> None:
         """Write the model, the tables and, last, the result.
 
         Args:
             given: what the stages gave, by name.
+            features: how they group images, see `judge_features`.
         """
         split = given.get("split")
         if split is not None:
@@ -68,25 +101,31 @@ class Results:
                 self.write(lambda: self.folder.write_triggers(given["triggers"], flagged))
         self._write_features(given)
         self.write(lambda: self.folder.write_model(given["model"], self.config, self.dataset, self.config.normalise))
-        result = self._result(split, flagged, measured)
+        result = self._result(split, flagged, measured) | self._judged(split, features)
         self.write(self.folder.write_rows)
         self.write(lambda: self.folder.write_result(result))
 
     def _write_features(self, given: dict[str, Any]) -> None:
         """Penultimate features of some images: of the self-supervised backbone where there is one, else the model's."""
-        context, images = self.context, self.context.images
-        model = context.classifier("features")
-        if "backbone" in given:
-            model.backbone.load_state_dict(given["backbone"])
-        else:
-            model.load_state_dict(given["model"])
-        model.to(context.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = self.context.images
+        backbone, kind = self._feature_backbone(given)
         chosen = seeds.generator(self.config.seed, "features")
         positions = torch.randperm(len(images), generator=chosen)[:FEATURE_SAMPLES].sort().values
         pixels = next(iter(images.batches([positions])))
-        pooled = pooled_features(model.backbone, pixels, self.config.normalise)
-        kind = "ssl" if "backbone" in given else "supervised"
+        pooled = pooled_features(backbone, pixels, self.config.normalise)
         self.write(lambda: self.folder.write_features(positions, pooled, kind))
+
+    def _judged(self, split: dict[str, Any] | None, features: dict[str, Any] | None) -> dict[str, Any]:
+        """What the truth says about the split, the features and the model after the warm-up."""
+        found: dict[str, Any] = {}
+        if split is not None:
+            found["split_quality"] = self.evaluator.judge_split(split, self.context.images.labels.cpu())
+        if features is not None:
+            found["feature_quality"] = features
+        after = [row for row in self.folder.rows(Warmup.name) if "clean_acc" in row]
+        if after:
+            found["after_warmup"] = {name: after[-1].get(name) for name in ("clean_acc", "asr", "robust_acc")}
+        return found
 
     def _result(self, split: dict[str, Any] | None, flagged: Flagged | None, measured: EvalResult) -> dict[str, Any]:
         config, manifest, images = self.config, self.dataset.manifest, self.context.images

@@ -260,9 +260,10 @@ class Runner:
                 self.reporter.close()
                 return None
         measured = self.reporter.measured or self._results.measure(given)
+        features = self._results.judge_features(given)
         if world.is_main:
             self._checkpoints.flush()
-            self._results.finish(given, measured)
+            self._results.finish(given, measured, features)
             self.reporter.progress.remove()
         world.barrier()
         return self._folder.result()

@@ -33,6 +33,7 @@ class Warmup(Stage):
     title: ClassVar[str] = "Head warm-up"
     reads: ClassVar[tuple[str, ...]] = ("backbone",)
     gives: ClassVar[tuple[str, ...]] = ("model", "optimizer", "sample_loss")
+    evaluates: ClassVar[bool] = True  # backdoors have been seen to enter here
 
     epochs: int = 10
     batch: int = 128

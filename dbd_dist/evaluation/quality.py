@@ -1,0 +1,89 @@
+"""How well a split or features tell poisoned samples from others: pure functions, which the truth is handed to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+MOST_SUSPECT = (250, 500, 1000)
+"""Numbers of most suspect samples of a training set of 50,000 (Huang et al. 2022, discussion with reviewers)."""
+
+
+def split_quality(losses_N: Tensor, kept_N: Tensor, poisoned_N: Tensor, labels_N: Tensor) -> dict[str, Any]:
+    """How well a split finds poisoned samples.
+
+    Args:
+        losses_N: what samples were ranked by.
+        kept_N: bool, who keeps a label.
+        labels_N: the given labels.
+
+    Returns:
+        ``auroc`` of the losses; ``tpr`` and ``fpr``: the share of the poisoned and of the other samples that lose
+        their label; ``most_suspect``: for each of `MOST_SUSPECT`, in proportion to the size of the set, its number and
+        the share of poisoned ones among so many samples with the highest loss of those that carry an attacker's label.
+        None without poisoned samples.
+    """
+    if not poisoned_N.any() or poisoned_N.all():
+        return {"auroc": None, "tpr": None, "fpr": share(~kept_N[~poisoned_N]), "most_suspect": None}
+    targets = torch.isin(labels_N, labels_N[poisoned_N].unique()).nonzero().flatten()
+    by_loss = targets[torch.argsort(losses_N[targets], descending=True, stable=True)]
+    counts = [min(max(round(count * len(losses_N) / 50_000), 1), len(by_loss)) for count in MOST_SUSPECT]
+    return {
+        "auroc": float(roc_auc_score(poisoned_N.numpy(), losses_N.double().numpy())),
+        "tpr": share(~kept_N[poisoned_N]),
+        "fpr": share(~kept_N[~poisoned_N]),
+        "most_suspect": [[count, share(poisoned_N[by_loss[:count]])] for count in counts],
+    }
+
+
+def share(chosen: Tensor) -> float | None:
+    """The share of True in bool (n,); None where there is nothing."""
+    return float(chosen.double().mean()) if len(chosen) else None
+
+
+def neighbour_labels(queries_QD: Tensor, features_ND: Tensor, labels_N: Tensor, neighbours: int) -> Tensor:
+    """The labels of the nearest of `features_ND` by cosine similarity: int64 (Q, neighbours). A query that is itself
+    among them is to be left out by the caller: it comes first."""
+    unit = torch.nn.functional.normalize(features_ND.float())
+    found = [
+        labels_N[(torch.nn.functional.normalize(part.float()) @ unit.T).topk(neighbours, dim=1).indices]
+        for part in queries_QD.split(1024)
+    ]
+    return torch.cat(found)
+
+
+def feature_quality(
+    features_ND: Tensor,
+    given_N: Tensor,
+    true_N: Tensor,
+    poisoned_N: Tensor,
+    test_MD: Tensor,
+    test_labels_M: Tensor,
+    neighbours: int = 20,
+) -> dict[str, Any]:
+    """How features group images.
+
+    Returns:
+        ``knn_acc``: the share of test images whose nearest benign training images, voting with their true labels,
+        name their class. ``poisoned_near_true`` and ``poisoned_near_given``: the mean share of the neighbours of a
+        poisoned sample (among all training samples, by given label) that carry its true and its given class; None
+        without poisoned samples.
+    """
+    benign = ~poisoned_N
+    count = min(neighbours, int(benign.sum()))
+    names = neighbour_labels(test_MD, features_ND[benign], true_N[benign], count)
+    found: dict[str, Any] = {
+        "knn_acc": share(names.mode(dim=1).values == test_labels_M),
+        "poisoned_near_true": None,
+        "poisoned_near_given": None,
+    }
+    if poisoned_N.any():
+        around = neighbour_labels(features_ND[poisoned_N], features_ND, given_N, min(neighbours + 1, len(given_N)))[
+            :, 1:
+        ]
+        for name, labels in (("true", true_N), ("given", given_N)):
+            found[f"poisoned_near_{name}"] = float((around == labels[poisoned_N, None]).double().mean())
+    return found
