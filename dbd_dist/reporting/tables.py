@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dbd_dist.reporting import names, wording
+from dbd_dist.reporting.judged import judged
 from dbd_dist.reporting.wording import printable
 
 
@@ -210,6 +211,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if any(row.needs_clean for row in rows):
         spread.append(f"{CLEAN} needs clean images of the defender's own, which the others do without.")
     found = [f"{_method(row)} flagged {text}." for row in rows for text in [flagged(row)] if text]
+    found += [f"{_method(row)}: {text}." for row in rows for text in [judged(row.results)] if text]
     return spread + found + [f"{_method(row)}: {remark}" for row in rows for remark in row.remarks]
 
 

@@ -104,10 +104,31 @@ def test_result_of_a_defended_run(defended, smoke_config):
     assert result["seconds"].keys() == {"simclr", "warmup", "mixmatch"}
     assert all(s > 0 for s in result["seconds"].values())
     assert result["reused_stages"] == []
+    assert result["feature_quality"]["kind"] == "ssl"
+    last_warmup = [row for row in rows(defended / RUN) if row["stage"] == "warmup"][-1]
+    assert result["after_warmup"] == {name: last_warmup[name] for name in ("clean_acc", "asr", "robust_acc")}
+
+
+def test_quality_of_the_split_is_that_of_its_table(defended):
+    quality = result_of(defended)["split_quality"]
+    table = pq.read_table(defended / RUN / "split.parquet").to_pydict()
+    (manifest,) = defended.rglob("run.json")
+    truth = read_truth(json.loads(manifest.read_text())["config"]["data"])["train"].poisoned
+    for when, before in (("first", "first_"), ("last", "")):
+        losses, kept = table[f"{before}loss"], table[f"{before}kept"]
+        pairs = [
+            (losses[i] > losses[j]) + 0.5 * (losses[i] == losses[j])
+            for i in np.flatnonzero(truth)
+            for j in np.flatnonzero(~truth)
+        ]
+        assert quality[when]["auroc"] == pytest.approx(np.mean(pairs))
+        assert quality[when]["tpr"] == np.mean([not kept[i] for i in np.flatnonzero(truth)])
 
 
 def test_result_of_an_undefended_run(undefended):
     result = result_of(undefended)
+    assert result["feature_quality"]["kind"] == "supervised"
+    assert not {"split_quality", "after_warmup"} & result.keys()
     assert result.keys() >= DOCUMENTED
     assert result["method"] == "none"
     assert (result["kept"], result["kept_poisoned"], result["poisoned"]) == (None, None, 24)
