@@ -81,12 +81,12 @@ class Evaluator:
         return torch.cat(predictions) if predictions else torch.empty(0, dtype=torch.int64)
 
     def measure(self, model: nn.Module) -> EvalResult:
-        """Examine `model` (images -> logits); it is left in the mode that it came in.
+        """Examine `model` (images -> logits); its parts are left in the modes that they came in.
 
         Raises:
             UserError: a logit is not finite.
         """
-        was_training = model.training
+        modes = [(part, part.training) for part in model.modules()]  # a frozen backbone is in eval mode by itself
         model.eval()
         images, labels = self._clean
         predictions = self._predict(model, images)
@@ -105,7 +105,8 @@ class Evaluator:
             success, correct, total, lost = self._world.sum(hits.double()).tolist()
             counts[2] += lost
             asr, robust = success / total, correct / total
-        model.train(was_training)
+        for part, training in modes:
+            part.training = training
         if counts[2].any():
             raise UserError(
                 "gives figures that are not finite for test images, and so no class",
