@@ -17,9 +17,12 @@ from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
 from data_prep.pipeline import prepare
 from data_prep.sources import Digits
+from dbd_dist import seeds
 from dbd_dist.data import augment
 from dbd_dist.distributed.world import World
 from dbd_dist.evaluation.evaluator import EvalResult, Evaluator
+from dbd_dist.models.heads import Classifier, seeded
+from tests.dbd_dist import tiny
 
 
 class Says(nn.Module):
@@ -80,3 +83,16 @@ def test_no_class_is_read_from_figures_that_are_not_finite(value, image, digits)
     evaluator.measure(Says(np.zeros(100, dtype=np.int64)))
     with pytest.raises(UserError, match="not finite"):
         evaluator.measure(Fails(np.zeros(100, dtype=np.int64)))
+
+
+def test_measuring_leaves_every_part_in_its_mode(tmp_path):
+    """The warm-up's backbone is in eval mode within a model in train mode."""
+    config: dict[str, Any] = {"datasets": tmp_path, "workers": 1}
+    source = Digits(train_per_class=2, test_per_class=2)
+    dataset = prepare(PrepareConfig(source=source, attack=BadNets(), rate=0.2, **config), progress=False)
+    model = seeded(lambda: Classifier(tiny.MODEL, 10), seeds.generator(3, "examine")).train()
+    model.backbone.eval()
+    Evaluator(dataset, World(), augment.none(), bf16=False).measure(model)
+    assert model.training
+    assert model.head.training
+    assert not any(part.training for part in model.backbone.modules())
