@@ -65,6 +65,22 @@ def probability_mse(logits_BK: Tensor, target_BK: Tensor) -> Tensor:
     return (F.softmax(logits_BK.float(), dim=1) - target_BK).square().mean()
 
 
+def attention(features_BCHW: Tensor, power: float = 2.0) -> Tensor:
+    """Where a layer looks: |activations|^p summed over channels, of length 1 (Zagoruyko & Komodakis 2017, arXiv
+    1612.03928, sec. 3.1; A_sum^p of Li et al. 2021, arXiv 2101.05930, eq. 2).
+
+    Returns:
+        float32 (B, H * W).
+    """
+    return F.normalize(features_BCHW.float().abs().pow(power).sum(dim=1).flatten(1), dim=1)
+
+
+def attention_distance(student_BCHW: Tensor, teacher_BCHW: Tensor, power: float = 2.0) -> Tensor:
+    """Squared difference of two attention maps, mean over batch and places: the distance of Neural Attention
+    Distillation (Li et al. 2021, eq. 3) as its authors' code takes it, which the usual weights are for."""
+    return F.mse_loss(attention(student_BCHW, power), attention(teacher_BCHW, power))
+
+
 def sharpen(p_BK: Tensor, temperature: float) -> Tensor:
     """p^(1/T), normalised again (MixMatch, eq. 7)."""
     p = p_BK.pow(1.0 / temperature)

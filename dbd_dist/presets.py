@@ -43,7 +43,7 @@ class Preset:
         return TrainConfig(
             preset=self.name,
             method=kind.from_stages({stage.name: stage for stage in self.stages}, self.name),
-            model=self.model,
+            model=kind.network(self.model),
             compute=self.compute,
             evaluate_every=self.evaluate_every,
         )

@@ -40,11 +40,14 @@ def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
     """What can be refused before a data set is prepared.
 
     Raises:
-        UserError: the name, weights that do not fit the network, or a device that is not there.
+        UserError: the name, a network that a stage cannot train, weights that do not fit it, a data set without the
+            clean images that the method needs, or a device that is not there.
     """
     from dbd_dist.launch.local import check_name
 
     check_name(name)
+    for stage in config.method.stages():
+        stage.check_network(config.model)
     if os.environ.get("RANK", "0") == "0":
         check_weights(config.model)
     if config.data is not None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 from torch import nn
 
 from data_prep.errors import UserError
+from dbd_dist.models.config import ModelConfig
 from dbd_dist.stages.stage import Stage
 
 AnyMethod = TypeVar("AnyMethod", bound="Method")
@@ -59,8 +60,13 @@ class Method:
 
     def at_test_time(self, model: nn.Module) -> nn.Module:
         """The classifier that is measured and used: `model` (images (B, 3, H, W) -> logits), perhaps with a change of
-        its input."""
+        its input. Measures between epochs are of the model without it: other methods may share the stage."""
         return model
+
+    @property
+    def changes_input(self) -> bool:
+        """Is there something that `at_test_time` does?"""
+        return type(self).at_test_time is not Method.at_test_time
 
     def check_names(self) -> None:
         """Hold what stages read against what earlier ones give.
@@ -88,6 +94,11 @@ class Method:
             )
         if "model" not in given:
             raise UserError("no stage gives a model", where=f"method {self.name}")
+
+    @classmethod
+    def network(cls, model: ModelConfig) -> ModelConfig:
+        """The network that the method trains where a preset has `model`."""
+        return model
 
     def check_clean(self, counts: Mapping[str, int], folder: Path) -> None:
         """Refuse a data set without the clean images that the method needs.

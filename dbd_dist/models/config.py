@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from data_prep.errors import UserError
 from dbd_dist.models import Backbone, find_backbone
+from dbd_dist.models.group_norm import replace_batch_norm
 from dbd_dist.models.resnet import MAX_WIDTH, Block, Stem
 
 SHAPE = ("block", "depths", "widths", "stem")
@@ -37,6 +38,9 @@ class ModelConfig:
     backbone: str = field(default="resnet", metadata={"omit_default": True})
     """resnet: of the block, depths, widths and stem above. Or a network of fixed shape: resnet18, preact_resnet18,
     timm:NAME, ...; an unknown name lists all."""
+    norm: Literal["batch", "group"] = field(default="batch", metadata={"omit_default": True})
+    """group: every batch norm of the backbone is replaced by group norm (Wu & He 2018, arXiv 1803.08494), which treats
+    each image alone."""
     weights: Path | None = field(default=None, metadata={"omit_default": True})
     """Start from the backbone's weights in this file: safetensors, or a state dict saved by PyTorch."""
 
@@ -102,7 +106,10 @@ class ModelConfig:
 
     def build_backbone(self) -> nn.Module:
         """The network, images (B, 3, H, W) -> features (B, feature_dim), freshly initialised."""
-        return self.architecture.build()
+        network = self.architecture.build()
+        if self.norm == "group":
+            replace_batch_norm(network)
+        return network
 
     def with_backbone(self, name: str) -> ModelConfig:
         """Another backbone in this one's place: fields that it does not take go back to their defaults.
@@ -112,7 +119,9 @@ class ModelConfig:
         """
         fresh = ModelConfig(backbone=name)
         kept = {f: getattr(self, f) for f in SHAPE if f not in fresh.unused}
-        return dataclasses.replace(fresh, **kept, projection_dim=self.projection_dim, weights=self.weights)
+        return dataclasses.replace(
+            fresh, **kept, projection_dim=self.projection_dim, norm=self.norm, weights=self.weights
+        )
 
     def check_image_px(self, image_px: int, where: str | PathLike[str]) -> None:
         """Refuse images of a size that the backbone does not take.

@@ -75,7 +75,7 @@ def of_run(config: TrainConfig, dataset: Dataset) -> RunBytes:
     tables = features + (networks.split if "split" in given else 0)
     return RunBytes(
         checkpoints=(CHECKPOINTS_KEPT + 1) * max(size.checkpoint for size in sizes),
-        stages=sum(size.kept for stage, size in zip(stages, sizes) if stage is not last),
+        stages=sum(size.kept for stage, size in zip(stages, sizes) if stage is not last or stage.kept_when_last),
         exports=(networks.backbone if "backbone" in given else 0) + (networks.classifier if last in stages else 0),
         tables=tables if last in stages else 0,
         texts=_TEXT_BYTES + sum(getattr(stage, "epochs", 0) for stage in stages) * _EPOCH_BYTES,

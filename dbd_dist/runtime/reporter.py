@@ -54,7 +54,7 @@ class Reporter:
         self._saved_s = time.monotonic()
         self.progress = ProgressFile(folder.progress, check=folder.check)
         self.measured: EvalResult | None = None
-        """Of the last epoch that was measured."""
+        """Of the last epoch that was measured, without what the method changes at test time."""
         self.resumed: dict[str, Any] | None = None
         """The checkpoint that the run continues from."""
         self.position = START
@@ -111,7 +111,7 @@ class Reporter:
         found: dict[str, Any] = {}
         every = self._config.evaluate_every
         if end.stage in self._measures and (last or (every and end.epoch % every == 0)):
-            self.measured = self._evaluator.measure(self._config.method.at_test_time(end.model))
+            self.measured = self._evaluator.measure(end.model)
             found |= {"clean_acc": self.measured.clean_acc}
             if self.measured.asr is not None:
                 found |= {"asr": self.measured.asr, "robust_acc": self.measured.robust_acc}

@@ -101,7 +101,7 @@ class Results:
                 self.write(lambda: self.folder.write_triggers(given["triggers"], flagged))
         self._write_features(given)
         self.write(lambda: self.folder.write_model(given["model"], self.config, self.dataset, self.config.normalise))
-        result = self._result(split, flagged, measured) | self._judged(split, features)
+        result = self._result(split, flagged, given.get("measures", {}), measured) | self._judged(split, features)
         self.write(self.folder.write_rows)
         self.write(lambda: self.folder.write_result(result))
 
@@ -127,7 +127,13 @@ class Results:
             found["after_warmup"] = {name: after[-1].get(name) for name in ("clean_acc", "asr", "robust_acc")}
         return found
 
-    def _result(self, split: dict[str, Any] | None, flagged: Flagged | None, measured: EvalResult) -> dict[str, Any]:
+    def _result(
+        self,
+        split: dict[str, Any] | None,
+        flagged: Flagged | None,
+        measures: dict[str, Any],
+        measured: EvalResult,
+    ) -> dict[str, Any]:
         config, manifest, images = self.config, self.dataset.manifest, self.context.images
         nothing = torch.zeros(len(images), dtype=torch.bool)
         counts = self.evaluator.count_kept(nothing if split is None else split["kept"])
@@ -147,6 +153,7 @@ class Results:
             **dataclasses.asdict(measured),
             **counts,
             **({} if flagged is None else {"flagged": self.evaluator.count_flagged(flagged, images.labels.cpu())}),
+            **({"measures": measures} if measures else {}),
             "train_size": len(images),
             "seconds": {s: round(sum(r["time_s"] for r in self.folder.rows(s)), 2) for s in stages},
             "reused_stages": [s for s in stages if any(r.get("reused") for r in self.folder.rows(s))],

@@ -54,6 +54,7 @@ def check(config: TrainConfig, dataset: Dataset, workers: int) -> None:
     for stage in config.stages:
         images = manifest.counts["holdout" if stage.on_clean else "train"]
         stage.check(images, manifest.image_px, workers, config.method.stages())
+        stage.check_network(config.model)
 
 
 def run(
@@ -246,20 +247,25 @@ class Runner:
     def _stages(self) -> dict[str, Any] | None:
         config, world = self._config, self._world
         given: dict[str, Any] = {}
-        *shared, last = config.method.trained()
+        last = config.method.trained()[-1]
         for stage in config.method.stages():
             given |= stage.offers()
-            if stage in shared:
-                given |= self._find(stage) or self._share(stage, given)
-            elif stage is last:
-                given |= self._train(stage, given, store=False)
+            if stage.trains:
+                self.reporter.measured = None  # of an earlier stage
+                if stage is not last or stage.kept_when_last:
+                    found = self._find(stage) or self._share(stage, given)
+                else:
+                    found = self._train(stage, given, store=False)
+                measures = given.get("measures", {}) | found.get("measures", {})
+                given |= {**found, "measures": measures}
             if "backbone" in stage.gives and world.is_main:
                 self._results.backbone(given["backbone"])
             if config.stop_after == stage.name:
                 world.barrier()  # what rank 0 has written is there for all
                 self.reporter.close()
                 return None
-        measured = self.reporter.measured or self._results.measure(given)
+        measured = None if config.method.changes_input else self.reporter.measured
+        measured = measured or self._results.measure(given)
         features = self._results.judge_features(given)
         if world.is_main:
             self._checkpoints.flush()
@@ -284,7 +290,6 @@ class Runner:
 
     def _train(self, stage: Stage, given: dict[str, Any], *, store: bool) -> dict[str, Any]:
         """Train a stage, from its checkpoint where there is one; keep what it gives for other runs where asked."""
-        self.reporter.measured = None  # of an earlier stage
         state = self.reporter.state_of(stage.name)
         if state is None and store:  # it may have been finished once, and its file been lost since
             self._forget_rows(stage)

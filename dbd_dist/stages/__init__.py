@@ -2,20 +2,25 @@
 
 from data_prep.registry import Registry
 from dbd_dist.stages.clustering import Clustering
+from dbd_dist.stages.distillation import Distillation
+from dbd_dist.stages.dpsgd import DPSGD
 from dbd_dist.stages.finetuning import Finetuning
 from dbd_dist.stages.inversion import Inversion
 from dbd_dist.stages.isolation import Isolation
 from dbd_dist.stages.mixmatch import MixMatch
 from dbd_dist.stages.patching import Patching
 from dbd_dist.stages.retrain import Retrain
+from dbd_dist.stages.shrink import Shrink
 from dbd_dist.stages.simclr import SimCLR
 from dbd_dist.stages.spectral import Spectral
 from dbd_dist.stages.split import Split
 from dbd_dist.stages.stage import Stage
 from dbd_dist.stages.supervised import Supervised
+from dbd_dist.stages.teacher import Teacher
+from dbd_dist.stages.tune import TuneHead
 from dbd_dist.stages.uat import UniversalTraining
 from dbd_dist.stages.unlearning import Unlearning
-from dbd_dist.stages.warmup import Warmup
+from dbd_dist.stages.warmup import SupervisedWarmup, Warmup
 
 STAGES: Registry[type[Stage]] = Registry(
     "stages",
@@ -36,6 +41,11 @@ STAGES: Registry[type[Stage]] = Registry(
             Inversion,
             Patching,
             UniversalTraining,
+            TuneHead,
+            DPSGD,
+            Shrink,
+            Teacher,
+            Distillation,
         )
     },
     base=Stage,
@@ -43,19 +53,25 @@ STAGES: Registry[type[Stage]] = Registry(
 )
 
 __all__ = [
+    "DPSGD",
     "STAGES",
     "Clustering",
+    "Distillation",
     "Finetuning",
     "Inversion",
     "Isolation",
     "MixMatch",
     "Patching",
     "Retrain",
+    "Shrink",
     "SimCLR",
     "Spectral",
     "Split",
     "Stage",
     "Supervised",
+    "SupervisedWarmup",
+    "Teacher",
+    "TuneHead",
     "UniversalTraining",
     "Unlearning",
     "Warmup",

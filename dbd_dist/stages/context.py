@@ -108,12 +108,12 @@ class Context:
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
-    def prepare(self, model: Network) -> Network:
+    def prepare(self, model: Network, *, compiled: bool = True) -> Network:
         """`model` on the device, channels_last, with batch norm over the global batch and compiled where that is asked
-        for."""
+        for; never with `compiled` False, for networks with hooks."""
         model = model.to(self.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         model = self.world.synchronise_batch_norm(model) if self.sync_bn else model
-        if self.compile:
+        if self.compile and compiled:
             allow_forms()
             model.compile(dynamic=False)  # in place: names of weights stay; a stage has a handful of batch shapes
         return model

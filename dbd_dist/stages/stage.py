@@ -11,6 +11,7 @@ from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.fields import to_dict
 
 if TYPE_CHECKING:
+    from dbd_dist.models.config import ModelConfig
     from dbd_dist.stages.context import Context
 
 
@@ -52,7 +53,8 @@ class Stage:
     """What it needs that earlier stages give."""
     gives: ClassVar[tuple[str, ...]]
     """What it hands on: "backbone" (weights without labels), "model" (weights of the classifier), "optimizer",
-    "split", "flagged" (see `stages.flagged`), or names of its own."""
+    "split", "flagged" (see `stages.flagged`), "measures" (plain values by name, for result.json), or names of its
+    own."""
     evaluates: ClassVar[bool] = False
     """Its model is a classifier in training, worth measuring between epochs."""
     trains: ClassVar[bool] = True
@@ -60,6 +62,8 @@ class Stage:
     on_clean: ClassVar[bool] = False
     """It trains on `context.clean`, the clean images set aside, and its `batch` is of those. Its method has to say
     `needs_clean`."""
+    kept_when_last: ClassVar[bool] = False
+    """What it gives is stored for other runs also where it is a method's last stage: other methods begin with it."""
     revision: ClassVar[int] = 0
     """Counted up when a change of the code changes what the stage computes: what was stored before is not used then."""
 
@@ -99,6 +103,13 @@ class Stage:
         batch = getattr(self, "batch", None)
         if self.trains and batch is not None:
             check_batch(self.name, batch, workers, images, "clean images" if self.on_clean else "training images")
+
+    def check_network(self, model: ModelConfig) -> None:
+        """Refuse a network that the stage cannot train.
+
+        Raises:
+            UserError
+        """
 
     def check_image_px(self, image_px: int) -> None:
         """Refuse an augmentation that does not fit the images.

@@ -29,6 +29,7 @@ class Supervised(Stage):
     title: ClassVar[str] = "Plain supervised training"
     gives: ClassVar[tuple[str, ...]] = ("model",)
     evaluates: ClassVar[bool] = True
+    kept_when_last: ClassVar[bool] = True
 
     epochs: int = 200
     batch: int = 128

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from dbd_dist.losses import symmetric_cross_entropy
 from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
+from dbd_dist.stages.split import SampleLoss
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes
 
 
@@ -34,6 +35,7 @@ class Warmup(Stage):
     reads: ClassVar[tuple[str, ...]] = ("backbone",)
     gives: ClassVar[tuple[str, ...]] = ("model", "optimizer", "sample_loss")
     evaluates: ClassVar[bool] = True  # backdoors have been seen to enter here
+    kept_when_last: ClassVar[bool] = True
 
     epochs: int = 10
     batch: int = 128
@@ -63,10 +65,14 @@ class Warmup(Stage):
 
     def run(self, context: Context, inputs: Mapping[str, Any], resume: dict[str, Any] | None) -> dict[str, Any]:
         model = context.classifier("warmup", "weights")
-        model.backbone.load_state_dict(inputs["backbone"])
+        model.backbone.load_state_dict(self.backbone(inputs))
         model = context.prepare(model)
         optimizer = train_head(self, model, context, resume)
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+    def backbone(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weights that are frozen."""
+        return inputs["backbone"]
 
     def sizes(self, networks: NetworkBytes) -> StageBytes:
         # Adam holds two values a parameter beside the weights, here of the head alone
@@ -81,10 +87,63 @@ def sample_losses(config: Warmup, logits_BK: Tensor, labels_B: Tensor) -> Tensor
     return symmetric_cross_entropy(logits_BK, labels_B, config.sce_alpha, config.sce_beta, config.sce_clamp)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SupervisedWarmup(Warmup):
+    """Stage 2 on the backbone of a classifier that was trained with labels (the article's ablation)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("model",)
+
+    @classmethod
+    def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
+        found = stages.get(cls.name)
+        return cls(**{f.name: getattr(found, f.name) for f in fields(Warmup)}) if found is not None else None
+
+    def backbone(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        prefix = "backbone."
+        return {n.removeprefix(prefix): value for n, value in inputs["model"].items() if n.startswith(prefix)}
+
+
 def train_head(
     config: Warmup, model: Classifier, context: Context, resume: dict[str, Any] | None
 ) -> torch.optim.Optimizer:
+    """`fit_head` with the warm-up's own loss, on all samples."""
+    loss = partial(sample_losses, config)
+    return fit_head(config, model, context, resume, sample_loss=loss, freeze_batch_norm=config.freeze_batch_norm)
+
+
+class HeadConfig(Protocol):
+    """What `fit_head` needs of a stage."""
+
+    name: ClassVar[str]
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def augment(self) -> AugmentConfig: ...
+
+
+def fit_head(
+    config: HeadConfig,
+    model: Classifier,
+    context: Context,
+    resume: dict[str, Any] | None,
+    *,
+    sample_loss: SampleLoss,
+    freeze_batch_norm: bool = True,
+    among: Tensor | None = None,
+    more: Callable[[], dict[str, Any]] = dict,
+) -> torch.optim.Optimizer:
     """Train the head of `model` in place; its backbone does not change.
+
+    Args:
+        sample_loss: its mean over a batch is the loss.
+        freeze_batch_norm: see `Warmup`.
+        among: int64 (n,), the samples to train on; default all.
+        more: see `run_epochs`.
 
     Returns:
         The optimiser. It holds all parameters, so that MixMatch can continue with it; those of the backbone have no
@@ -96,11 +155,13 @@ def train_head(
     model.backbone.requires_grad_(False)
     head = world.data_parallel(model.head)
     head.train()
-    model.backbone.train(not config.freeze_batch_norm)
+    model.backbone.train(not freeze_batch_norm)
     mine = context.mine(config.batch)
 
     def one(epoch: int, loop: EpochLoop) -> None:
-        order = epoch_batches(len(images), config.batch, context.generator("warmup", epoch, "order"))
+        count = len(images) if among is None else len(among)
+        order = epoch_batches(count, config.batch, context.generator(config.name, epoch, "order"))
+        order = order if among is None else among[order]
         chosen = order[loop.done :, mine]
         here = chosen.to(world.device)  # once an epoch: a copy in a step would wait for the device
         # the loop first: `zip` looks into what comes first once more, and so ends its last step
@@ -113,12 +174,12 @@ def train_head(
                 with torch.no_grad():
                     features = model.backbone(augment.apply(config.augment, pixels, params[mine]))
                 logits = head(features)
-            loss = sample_losses(config, logits, labels).mean()
+            loss = sample_loss(logits, labels).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             loop.add(config.batch, loss=loss)
 
-    run_epochs(config, model, optimizer, context, resume, one)
+    run_epochs(config, model, optimizer, context, resume, one, more=more)
     model.backbone.requires_grad_(True)
     return optimizer

@@ -24,7 +24,9 @@ from dbd_dist.evaluation.evaluator import Evaluator
 from dbd_dist.models.config import ModelConfig
 from dbd_dist.models.heads import Classifier, ContrastiveModel, seeded
 from dbd_dist.stages import (
+    DPSGD,
     Clustering,
+    Distillation,
     Inversion,
     Isolation,
     MixMatch,
@@ -32,13 +34,17 @@ from dbd_dist.stages import (
     Spectral,
     Split,
     Supervised,
+    Teacher,
     UniversalTraining,
     Unlearning,
     Warmup,
+    distillation,
+    dpsgd,
     mixmatch,
     simclr,
     split,
     supervised,
+    teacher,
     uat,
     unlearning,
     warmup,
@@ -59,6 +65,9 @@ SUPERVISED = Supervised(epochs=1, batch=24, augment=WEAK)
 UNLEARNING = Unlearning(epochs=1, steps=2, batch=8, lr=0.05, augment=WEAK)
 DETECTORS = {"spectral": Spectral(batch=10), "clustering": Clustering(batch=10, dims=3, silhouette=-1.0)}
 UAT = UniversalTraining(epochs=1, steps=2, batch=12, ascent_steps=3, augment=WEAK)
+PRIVATE = DPSGD(epochs=1, batch=24, noise=0.5, chunk=5, augment=WEAK)
+TEACHER = Teacher(epochs=1, batch=24, augment=WEAK)
+DISTILLATION = Distillation(epochs=1, batch=24, augment=WEAK)
 
 
 def make_images(count: int = 48, px: int = 16, device: torch.device | str = "cpu") -> ResidentImages:
@@ -84,6 +93,12 @@ def make_contrastive(context: Context, seed: int = 1) -> ContrastiveModel:
 
 def make_classifier(context: Context, seed: int = 1) -> Classifier:
     return context.prepare(seeded(lambda: Classifier(MODEL, CLASSES), seeds.generator(seed, "classifier")))
+
+
+def make_group_normalised(context: Context, seed: int = 1) -> Classifier:
+    config = replace(MODEL, norm="group")
+    model = seeded(lambda: Classifier(config, CLASSES), seeds.generator(seed, "classifier"))
+    return context.prepare(model, compiled=False)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -118,6 +133,19 @@ def run_uat(config: UniversalTraining, context: Context, model: Any, resume: dic
     uat.train(config, model, torch.arange(len(context.images)) % 3 > 0, context, resume)
 
 
+def run_dpsgd(config: DPSGD, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+    dpsgd.train(config, model, context, resume)
+
+
+def run_teacher(config: Teacher, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+    teacher.fine_tune(config, model, replace(context, holdout=context.images), resume)
+
+
+def run_distillation(config: Distillation, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
+    tutor = make_classifier(context, seed=9).eval().requires_grad_(False)
+    distillation.distil(config, model, tutor, replace(context, holdout=context.images), resume)
+
+
 STAGES: dict[str, tuple[Any, Callable[..., None], Callable[..., nn.Module]]] = {
     "simclr": (SIMCLR, run_simclr, make_contrastive),
     "warmup": (WARMUP, run_warmup, make_classifier),
@@ -125,6 +153,9 @@ STAGES: dict[str, tuple[Any, Callable[..., None], Callable[..., nn.Module]]] = {
     "supervised": (SUPERVISED, run_supervised, make_classifier),
     "unlearning": (UNLEARNING, run_unlearning, make_classifier),
     "uat": (UAT, run_uat, make_classifier),
+    "dpsgd": (PRIVATE, run_dpsgd, make_group_normalised),
+    "teacher": (TEACHER, run_teacher, make_classifier),
+    "distillation": (DISTILLATION, run_distillation, make_classifier),
 }
 
 
