@@ -8,22 +8,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+NORMALISATION = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def layers(backbone: nn.Module, image_px: int) -> tuple[str, ...]:
-    """The backbone's outermost parts whose output, a map (B, C, H, W) of more than one place, is the last of its
-    resolution: of a residual network its stages. Nothing where there are no maps, as in transformers."""
+    """The backbone's outermost parts, normalisation aside, whose output, a map (B, C, H, W) of more than one place, is
+    the last of its resolution: of a residual network its stages. Nothing where there are none, as in transformers."""
     found: dict[int, str] = {}
 
     def note(name: str, output: Any) -> None:
         if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
             found[output.shape[-1]] = name
 
+    parts = [name for name, part in backbone.named_children() if not isinstance(part, NORMALISATION)]
     example = next(backbone.parameters())
     was_training = backbone.training
     backbone.eval()
     try:
-        with torch.no_grad(), _hooked(backbone, [name for name, _ in backbone.named_children()], note):
+        with torch.no_grad(), _hooked(backbone, parts, note):
             backbone(torch.zeros(1, 3, image_px, image_px, device=example.device, dtype=example.dtype))
     finally:
         backbone.train(was_training)

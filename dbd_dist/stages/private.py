@@ -49,7 +49,11 @@ def private_optimizer(
 
     class PerSample(GradSampleModule):
         """Takes gradients of layers from hooks on their outputs: a module's own backward hook forbids what residual
-        blocks do, to add to an output in place."""
+        blocks do, to add to an output in place. Opacus' gradient of a convolution is wrong for tensors that are
+        channels_last in memory: it is given contiguous ones."""
+
+        def capture_activations_hook(self, module: nn.Module, forward_input: Any, _forward_output: Any) -> None:
+            super().capture_activations_hook(module, [x.contiguous() for x in forward_input], _forward_output)
 
         def add_hooks(self, *, loss_reduction="mean", batch_first=True, force_functorch=False) -> None:
             how = {"loss_reduction": loss_reduction, "batch_first": batch_first}
@@ -62,7 +66,7 @@ def private_optimizer(
         def _watch(self, how: dict[str, Any], layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
             if layer.training and output.requires_grad:
                 capture: Any = self.capture_backprops_hook
-                output.register_hook(lambda grad: capture(layer, None, (grad,), **how))
+                output.register_hook(lambda grad: capture(layer, None, (grad.contiguous(),), **how))
 
     network = PerSample(model, loss_reduction="sum")
     return network, WorldOptimizer(
