@@ -30,22 +30,12 @@ def private_optimizer(
         noise: standard deviation of the noise on the sum, over `clip`.
         expected_batch: the sum is divided by it.
     """
+    network = _per_sample(model)
+    return network, _noised(optimizer, world, clip=clip, noise=noise, expected_batch=expected_batch)
+
+
+def _per_sample(model: nn.Module) -> nn.Module:
     from opacus import GradSampleModule
-    from opacus.optimizers import DPOptimizer
-
-    generator = torch.Generator(world.device)
-
-    class WorldOptimizer(DPOptimizer):
-        def seed(self, seed: int) -> None:
-            """Draw the next step's noise from this seed."""
-            generator.manual_seed(seed)
-
-        def add_noise(self) -> None:
-            params: list[Any] = self.params
-            flat = world.sum(torch.cat([p.summed_grad.flatten() for p in params]))
-            for p, whole in zip(params, flat.split([p.numel() for p in params])):
-                p.summed_grad = whole.view_as(p)
-            super().add_noise()
 
     class PerSample(GradSampleModule):
         """Takes gradients of layers from hooks on their outputs: a module's own backward hook forbids what residual
@@ -68,8 +58,27 @@ def private_optimizer(
                 capture: Any = self.capture_backprops_hook
                 output.register_hook(lambda grad: capture(layer, None, (grad.contiguous(),), **how))
 
-    network = PerSample(model, loss_reduction="sum")
-    return network, WorldOptimizer(
+    return PerSample(model, loss_reduction="sum")
+
+
+def _noised(optimizer: torch.optim.Optimizer, world: World, *, clip: float, noise: float, expected_batch: int) -> Any:
+    from opacus.optimizers import DPOptimizer
+
+    generator = torch.Generator(world.device)
+
+    class WorldOptimizer(DPOptimizer):
+        def seed(self, seed: int) -> None:
+            """Draw the next step's noise from this seed."""
+            generator.manual_seed(seed)
+
+        def add_noise(self) -> None:
+            params: list[Any] = self.params
+            flat = world.sum(torch.cat([p.summed_grad.flatten() for p in params]))
+            for p, whole in zip(params, flat.split([p.numel() for p in params])):
+                p.summed_grad = whole.view_as(p)
+            super().add_noise()
+
+    return WorldOptimizer(
         optimizer,
         noise_multiplier=noise,
         max_grad_norm=clip,

@@ -199,10 +199,10 @@ def test_a_network_without_feature_maps_is_refused():
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--method", "ssl-ce", "--warmup.loss", "sce"], "--warmup.loss"),
-        (["--method", "ssl-sce", "--warmup.loss", "ce"], "--warmup.loss"),
-        (["--method", "shrinkpad", "--shrink.draws", "0"], "--shrink.draws"),
-        (["--method", "shrinkpad", "--shrink.px", "16", "--data", "{data}"], "--shrink.px"),
+        (["--method", "ssl-ce", "--warmup.loss", "sce"], "warmup.loss: "),
+        (["--method", "ssl-sce", "--warmup.loss", "ce"], "warmup.loss: "),
+        (["--method", "shrinkpad", "--shrink.draws", "0"], "shrink.draws: "),
+        (["--method", "shrinkpad", "--shrink.px", "16", "--data", "{data}"], "shrink.px: "),
         (["--method", "nad", "--data", "{data}"], "--holdout-clean 0.05"),
         (["--method", "nda"], "nad"),
     ],
