@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import importlib.metadata
-import importlib.util
 import os
-import re
-import shutil
 import socket
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import tyro
 
 import data_prep.errors
 from data_prep.errors import UserError
 
-from . import session, topology
+from . import machine, ports, session, topology
 from . import storage as storage_module
+from .machine import Finding, Status, examine
 
-Status = Literal["ok", "warn", "fail"]
-GIB = 1024**3
-PYTHONS = ((3, 11), (3, 13))
 NODE_TIMEOUT_S = 180  # the first task on a node starts a worker and imports torch there
 MUST_AGREE = (
     "python",
     "torch",
     "ray",
 )  # between nodes: pickled tensors and Ray's own protocol depend on them
-
-
-@dataclass(frozen=True)
-class Finding:
-    name: str
-    status: Status
-    detail: str
-    remedy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +35,17 @@ class Options:
     """The folder where runs will be kept."""
     cluster: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check every node of the Ray cluster that this machine belongs to."""
+    gpus: int = 0
+    """How many GPUs there have to be, on all nodes together with --cluster."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=argv, prog="dbd doctor")
     if options.cluster:
-        reports = examine_cluster(options.storage)
+        reports = examine_cluster(options.storage, gpus=options.gpus)
     else:
-        reports = {"": examine(options.storage)}
+        here = topology.this_machine().gpus
+        reports = {"": [*examine(options.storage), *enough_gpus(here, options.gpus)]}
     for where, findings in reports.items():
         print(table(findings, title=where))
     failed = {where: [f.name for f in found if f.status == "fail"] for where, found in reports.items()}
@@ -70,27 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not failed:
         print("Fit to run.")
     return 1 if failed else 0
-
-
-def examine(storage: str) -> list[Finding]:
-    """Every check of this machine, in the order of the table. A check that raises is a failed one."""
-    checks: dict[str, Callable[[], Finding]] = {
-        "python": check_python,
-        "torch": check_torch,
-        "opencv": check_opencv,
-        "turbojpeg": check_turbojpeg,
-        "ffcv": check_ffcv,
-        "ray": check_ray,
-        "cpus": check_cpus,
-        "gpus": check_gpus,
-        "memory": check_memory,
-        "shared memory": check_shared_memory,
-        "open files": check_open_files,
-        "disk": partial(check_disk, storage),
-        "storage": partial(check_storage, storage),
-        "clock": check_clock,
-    }
-    return [_guarded(name, check) for name, check in checks.items()]
 
 
 def table(findings: Sequence[Finding], *, title: str = "") -> str:
@@ -103,142 +67,18 @@ def table(findings: Sequence[Finding], *, title: str = "") -> str:
     return "\n".join(lines)
 
 
-def check_python(version: tuple[int, ...] = tuple(sys.version_info[:3])) -> Finding:
-    detail = ".".join(map(str, version))
-    lowest, highest = PYTHONS
-    if lowest <= version[:2] <= highest:
-        return Finding("python", "ok", detail)
-    allowed = f"{lowest[0]}.{lowest[1]} to {highest[0]}.{highest[1]}"
-    return Finding("python", "fail", f"{detail}; allowed: {allowed}", "make setup PYTHON=python3.12")
+def enough_gpus(found: int, wanted: int) -> list[Finding]:
+    """Whether there are as many as somebody wants; nothing where nobody wants any."""
+    if wanted == 0:
+        return []
+    status: Status = "ok" if found >= wanted else "fail"
+    remedy = "start Ray with --num-gpus on nodes whose GPUs it does not see, add nodes, or ask for fewer"
+    return [Finding("enough gpus", status, f"{found} of {wanted} that are wanted", remedy)]
 
 
-def check_torch() -> Finding:
-    import torch
-    import torchvision
-
-    finding = pair(torch.__version__, torchvision.__version__, importlib.metadata.requires("torchvision") or [])
-    if finding.status == "ok":
-        import torchvision.ops  # its operators register only against the torch they were built for
-    return finding
-
-
-def pair(torch: str, torchvision: str, requirements: Sequence[str]) -> Finding:
-    """Whether a torchvision was built for this torch; they share C++ symbols, so only exactly one will do."""
-    detail = f"torch {torch}, torchvision {torchvision}"
-    wanted = next((found[1] for r in requirements if (found := re.match(r"torch ?\(?==([\w.]+)", r))), None)
-    if wanted is not None and wanted != torch.partition("+")[0]:
-        return Finding("torch", "fail", f"{detail}, which wants torch {wanted}", "make setup installs a matching pair")
-    return Finding("torch", "ok", detail)
-
-
-def check_opencv() -> Finding:
-    try:
-        import cv2
-    except ImportError as error:
-        return Finding("opencv", "fail", str(error), "install libopencv-dev (it brings the X11 and GL libraries)")
-    return Finding("opencv", "ok", cv2.__version__)
-
-
-def check_turbojpeg() -> Finding:
-    try:
-        ctypes.CDLL("libturbojpeg.so.0")
-    except OSError as error:
-        return Finding("turbojpeg", "fail", str(error), "install libturbojpeg0-dev")
-    return Finding("turbojpeg", "ok", "libturbojpeg.so.0")
-
-
-def check_ffcv() -> Finding:
-    """FFCV's compiled part loads. FFCV is not imported: that takes seconds and resets torch's threads."""
-    version = importlib.metadata.version("ffcv")
-    library = next(f for f in importlib.metadata.files("ffcv") or [] if f.name.startswith("_libffcv"))
-    try:
-        ctypes.CDLL(str(library.locate()))
-    except OSError as error:
-        return Finding("ffcv", "fail", f"{version}: {error}", "install libopencv-dev and libturbojpeg0-dev")
-    if sys.version_info >= (3, 12) and importlib.util.find_spec("setuptools") is None:
-        return Finding("ffcv", "fail", f"{version} wants distutils, which Python dropped", "pip install setuptools")
-    return Finding("ffcv", "ok", version)
-
-
-def check_ray() -> Finding:
-    import ray
-
-    if importlib.util.find_spec("aiohttp_cors") is None:
-        return Finding("ray", "fail", f"{ray.__version__} without its dashboard", "pip install 'ray[default]'")
-    return Finding("ray", "ok", ray.__version__)
-
-
-def check_cpus() -> Finding:
-    return Finding("cpus", "ok", f"{topology.this_machine().cpus} of {os.cpu_count()} usable by this process")
-
-
-def check_gpus() -> Finding:
-    import torch
-
-    if torch.cuda.is_available():
-        found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return Finding("gpus", "ok", "; ".join(f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB" for gpu in found))
-    if os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES", "unset") not in ("", "-1"):
-        why = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        return Finding("gpus", "warn", f"there are some, torch ({why}) cannot use them", "update the NVIDIA driver")
-    return Finding("gpus", "ok", "none; training runs on the CPU")
-
-
-def check_memory() -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return _at_least("memory", total, fail=2 * GIB, warn=4 * GIB, remedy="use a larger machine")
-
-
-def check_shared_memory(path: str = "/dev/shm") -> Finding:
-    """Ray's objects live there; a container gets 64 MiB by default."""
-    if not os.path.isdir(path):
-        return Finding("shared memory", "fail", f"no {path}", f"mount a tmpfs there: mount -t tmpfs tmpfs {path}")
-    total = shutil.disk_usage(path).total
-    return _at_least("shared memory", total, fail=0, warn=2 * GIB, remedy="in Docker: --shm-size=8g")
-
-
-def check_open_files(limits: tuple[int, int] | None = None) -> Finding:
-    """Ray opens a few hundred sockets a worker, and raises the soft limit to the hard one by itself."""
-    import resource
-
-    soft, hard = limits or resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
-    status: Status = "ok" if most >= 8192 else "warn" if most >= 1024 else "fail"
-    return Finding(
-        "open files", status, f"soft {soft}, hard {hard}", "raise the hard limit: ulimit -Hn 65536 (as root)"
-    )
-
-
-def check_disk(storage: str) -> Finding:
-    spaces = {tempfile.gettempdir(): shutil.disk_usage(tempfile.gettempdir()).free}  # Ray's logs and spilled objects
-    with contextlib.suppress(UserError):  # check_storage reports it
-        place = storage_module.resolve(storage)
-        spaces[str(place)] = storage_module.free_bytes(place)
-    path, free = min(spaces.items(), key=lambda item: item[1])
-    remedy = "free some, or choose another --storage"
-    return _at_least("disk", free, fail=GIB, warn=10 * GIB, remedy=remedy, of=f" free in {path}")
-
-
-def check_storage(storage: str) -> Finding:
-    place = storage_module.resolve(storage)
-    storage_module.check_writable(place)
-    kind = storage_module.file_system(place)
-    if kind == "tmpfs":
-        return Finding("storage", "warn", f"{place} is in memory and gone after a restart", "choose a folder on disk")
-    return Finding("storage", "ok", f"{place} can be written ({kind or 'unknown file system'})")
-
-
-def check_clock(now: float | None = None) -> Finding:
-    """A clock before this release makes certificates fail."""
-    now = time.time() if now is None else now
-    detail = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
-    return Finding("clock", "ok" if now > 1_767_225_600 else "fail", detail, "set the clock (chrony or ntpd)")  # 2026
-
-
-def examine_cluster(storage: str) -> dict[str, list[Finding]]:
+def examine_cluster(storage: str, *, gpus: int = 0) -> dict[str, list[Finding]]:
     """The same checks on every node, by "host (address)", and whether the nodes fit together."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not ray.is_initialized() and session.cluster_address(os.environ) is None:
         raise UserError(
@@ -259,27 +99,49 @@ def examine_cluster(storage: str) -> dict[str, list[Finding]]:
             mark = storage_module.leave_mark(place)
         except UserError:
             mark = None  # every node's own storage check reports it
-        evaluator, clock = ray.remote(num_cpus=0)(_examine_node), ray.remote(num_cpus=0)(_now)
-        pins = {where: NodeAffinitySchedulingStrategy(node.node_id, soft=False) for where, node in nodes.items()}
-        asked = {
-            where: evaluator.options(scheduling_strategy=pin).remote(str(place), mark, len(nodes))
-            for where, pin in pins.items()
-        }
-        deadline = time.monotonic() + NODE_TIMEOUT_S
-        for where, reference in asked.items():
-            try:
-                rows = ray.get(reference, timeout=max(1.0, deadline - time.monotonic()))
-                start = time.time()
-                there = ray.get(clock.options(scheduling_strategy=pins[where]).remote(), timeout=30)
-                offset_s = there - (start + time.time()) / 2
-            except Exception as error:  # any failure of a node is the finding
-                reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-                reports[where] = [Finding("node", "fail", reason, "look into Ray's logs on that node")]
-                continue
-            reports[where] = [Finding(*row) for row in rows] + [clock_offset(offset_s)]
-        if mark is not None:
-            mark.remove()
-    return compare(reports)
+        try:
+            _ask_all(nodes, str(place), mark, reports)
+        finally:
+            if mark is not None:
+                mark.remove()
+        total = enough_gpus(sum(node.gpus for node in nodes.values()), gpus)
+    return compare(reports) | ({"all nodes together": total} if total else {})
+
+
+def _ask_all(
+    nodes: Mapping[str, topology.Node],
+    place: str,
+    mark: storage_module.Mark | None,
+    reports: dict[str, list[Finding]],
+) -> None:
+    """Run the checks on all nodes at the same time, and then whether they reach each other."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def on(where: str, what: Any) -> Any:
+        pin = NodeAffinitySchedulingStrategy(nodes[where].node_id, soft=False)
+        return ray.remote(num_cpus=0)(what).options(scheduling_strategy=pin)
+
+    asked = {w: on(w, _examine_node).remote(place, mark, len(nodes), node.gpus) for w, node in nodes.items()}
+    listeners = {w: on(w, ports.Listener).remote() for w in nodes} if len(nodes) > 1 else {}
+    deadline = time.monotonic() + NODE_TIMEOUT_S
+    listening: list[ports.Place] = []
+    for where, reference in asked.items():
+        try:
+            rows = ray.get(reference, timeout=max(1.0, deadline - time.monotonic()))
+            start = time.time()
+            there: Any = ray.get(on(where, _now).remote(), timeout=30)
+            offset_s = there - (start + time.time()) / 2
+            if where in listeners:
+                listening.append((where, nodes[where].address, ray.get(listeners[where].port.remote(), timeout=30)))
+        except Exception as error:  # any failure of a node is the finding
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            reports[where] = [Finding("node", "fail", reason, "look into Ray's logs on that node")]
+            continue
+        reports[where] = [Finding(*row) for row in rows] + [clock_offset(offset_s)]
+    reached = {w: on(w, ports.reach).remote([p for p in listening if p[0] != w]) for w, *_ in listening}
+    for where, reference in reached.items():
+        reports[where].append(Finding(*ray.get(reference, timeout=60)))
 
 
 def clock_offset(offset_s: float) -> Finding:
@@ -309,9 +171,22 @@ def compare(reports: dict[str, list[Finding]]) -> dict[str, list[Finding]]:
     return compared
 
 
-def _examine_node(storage: str, mark: storage_module.Mark | None, nodes: int) -> list[tuple[str, Status, str, str]]:
+def check_gpus_of_ray(rays: int, usable: int) -> Finding:
+    """Ray gives a worker a GPU that torch can use there."""
+    detail = f"Ray offers {rays}, torch can use {usable}"
+    remedy = "see the row gpus; or start Ray there with --num-gpus as many as work"
+    return Finding("gpus of ray", "ok" if usable >= rays else "fail", detail, remedy)
+
+
+def _examine_node(
+    storage: str, mark: storage_module.Mark | None, nodes: int, gpus: int
+) -> list[tuple[str, Status, str, str]]:
     """What runs on a node; plain values, so that what comes back needs no import."""
+    visible = os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # a task without a GPU sees none
     findings = examine(storage)
+    findings.append(machine.guarded("gpus of ray", lambda: check_gpus_of_ray(gpus, topology.this_machine().gpus)))
+    if visible is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
     if mark is not None and not mark.seen():
         findings.append(
             Finding(
@@ -322,26 +197,12 @@ def _examine_node(storage: str, mark: storage_module.Mark | None, nodes: int) ->
             )
         )
     if nodes > 1:
-        findings.append(_guarded("host name", lambda: check_name(socket.gethostbyname(socket.gethostname()))))
+        findings.append(machine.guarded("host name", lambda: check_name(socket.gethostbyname(socket.gethostname()))))
     return [(f.name, f.status, f.detail, f.remedy) for f in findings]
 
 
 def _now() -> float:
     return time.time()
-
-
-def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
-    try:
-        return check()
-    except UserError as error:
-        return Finding(name, "fail", error.what, error.hint or error.expected or "")
-    except Exception as error:  # a broken library raises anything; a preflight reports it
-        return Finding(name, "fail", f"{type(error).__name__}: {error}", "make setup")
-
-
-def _at_least(name: str, found: int, *, fail: int, warn: int, remedy: str, of: str = "") -> Finding:
-    status: Status = "fail" if found < fail else "warn" if found < warn else "ok"
-    return Finding(name, status, f"{found / GIB:.1f} GiB{of}", remedy)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from data_prep.errors import UserError
 
@@ -17,6 +18,10 @@ class Node:
     cpus: int
     gpus: int
     node_id: str = ""  # Ray's; empty for a machine that Ray does not run on
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,14 @@ class WorkerResources:
     workers: int
     cpus_per_worker: float
     use_gpu: bool
+    gpus_per_worker: float = 1.0
+    strategy: Strategy = "PACK"
+    labels: dict[str, str] = field(default_factory=dict)
+    """Of the nodes to take."""
 
     @property
     def resources(self) -> dict[str, float]:
-        return {"CPU": float(self.cpus_per_worker)} | ({"GPU": 1.0} if self.use_gpu else {})
+        return {"CPU": float(self.cpus_per_worker)} | ({"GPU": self.gpus_per_worker} if self.use_gpu else {})
 
 
 def this_machine() -> Topology:
@@ -72,6 +81,7 @@ def from_ray_nodes(nodes: Sequence[dict]) -> Topology:
             cpus=int(node["Resources"].get("CPU", 0)),
             gpus=int(node["Resources"].get("GPU", 0)),
             node_id=node["NodeID"],
+            labels=dict(node.get("Labels", {})),
         )
         for node in nodes
         if node["Alive"]
@@ -91,6 +101,7 @@ def worker_resources(
     *,
     workers: int | None = None,
     cpus_per_worker: int | None = None,
+    gpus_per_worker: float = 1.0,
     use_gpu: bool | None = None,
     runs: int = 1,
     where: str = "--workers",
@@ -114,14 +125,20 @@ def worker_resources(
         )
 
     def slots(cpus: int) -> int:  # how many workers of that size the nodes hold
-        return sum(min(node.cpus // cpus, node.gpus) if use_gpu else node.cpus // cpus for node in topology.nodes)
+        a_gpu = 1 / gpus_per_worker  # how many workers share one, or less than one where a worker takes several
+        rooms = ((node.cpus // cpus, int(node.gpus * a_gpu + 1e-6)) for node in topology.nodes)
+        return sum(min(by_cpu, by_gpu) if use_gpu else by_cpu for by_cpu, by_gpu in rooms)
 
     most = slots(cpus_per_worker or 1) // runs
     if workers is None:
-        wanted = topology.gpus if use_gpu else sum(node.cpus > 0 for node in topology.nodes)
+        wanted = (
+            int(topology.gpus / max(gpus_per_worker, 1)) if use_gpu else sum(node.cpus > 0 for node in topology.nodes)
+        )
         workers = max(1, min(most, wanted // runs))
     if workers < 1 or workers > most:
-        each = [f"{_count(cpus_per_worker, 'CPU')}" if cpus_per_worker else "at least 1 CPU"] + ["1 GPU"] * use_gpu
+        each = [f"{_count(cpus_per_worker, 'CPU')}" if cpus_per_worker else "at least 1 CPU"] + [
+            _count(gpus_per_worker, "GPU")
+        ] * use_gpu
         asked = f"{workers} workers" + (f" for each of {runs} runs" if runs > 1 else "")
         raise UserError(
             f"{asked}, each with {' and '.join(each)}, on {topology}",
@@ -132,7 +149,26 @@ def worker_resources(
     if cpus_per_worker is None:
         largest = max(node.cpus for node in topology.nodes)
         cpus_per_worker = next(c for c in range(largest, 0, -1) if slots(c) >= workers * runs)
-    return WorkerResources(workers=workers, cpus_per_worker=cpus_per_worker, use_gpu=use_gpu)
+    return WorkerResources(
+        workers=workers, cpus_per_worker=cpus_per_worker, use_gpu=use_gpu, gpus_per_worker=gpus_per_worker
+    )
+
+
+def selected(topology: Topology, labels: Mapping[str, str]) -> Topology:
+    """The nodes that have these labels.
+
+    Raises:
+        UserError: none has them.
+    """
+    found = tuple(n for n in topology.nodes if all(n.labels.get(k) == v for k, v in labels.items()))
+    if labels and not found:
+        has = sorted({f"{k}={v}" for n in topology.nodes for k, v in n.labels.items() if not k.startswith("ray.io/")})
+        raise UserError(
+            f"no node has the label {','.join(f'{k}={v}' for k, v in labels.items())}",
+            where="compute.labels",
+            expected=", ".join(has) or "labels that `ray start --labels` gave the nodes, of which there are none",
+        )
+    return Topology(found)
 
 
 def interfaces() -> list[str]:
@@ -162,5 +198,5 @@ def interface_env(names: str, *, present: Collection[str] | None = None) -> dict
     return {"GLOO_SOCKET_IFNAME": ",".join(wanted), "NCCL_SOCKET_IFNAME": "=" + ",".join(wanted)}
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"

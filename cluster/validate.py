@@ -1,8 +1,9 @@
-"""Check a cluster manifest before it costs machine time: `python -m cluster.validate FILE...`.
+"""Check a cluster manifest before it costs machine time: `dbd cluster validate FILE...`.
 
 Launcher files (`ray up`) go through Ray's own validation, which does not read `provider`, `node_config` and the
-commands: those are checked here. RayJobs are checked against a schema of the fields that KubeRay documents. Unfilled
-<PLACE>s are listed; `--ready` refuses them.
+commands: those are checked here. RayJobs and RayClusters are checked against KubeRay's schema where it is given
+(`--crd`, `--server`); what no schema can say, and which fields there are at all, is checked always. Unfilled <PLACE>s
+are listed; `--ready` refuses them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
+from cluster import crd
 from data_prep.errors import UserError
 
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -78,16 +80,51 @@ LAUNCHERS = {
     "gcp": _fields({"provider": GCP, "available_node_types": _nodes(GCP_NODE)}),
 }
 
-CONTAINER = _fields({"name": TEXT, "image": TEXT, "resources": MAPPING}, {"volumeMounts": _list(MAPPING)})
-POD = _fields({"containers": _list(CONTAINER, minItems=1)}, {"volumes": _list(MAPPING)})
-GROUP = _fields({"template": _fields({"spec": POD})})
-REPLICAS = _fields({"groupName": TEXT, "replicas": COUNT, "minReplicas": COUNT, "maxReplicas": COUNT})
+# Pods: which fields there are (Kubernetes' API, v1), so that a typo is found; what is in them a schema knows better.
+MOUNT = _fields(
+    {"name": TEXT, "mountPath": TEXT}, others="mountPropagation readOnly recursiveReadOnly subPath subPathExpr"
+)
+AMOUNTS = _fields({}, {"limits": MAPPING, "requests": MAPPING}, others="claims")
+CONTAINER = _fields(
+    {"name": TEXT, "image": TEXT, "resources": AMOUNTS},
+    {"volumeMounts": _list(MOUNT)},
+    others="args command env envFrom imagePullPolicy lifecycle livenessProbe ports readinessProbe resizePolicy "
+    "restartPolicy securityContext startupProbe stdin stdinOnce terminationMessagePath terminationMessagePolicy tty "
+    "volumeDevices workingDir",
+)
+CLAIM = _fields({"claimName": TEXT}, others="readOnly")
+VOLUME = _fields(
+    {"name": TEXT},
+    {"persistentVolumeClaim": CLAIM, "emptyDir": _fields({}, others="medium sizeLimit")},
+    others="awsElasticBlockStore azureDisk azureFile cephfs cinder configMap csi downwardAPI ephemeral fc flexVolume "
+    "flocker gcePersistentDisk gitRepo glusterfs hostPath image iscsi nfs photonPersistentDisk portworxVolume "
+    "projected quobyte rbd scaleIO secret storageos vsphereVolume",
+)
+POD = _fields(
+    {"containers": _list(CONTAINER, minItems=1)},
+    {"volumes": _list(VOLUME)},
+    others="activeDeadlineSeconds affinity automountServiceAccountToken dnsConfig dnsPolicy enableServiceLinks "
+    "ephemeralContainers hostAliases hostIPC hostNetwork hostPID hostUsers hostname imagePullSecrets initContainers "
+    "nodeName nodeSelector os overhead preemptionPolicy priority priorityClassName readinessGates resourceClaims "
+    "resources restartPolicy runtimeClassName schedulerName schedulingGates securityContext serviceAccount "
+    "serviceAccountName setHostnameAsFQDN shareProcessNamespace subdomain terminationGracePeriodSeconds tolerations "
+    "topologySpreadConstraints",
+)
+TEMPLATE = _fields({"spec": POD}, others="apiVersion kind metadata")
+HEAD = _fields(
+    {"template": TEMPLATE},
+    others="enableIngress headService labels rayStartParams resources serviceType",
+)
+WORKERS = _fields(
+    {"groupName": TEXT, "replicas": COUNT, "minReplicas": COUNT, "maxReplicas": COUNT, "template": TEMPLATE},
+    others="idleTimeoutSeconds labels numOfHosts rayStartParams resources scaleStrategy suspend",
+)
 RAYCLUSTER_SPEC = _fields(
     {
         "rayVersion": {"const": importlib.metadata.version("ray"), "description": "the version installed here"},
         "authOptions": _fields({"mode": {"const": "token", "description": "token: others open it to every pod"}}),
-        "headGroupSpec": GROUP,
-        "workerGroupSpecs": _list({"allOf": [REPLICAS, GROUP]}),
+        "headGroupSpec": HEAD,
+        "workerGroupSpecs": _list(WORKERS),
     },
     others="autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headServiceAnnotations managedBy "
     "suspend upgradeStrategy",
@@ -113,6 +150,14 @@ RAYJOB = _fields(
         "spec": RAYJOB_SPEC,
     }
 )
+RAYCLUSTER = _fields(
+    {
+        "apiVersion": {"const": "ray.io/v1"},
+        "kind": {"const": "RayCluster"},
+        "metadata": _fields({"name": NAME}),
+        "spec": RAYCLUSTER_SPEC,
+    }
+)
 
 
 # -- the command
@@ -120,22 +165,32 @@ RAYJOB = _fields(
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Check cluster manifests: files for `ray up`, KubeRay's RayJobs. Exits with 2 at the first bad one."""
+    """Check cluster manifests: files for `ray up`, KubeRay's RayJobs and RayClusters. Exits with 2 at the first bad
+    one."""
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """The YAML files."""
     ready: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Refuse files in which a <PLACE> is still to be filled in."""
+    crd: tuple[Path, ...] = ()
+    """KubeRay's CustomResourceDefinitions, to check against the whole schema (ray.io_rayjobs.yaml, ...)."""
+    server: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Let the cluster that kubectl is set up for check RayJobs and RayClusters too; nothing is applied."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = tyro.cli(Options, args=argv, prog="python -m cluster.validate")
+    options = tyro.cli(Options, args=argv, prog="dbd cluster validate")
     try:
+        if not options.files:
+            raise UserError("no file is named", where="dbd cluster validate", expected="YAML files")
+        schemas = dict(map(crd.read_crd, options.crd))
         for path in options.files:
-            places = validate(path)
+            places = validate(path, schemas)
             if options.ready and places:
                 hint = "replace each with your own value"
                 raise UserError(f"Not filled in: {', '.join(places)}", where=path, hint=hint)
+            if options.server:
+                crd.ask_server(path)
             print(f"{path}: valid" + (f"; still to fill in: {', '.join(places)}" if places else ""))
     except UserError as error:
         print(error, file=sys.stderr)
@@ -143,13 +198,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def validate(path: Path) -> list[str]:
+def validate(path: Path, schemas: Mapping[str, Mapping[str, Schema]] | None = None) -> list[str]:
     """Check one file; returns the places in it that are still to be filled in.
+
+    Args:
+        schemas: of kinds of Kubernetes, by version; see `crd.read_crd`.
 
     Raises:
         UserError: the first mistake.
     """
-    kinds = "a file for `ray up`, or a RayJob"
+    kinds = "a file for `ray up`, a RayJob or a RayCluster"
     try:
         parsed = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -160,7 +218,11 @@ def validate(path: Path) -> list[str]:
         raise UserError("not a mapping", where=path, expected=kinds)
     try:
         if "apiVersion" in parsed:
-            check_rayjob(parsed)
+            _check_with_crd(parsed, schemas or {})
+            if parsed.get("kind") == "RayCluster":
+                check_raycluster(parsed)
+            else:
+                check_rayjob(parsed)
         elif "provider" in parsed:
             check_launcher(parsed)
         else:
@@ -248,6 +310,25 @@ def check_rayjob(manifest: dict) -> None:
     if runtime_env is not None and not isinstance(runtime_env, dict):
         raise UserError("not a mapping", where="spec.runtimeEnvYAML")
     _check_groups(spec["rayClusterSpec"], "spec.rayClusterSpec")
+
+
+def check_raycluster(manifest: dict) -> None:
+    """A RayCluster for KubeRay."""
+    _check_schema(manifest, RAYCLUSTER)
+    _check_groups(manifest["spec"], "spec")
+
+
+def _check_with_crd(manifest: dict, schemas: Mapping[str, Mapping[str, Schema]]) -> None:
+    """Against the definition of its kind, where one is given."""
+    if not schemas:
+        return
+    kind, version = str(manifest.get("kind")), str(manifest.get("apiVersion"))
+    versions = schemas.get(kind)
+    if versions is None:
+        raise UserError(f"no --crd defines {kind!r}", where="kind", expected=", ".join(sorted(schemas)))
+    if version not in versions:
+        raise UserError(f"unknown version {version!r}", where="apiVersion", expected=", ".join(sorted(versions)))
+    _check_schema(manifest, versions[version])
 
 
 def _check_groups(spec: dict, where: str) -> None:

@@ -27,6 +27,11 @@ COMMANDS = {
     "tune": ("tune_spaces.cli", "a Ray Tune sweep"),
     "report": ("dbd_dist.reporting.cli", "tables, plots and an HTML page from run folders"),
     "bench": ("dbd_dist.commands.bench", "how fast this machine runs every part"),
+    "submit": ("dbd_dist.commands.submit", "any of these as a job on a running Ray cluster"),
+    "cluster": (
+        "cluster.cli",
+        "files for clusters: written for a target, checked, and bundles for hosts without network",
+    ),
     "doctor": ("dbd_dist.commands.doctor", "is this machine or cluster fit to run? are these folders whole?"),
 }
 

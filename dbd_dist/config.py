@@ -61,12 +61,40 @@ class ComputeConfig:
     of the split, loss gap, agreement of nearest neighbours."""
     min_workers: int | None = None
     """Go on with fewer workers, down to this many, while nodes are missing. Default: wait for all."""
+    cpus_per_worker: int | None = None
+    """CPUs to ask Ray for, for each worker, and its threads. Default: an equal part of all that there are."""
+    gpus_per_worker: float = 1.0
+    """GPUs to ask Ray for, for each worker; 0.5 lets two runs of one worker each share a GPU."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """PACK: workers on as few nodes as they fit on; SPREAD: on as many; STRICT_: so or not at all."""
+    labels: str | None = None
+    """Only nodes with these labels of Ray's, e.g. zone=a,disk=nvme (`ray start --labels`)."""
+    wait_s: float | None = None
+    """How long to wait in seconds, also as --wait-s, while the cluster is busy. Default: for ever."""
+    log: tuple[str, ...] = ()
+    """Where metrics go too, also as --log: wandb, mlflow, or a plugin's name."""
+    profile: int | None = None
+    """Trace so many steps of each stage, also as --profile, to RUN/profile; for ui.perfetto.dev."""
 
     def __post_init__(self):
         require(
             self, "compute", workers=">= 1", threads="in [1, 1024]", resident_gib=">= 0", checkpoint_s=">= 0",
             checkpoint_steps=">= 1", patience_s="in [0, 1e7]", min_workers=">= 1", stall_s="in [0, 1e7]",
+            cpus_per_worker=">= 1", gpus_per_worker="in (0, 64]", wait_s=">= 0", profile="in [1, 10000]",
         )  # fmt: skip
+        if self.gpus_per_worker > 1 and not float(self.gpus_per_worker).is_integer():
+            raise UserError(
+                f"{self.gpus_per_worker} is not allowed",
+                where="compute.gpus_per_worker",
+                expected="a whole number, or a part of 1",
+            )
+        if self.gpus_per_worker < 1 and self.workers not in (None, 1):
+            raise UserError(  # NCCL refuses two ranks on one GPU
+                f"{self.workers} workers cannot train together on parts of a GPU",
+                where="compute.gpus_per_worker",
+                expected="1, or --compute.workers 1",
+            )
+        self.node_labels  # noqa: B018
         if self.min_workers is not None and (self.workers is None or self.min_workers > self.workers):
             raise UserError(
                 f"{self.min_workers} is not between 1 and compute.workers",
@@ -75,6 +103,18 @@ class ComputeConfig:
             )
         if self.stage is not None and not self.stage.is_absolute():
             raise UserError(f"{str(self.stage)!r} is relative", where="compute.stage", expected="an absolute path")
+
+    @property
+    def node_labels(self) -> dict[str, str]:
+        """`labels` by name.
+
+        Raises:
+            UserError: they are not NAME=VALUE with commas between them.
+        """
+        pairs = [part.strip().partition("=") for part in self.labels.split(",")] if self.labels is not None else []
+        if not all(name and equals and value for name, equals, value in pairs):
+            raise UserError(f"{self.labels!r} is not allowed", where="compute.labels", expected="NAME=VALUE,...")
+        return {name: value for name, _, value in pairs}
 
 
 @dataclass(frozen=True, kw_only=True)

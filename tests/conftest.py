@@ -162,10 +162,10 @@ class SharedRay:
         """
         import ray
 
-        from cluster import session
+        from cluster import own_ray, session
 
         patch = self._running.enter_context(pytest.MonkeyPatch.context())
-        for name in session.AUTH_VARIABLES:
+        for name in own_ray.AUTH_VARIABLES:
             patch.delenv(name, raising=False)
         patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # jobs find `dbd`
         with pytest.MonkeyPatch.context() as while_starting:

@@ -22,6 +22,7 @@ PARTS = {
     "methods": "dbd-rotation",
     "backbones": "plain_cnn",
     "spaces": "ratio",
+    "trackers": "lines",
 }
 
 
@@ -83,8 +84,9 @@ from dbd_dist.craft import CRAFTS
 from dbd_dist.methods import METHODS
 from dbd_dist.models import BACKBONES
 from dbd_dist.stages import STAGES
+from dbd_dist.tracking import TRACKERS
 from tune_spaces.spaces import SPACES
-registries = (ATTACKS, CRAFTS, SOURCES, STAGES, METHODS, BACKBONES, SPACES)
+registries = (ATTACKS, CRAFTS, SOURCES, STAGES, METHODS, BACKBONES, SPACES, TRACKERS)
 print(json.dumps({r.kind: [list(r), [str(e) for e in r.refused.values()]] for r in registries}))
 """
     found = json.loads(installed.run("-c", code))
@@ -92,6 +94,11 @@ print(json.dumps({r.kind: [list(r), [str(e) for e in r.refused.values()]] for r 
     for kind, name in PARTS.items():
         assert name in found[kind][0]
         assert found[kind][1] == []
+
+
+def rows_of(folder: Path, stage: str) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["stage"] == stage]
 
 
 @pytest.mark.slow
@@ -113,8 +120,10 @@ def test_every_part_works_through_the_command(installed):
     local = ("--launcher", "local", "--compute.threads", "1", "--model.backbone", "plain_cnn")
     run = ("train", "smoke", "--method", "dbd-rotation", "--data", "poisoned", "--warmup.batch", "60")
     assert "stopped after warmup" in installed.dbd(*run, "--stop-after", "warmup", *local, "--name", "first")
-    assert "DBD, rotation" in installed.dbd(*run, *local, "--name", "second")
+    assert "DBD, rotation" in installed.dbd(*run, *local, "--name", "second", "--log", "lines")
     folder = installed.folder / "runs" / "second"
+    lines = (folder / "lines.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == [str(row["epoch"]) for row in rows_of(folder, "mixmatch")]
     result = json.loads((folder / "result.json").read_text())
     assert result["reused_stages"] == ["rotation", "warmup"]
     assert result["titles"]["rotation"] == "Rotation pretraining"

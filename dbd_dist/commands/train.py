@@ -20,6 +20,9 @@ from dbd_dist.methods import METHODS
 from dbd_dist.presets import PRESETS, Preset, preset
 from dbd_dist.stages import STAGES
 
+_LONG = {f"--{name}": f"--compute.{name}" for name in ("wait-s", "log", "profile")}
+"""Short forms of flags."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
@@ -37,6 +40,9 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, train, print the result."""
     started, rest, prepared, source = _start(argv)
+    rest = [
+        _LONG.get(word.partition("=")[0], word.partition("=")[0]) + "".join(word.partition("=")[1:]) for word in rest
+    ]
     rest = _without_other_methods(rest, started)
     backbone = _value("--model.backbone", rest)
     if backbone is not None:  # a preset's depths are those of its own backbone

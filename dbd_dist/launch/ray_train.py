@@ -9,16 +9,18 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster import session, topology
+from cluster.waiting import Waiting
 from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
 from data_prep.io import lock
-from dbd_dist.config import TrainConfig
+from dbd_dist.config import ComputeConfig, TrainConfig
 from dbd_dist.craft.job import Job
 from dbd_dist.launch.failures import RunFailed, run_failed
 from dbd_dist.launch.local import prepare_folder
@@ -26,7 +28,7 @@ from dbd_dist.runtime import disk as space
 from dbd_dist.runtime import runner, stopping, watchdog
 from dbd_dist.runtime.checkpoint import retry_on_oserror
 from dbd_dist.runtime.progress import Display, Follower
-from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder
+from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, STARTED_FILE, RunFolder
 from dbd_dist.runtime.stopping import StopRequest
 
 WORKER_ENV = {
@@ -39,6 +41,8 @@ RETRIES = 3
 """How often workers are started again after one has ended."""
 POLL_S = 0.3
 """Between polls of whether Ray is still there."""
+WORKERS_HEED_S = 3.0
+"""How long after a request to stop workers may still come up and heed it."""
 
 
 def run_ray(
@@ -65,8 +69,7 @@ def run_ray(
     if done is not None:
         return done
     if session.cluster_address(os.environ) is None:  # both checks before the seconds that Ray takes to start
-        here, fewest = topology.this_machine(), config.compute.min_workers
-        _worker_resources(config.compute.workers, config.compute.device, here, "compute.workers", fewest)
+        _resources_of_a_run(config.compute, topology.this_machine())
     if config.compute.workers is not None:
         for count in range(config.compute.min_workers or config.compute.workers, config.compute.workers + 1):
             runner.check(config, dataset, count)
@@ -99,9 +102,8 @@ def _train(
         from dbd_dist.launch.worker import RetryLog, train_loop
 
         fewest = config.compute.min_workers
-        resources = _worker_resources(
-            config.compute.workers, config.compute.device, topology.from_ray(), "compute.workers", fewest
-        )
+        nodes = topology.selected(topology.from_ray(), config.compute.node_labels)
+        resources = _resources_of_a_run(config.compute, nodes)
         most = resources.workers if fewest is None else config.compute.workers or resources.workers
         if cpus_per_worker is not None:
             resources = dataclasses.replace(resources, cpus_per_worker=cpus_per_worker)
@@ -123,12 +125,13 @@ def _train(
             count=most if fewest is None else (fewest, most),
             stoppable=True,
             home=folder.path,
-            name=re.sub(r"[^\w.-]+", "-", name),
+            name=_name_for_ray(name),
             keep=config.compute.keep_ray_results,
             progress=folder.progress,
             quiet=quiet,
             callbacks=[RetryLog(folder.path, name), *callbacks],
             timeout_s=watchdog.collective_timeout_s(config.compute.stall_s),
+            wait_s=config.compute.wait_s,
         )
 
 
@@ -163,6 +166,7 @@ def craft_ray(job: Job, *, workers: int | None, device: Literal["auto", "cpu", "
             resources,
             count=resources.workers,
             home=job.work,
+            name=_name_for_ray(job.work.name),
             progress=job.progress,
             quiet=quiet,
         )
@@ -173,6 +177,12 @@ def craft_ray(job: Job, *, workers: int | None, device: Literal["auto", "cpu", "
 def _set_environment() -> None:
     alone = {} if session.cluster_address(os.environ) else ALONE_ENV
     os.environ.update({k: v for k, v in (WORKER_ENV | alone).items() if k not in os.environ})
+
+
+def _show_on_dashboard() -> None:
+    """Let Ray Train tell the dashboard of its runs, where there is one; that takes an actor, which outlives the run."""
+    if session.has_dashboard():
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
 
 
 def _on_workers(
@@ -189,6 +199,7 @@ def _on_workers(
     quiet: bool,
     callbacks: Sequence[Any] = (),
     timeout_s: float = watchdog.collective_timeout_s(0),
+    wait_s: float | None = None,
 ) -> BaseException | str | None:
     """Run `loop(arguments)` on workers with these resources, and wait for all of them.
 
@@ -200,30 +211,29 @@ def _on_workers(
         keep: leave Ray's own folder of the run in `home`.
         progress: the file to show meanwhile.
         timeout_s: how long a collective waits for the other workers.
+        wait_s: how long to wait for free resources; None: for ever.
 
     Returns:
         What ended them before their end, if something did.
 
     Raises:
-        UserError: the one that a worker left; Stopped among them.
+        UserError: the one that a worker left; Stopped among them, also on request while no worker had started;
+            StillWaiting.
     """
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     request = StopRequest(home / stopping.FILE)
     request.clear()
     (home / ERROR_FILE).unlink(missing_ok=True)
     shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)  # Ray Train would resume from it; our checkpoints are exact
-    trainer = TorchTrainer(
-        loop,
-        train_loop_config=arguments,
-        scaling_config=_scaling_config(resources, count),
-        run_config=_run_config(home, name, callbacks),
-        torch_config=TorchConfig(backend="nccl" if resources.use_gpu else "gloo", timeout_s=int(timeout_s)),
-    )
+    _show_on_dashboard()
+    run_config = _run_config(home, name, callbacks)
+    trainer = _trainer(loop, arguments, _scaling_config(resources, count), run_config, timeout_s)
     try:
         shown = nullcontext() if quiet else Follower(progress, Display())
+        fewest = count if isinstance(count, int) else count[0]
+        started = home / RAY_FOLDER / name / STARTED_FILE
+        waiting = Waiting(fewest, resources.resources, started.exists, limit_s=wait_s, quiet=quiet)
         with shown, stopping.signals(request.forward) if stoppable else nullcontext():
-            failure = _wait_for(trainer.fit)
+            failure = _wait_for(trainer.fit, lambda: _begun(waiting, request, home))
     finally:
         request.clear()
         if not keep:
@@ -236,11 +246,46 @@ def _on_workers(
     return failure
 
 
+def _trainer(
+    loop: Callable[[dict[str, Any]], None], arguments: dict[str, Any], scaling: Any, run_config: Any, timeout_s: float
+) -> Any:
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    torch_config = TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=int(timeout_s))
+    return TorchTrainer(
+        loop,
+        train_loop_config=arguments,
+        scaling_config=scaling,
+        run_config=run_config,
+        torch_config=torch_config,
+    )
+
+
+def _begun(waiting: Waiting, request: StopRequest, home: Path) -> None:
+    """Between polls: say what the workers wait for, and heed a request to stop that no worker is there to see.
+
+    Raises:
+        StillWaiting, Stopped
+    """
+    reason = request.forwarded
+    if waiting.poll() and reason is not None and time.monotonic() - reason[1] > WORKERS_HEED_S:
+        what, code = f"stopped while waiting for {waiting.needs} ({reason[0]})", stopping.EXIT_CODES[reason[0]]
+        raise stopping.Stopped(what, where=home, hint="the same command waits again", exit_code=code)
+
+
+def _name_for_ray(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
 def _scaling_config(resources: topology.WorkerResources, count: int | tuple[int, int]) -> Any:
     import ray.train
 
     return ray.train.ScalingConfig(
-        num_workers=count, use_gpu=resources.use_gpu, resources_per_worker=resources.resources
+        num_workers=count,
+        use_gpu=resources.use_gpu,
+        resources_per_worker=resources.resources,
+        placement_strategy=resources.strategy,
+        label_selector=resources.labels or None,
     )
 
 
@@ -278,11 +323,14 @@ def _failed(failure: BaseException | str, where: Path, resumes_from: str | None)
     return failed
 
 
-def _wait_for(fit: Callable[[], object]) -> BaseException | str | None:
+def _wait_for(fit: Callable[[], object], between: Callable[[], None] = lambda: None) -> BaseException | str | None:
     """Call `fit` and wait for it while Ray is there.
 
     In a thread of its own: in the main one Ray Train takes Ctrl-C as an order to abort; and where Ray has ended, `fit`
     never returns, and some seconds later Ray ends this process. Such threads are not waited for at the end.
+
+    Args:
+        between: called between polls; what it raises ends the waiting.
 
     Returns:
         What Ray or its workers ended with, as an exception or in words; None at the end of `fit`.
@@ -310,18 +358,37 @@ def _wait_for(fit: Callable[[], object]) -> BaseException | str | None:
         lost = watch.lost()
         if lost is not None and thread.is_alive():
             return lost
+        if thread.is_alive():
+            between()
     (error,) = ended
     if error is not None and not isinstance(error, ray.train.TrainingFailedError | ray.exceptions.RayError):
         raise error
     return error
 
 
+def _resources_of_a_run(compute: ComputeConfig, machine: topology.Topology) -> topology.WorkerResources:
+    """What each of a run's workers gets, and where."""
+    workers = 1 if compute.gpus_per_worker < 1 else compute.workers
+    size = {"cpus_per_worker": compute.cpus_per_worker, "gpus_per_worker": compute.gpus_per_worker}
+    found = _worker_resources(workers, compute.device, machine, "compute.workers", compute.min_workers, size)
+    return dataclasses.replace(found, strategy=compute.placement, labels=compute.node_labels)
+
+
 def _worker_resources(
-    workers: int | None, device: str, machine: topology.Topology, where: str, fewest: int | None = None
+    workers: int | None,
+    device: str,
+    machine: topology.Topology,
+    where: str,
+    fewest: int | None = None,
+    size: Mapping[str, Any] | None = None,
 ) -> topology.WorkerResources:
     """What `workers` workers get, or as many as there is room for, down to `fewest`."""
     use_gpu = {"auto": None, "cpu": False, "cuda": True}[device]
+
+    def give(count: int | None) -> topology.WorkerResources:
+        return topology.worker_resources(machine, workers=count, use_gpu=use_gpu, where=where, **(size or {}))
+
     for count in range(workers or 0, fewest or workers or 0, -1):
         with suppress(UserError):
-            return topology.worker_resources(machine, workers=count, use_gpu=use_gpu, where=where)
-    return topology.worker_resources(machine, workers=fewest or workers, use_gpu=use_gpu, where=where)
+            return give(count)
+    return give(fewest or workers)

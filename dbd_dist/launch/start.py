@@ -14,6 +14,7 @@ from dbd_dist.config import TrainConfig
 from dbd_dist.methods.method import HOLDOUT_CLEAN, Method
 from dbd_dist.models.given import check_weights
 from dbd_dist.presets import Preset
+from dbd_dist.tracking import check_trackers
 
 STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs").expanduser()
 """Where run folders lie unless a command says otherwise."""
@@ -41,13 +42,14 @@ def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
 
     Raises:
         UserError: the name, a network that a stage cannot train, weights that do not fit it, a data set without the
-            clean images that the method needs, or a device that is not there.
+            clean images that the method needs, a device that is not there, or a Ray that does not answer.
     """
     from dbd_dist.launch.local import check_name
 
     check_name(name)
     for stage in config.method.stages():
         stage.check_network(config.model)
+    check_trackers(config.compute.log)
     if os.environ.get("RANK", "0") == "0":
         check_weights(config.model)
     if config.data is not None:
@@ -58,6 +60,12 @@ def check_before_data(config: TrainConfig, name: str, launcher: str) -> None:
         from dbd_dist.distributed.world import check_device
 
         check_device(config.compute.device)
+    else:
+        from cluster import address
+
+        cluster = address.cluster_address(os.environ)
+        if cluster is not None:
+            address.check(cluster)
 
 
 def check_storage(storage: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 
+from cluster.gauges import Gauges
 from data_prep.dataset.staging import open_here
 from data_prep.errors import UserError
 from data_prep.io.json import write_json
@@ -23,8 +24,9 @@ from dbd_dist.runtime import logs, runner, watchdog
 from dbd_dist.runtime.checkpoint import retry_on_oserror, stored_sha256
 from dbd_dist.runtime.machine import versions
 from dbd_dist.runtime.reporter import Hook
-from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RUN_FILE, RunFolder
+from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RUN_FILE, STARTED_FILE, RunFolder
 from dbd_dist.runtime.stopping import Stopped, StopRequest
+from dbd_dist.tracking import RunInfo, Tracker
 
 POINTER_FILE = "checkpoint.json"
 """In a checkpoint of Ray's: "uri" and "sha256" of the newest checkpoint of ours that was written then; "stage" and
@@ -46,6 +48,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
         return  # a worker gave up for a reason that no restart mends; the driver says which
     if not (folder.path / RUN_FILE).exists():  # the driver has made it
         raise UserError("the run's folder is gone", where=folder.path)
+    _note_start(folder.path)
     config = TrainConfig.from_dict(arguments["config"])
     with (
         forward_user_errors(folder.path),
@@ -56,7 +59,8 @@ def train_loop(arguments: dict[str, Any]) -> None:
         dataset = open_here(Path(arguments["data"]), config.compute.stage)
         request = StopRequest(folder.stop, reads_file=world.is_main, notice=_preemption)
         stages = Path(arguments["stages"])
-        runner.run(config, dataset, folder, stages, world, request=request, hook=_reporter(config, folder))
+        hook, gauges = _reporter(config, folder), RayGauges(arguments["name"], folder.path)
+        runner.run(config, dataset, folder, stages, world, request=request, hook=hook, trackers=[gauges])
         logs.event("finish", stage=None)
 
 
@@ -70,8 +74,17 @@ def craft_loop(arguments: dict[str, Any]) -> None:
     job = crafting.Job.from_dict(arguments)
     if (job.work / ERROR_FILE).exists():
         return
+    _note_start(job.work)
     with forward_user_errors(job.work):
         crafting.run(job, world)
+
+
+def _note_start(home: Path) -> None:
+    """Tell the driver, which says meanwhile what it waits for."""
+    folder = home / RAY_FOLDER / ray.train.get_context().get_experiment_name()
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STARTED_FILE).touch()
 
 
 def _reporter(config: TrainConfig, folder: RunFolder) -> Hook:
@@ -105,6 +118,19 @@ def _preemption() -> str | None:
     if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
         return None
     return None if ray.train.get_preemption_info() is None else "state"
+
+
+class RayGauges(Tracker):
+    """Ray's own metrics; where Ray exports none, these go nowhere."""
+
+    name = "ray"
+
+    def __init__(self, name: str, folder: Path):
+        super().__init__(RunInfo(name=name, folder=folder, config={}))
+        self._gauges = Gauges(name)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self._gauges.set(row)
 
 
 class RetryLog(ray.train.UserCallback):

@@ -211,6 +211,8 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self.newest_path: Path | None = None
         """The newest checkpoint that this process has written."""
+        self.write_s: float | None = None
+        """How long it took to write, in seconds."""
 
     def newest(self) -> tuple[str, dict[str, Any]] | None:
         """Name and content of the newest state that can be used; others are logged and passed over.
@@ -267,7 +269,9 @@ class Checkpoints:
         found = checkpoint_files(self._folder)
         number = _number(found[-1]) + 1 if found else 0
         path = self._folder / f"checkpoint_{number:06d}.pt"
+        start = time.monotonic()
         retry_on_oserror(lambda: save_state(state, path, check=self._check), path, self._patience)
+        self.write_s = time.monotonic() - start
         copied = self._mirror is not None and self._mirror.put(path)
         for old in checkpoint_files(self._folder)[: -self._keep]:
             _quietly_remove(old)

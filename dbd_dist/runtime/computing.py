@@ -40,5 +40,5 @@ def set_threads(compute: ComputeConfig, world: World) -> None:
     """Give torch its threads: as asked for, or the machine's cores over the ranks on it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    torch.set_num_threads(compute.threads or max(cores // here, 1))
+    torch.set_num_threads(compute.threads or compute.cpus_per_worker or max(cores // here, 1))
     torch.backends.cudnn.benchmark = True  # on CUDA alone: batches have a handful of shapes

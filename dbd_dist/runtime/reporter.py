@@ -14,10 +14,12 @@ from dbd_dist.evaluation.defender import Defender
 from dbd_dist.evaluation.evaluator import EvalResult, Evaluator
 from dbd_dist.runtime import logs
 from dbd_dist.runtime.checkpoint import Checkpoints
+from dbd_dist.runtime.profiling import Profile
 from dbd_dist.runtime.progress import ProgressFile
 from dbd_dist.runtime.run_folder import RunFolder
 from dbd_dist.runtime.stopping import Stopped, StopPoller, StopRequest
 from dbd_dist.stages.context import EpochEnd, StepEnd
+from dbd_dist.tracking import Tracking
 
 START = "the start"
 Hook = Callable[[dict[str, Any], Path | None], None]
@@ -31,6 +33,8 @@ class Reporter:
         keys: of the stages that train, in order (`keys.stage_keys`).
         hook: see `Hook`.
         defender: measures beside the evaluator what can be known without the truth.
+        tracking: of rank 0.
+        profile: of rank 0, where one was asked for.
     """
 
     def __init__(
@@ -44,10 +48,12 @@ class Reporter:
         request: StopRequest,
         hook: Hook,
         defender: Defender | None = None,
+        tracking: Tracking | None = None,
+        profile: Profile | None = None,
     ):
         self._config, self._folder, self._world = config, folder, world
         self._evaluator, self._checkpoints, self._hook = evaluator, checkpoints, hook
-        self._defender = defender
+        self._defender, self._tracking, self._profile = defender, tracking, profile
         self._keys, self._order = keys, list(keys)
         self._measures = {stage.name for stage in config.method.stages() if stage.evaluates}
         self._poller = StopPoller(world, request)
@@ -70,6 +76,8 @@ class Reporter:
 
     def after_step(self, end: StepEnd) -> None:
         """A step inside an epoch is over."""
+        if self._profile is not None:
+            self._profile.step(end.stage)
         every = self._config.compute.checkpoint_steps
         wanted = self._poller.poll()
         if wanted or (every and end.step % every == 0):
@@ -94,6 +102,8 @@ class Reporter:
             self._checkpoints.flush()  # the hook's checkpoint is then this one
         self.position = self._world.broadcast(self.position)  # any rank may have to say it
         self._hook(row, self._checkpoints.newest_path)
+        if self._tracking is not None:
+            self._tracking.log(row | {"checkpoint_s": self._checkpoints.write_s})
         self._leave(wanted)
 
     def waiting(self, stage: str) -> Callable[[str], None]:
@@ -146,6 +156,11 @@ class Reporter:
         self._checkpoints.flush()
         if self._world.is_main:
             self.progress.remove()
+
+    def close_profile(self) -> None:
+        """Write the trace of the last stage."""
+        if self._profile is not None:
+            self._profile.close()
 
 
 def position_of(checkpoint: dict[str, Any]) -> str:

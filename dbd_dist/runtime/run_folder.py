@@ -36,6 +36,8 @@ ERROR_FILE = "error.json"
 """What a worker leaves for its driver: a UserError, or that the run was stopped."""
 RAY_FOLDER = "ray"
 """Ray Train's own files: metrics, and pointers to checkpoints. Read by nothing here."""
+STARTED_FILE = "started"
+"""In Ray's folder of a run: its workers have come to our code."""
 
 
 class _NoEvents:

@@ -6,6 +6,7 @@ The same function under Ray Train, torchrun and plain Python; every rank calls i
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from dbd_dist.runtime.checkpoint import (
 from dbd_dist.runtime.computing import compiles, set_threads, use_cuda_graphs, uses_bf16
 from dbd_dist.runtime.keys import stage_keys
 from dbd_dist.runtime.mirror import Mirror
+from dbd_dist.runtime.profiling import Profile
 from dbd_dist.runtime.reporter import START, Hook, Reporter, position_of
 from dbd_dist.runtime.results import Results
 from dbd_dist.runtime.run_folder import RunFolder
@@ -38,6 +40,7 @@ from dbd_dist.runtime.stopping import StopRequest
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import Diverged
 from dbd_dist.stages.stage import Stage
+from dbd_dist.tracking import TRACKERS, RunInfo, Tracker, Tracking
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +69,14 @@ def run(
     *,
     request: StopRequest | None = None,
     hook: Hook = lambda row, checkpoint: None,
+    trackers: Sequence[Tracker] = (),
 ) -> dict[str, Any] | None:
     """Run `config` to its end, resuming from the newest checkpoint.
 
     Args:
         request: tells whether somebody wants the run to stop.
         hook: see `reporter.Hook`.
+        trackers: to be given every row too, in rank 0, besides those that the configuration names.
 
     Returns:
         The result (also in result.json); None where `config.stop_after` ends the run before there is one.
@@ -96,7 +101,8 @@ def run(
     store = StageStore(stages_root, **safe)
     runner = None
     try:
-        runner = Runner(config, dataset, folder, world, checkpoints, store, request or StopRequest(folder.stop), hook)
+        request = request or StopRequest(folder.stop)
+        runner = Runner(config, dataset, folder, world, checkpoints, store, request, hook, trackers)
         if world.is_main:
             for place in (folder.path, folder.checkpoints):
                 if place.exists():
@@ -112,6 +118,15 @@ def run(
         raise _out_of_memory(error, runner) from error
     finally:
         checkpoints.close()
+        if runner is not None:
+            runner.close()
+
+
+def _track(config: TrainConfig, folder: RunFolder, others: Sequence[Tracker]) -> Tracking:
+    """The trackers that the configuration names, and others. For rank 0."""
+    info = RunInfo(name=folder.path.name, folder=folder.path, config=config.to_dict())
+    kinds = [TRACKERS.find(name, where="--compute.log") for name in config.compute.log]
+    return Tracking(kinds, info, others)
 
 
 def fetch(mirror: Mirror, folder: RunFolder, checkpoints: Checkpoints, store: StageStore, keys: dict[str, str]) -> None:
@@ -158,6 +173,7 @@ class Runner:
         store: StageStore,
         request: StopRequest,
         hook: Hook,
+        trackers: Sequence[Tracker],
     ):
         self._config, self._folder, self._world = config, folder, world
         self._checkpoints, self._store = checkpoints, store
@@ -176,7 +192,13 @@ class Runner:
             defender = Defender(
                 images, world.device, config.normalise, seed=config.seed, withhold=share, bf16=self._bf16
             )
-        self.reporter = Reporter(config, folder, world, evaluator, checkpoints, self.keys, request, hook, defender)
+        profile = None
+        if compute.profile is not None and world.is_main:
+            profile = Profile(folder.path, compute.profile, world.device)
+        self._tracking = _track(config, folder, trackers) if world.is_main else None
+        self.reporter = Reporter(
+            config, folder, world, evaluator, checkpoints, self.keys, request, hook, defender, self._tracking, profile
+        )
         self._context = Context(
             world=world,
             images=images,
@@ -197,6 +219,12 @@ class Runner:
         self._results = Results(
             config=config, dataset=dataset, folder=folder, context=self._context, evaluator=evaluator
         )
+
+    def close(self) -> None:
+        """Write the trace of the last stage; tell the trackers that the run has ended."""
+        self.reporter.close_profile()
+        if self._tracking is not None:
+            self._tracking.finish(self._folder.result())
 
     def run(self) -> dict[str, Any] | None:
         """Every stage that is left, and the result."""

@@ -51,18 +51,21 @@ class StopRequest:
     def __init__(self, file: Path, *, reads_file: bool = False, notice: Callable[[], str | None] | None = None):
         self._file, self._reads_file, self._notice = file, reads_file, notice
         self._reason: str | None = None
+        self.forwarded: tuple[str, float] | None = None
+        """What was passed on, and when (monotonic clock)."""
 
     def set(self, reason: str) -> None:
         self._reason = reason
 
     def forward(self, reason: str) -> None:
         """Pass a request on to the process that reads the file."""
+        self.forwarded = (reason, time.monotonic())
         write_text(self._file, reason)
 
     def clear(self) -> None:
         """Forget a request of an earlier run."""
         self._file.unlink(missing_ok=True)
-        self._reason = None
+        self._reason = self.forwarded = None
 
     def reason(self) -> str | None:
         noticed = self._notice() if self._notice is not None else None

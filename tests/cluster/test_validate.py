@@ -11,7 +11,8 @@ from cluster import validate
 from data_prep.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted(validate.MANIFESTS.glob("*.yaml"))
+CHECKED = ("aws", "gcp", "onprem", "kuberay-rayjob", "kuberay-raycluster")
+SHIPPED = [validate.MANIFESTS / f"{name}.yaml" for name in CHECKED]
 
 
 def loaded(name: str) -> dict:
@@ -48,7 +49,8 @@ def test_there_is_one_for_every_kind_of_cluster():
 
 SPEC = ("spec", "rayClusterSpec")
 GROUP = (*SPEC, "workerGroupSpecs", 0)
-GPU = ("available_node_types", "gpu")
+GPU = ("available_node_types", "worker")
+POD = (*GROUP, "template", "spec")
 
 
 class MISSING:  # a class, since it has a name of its own in every process
@@ -87,7 +89,7 @@ PLANTED = [
         "10 is less than the minimum of 30",
     ),
     ("kuberay-rayjob.yaml", ("apiVersion",), "ray.io/v1alpha1", "Expected: ray.io/v1"),
-    ("kuberay-rayjob.yaml", ("kind",), "RayCluster", "Expected: RayJob"),
+    ("kuberay-rayjob.yaml", ("kind",), "RayService", "Expected: RayJob"),
     ("kuberay-rayjob.yaml", ("metadata", "name"), "DBD_train", "metadata.name"),
     ("kuberay-rayjob.yaml", ("spec", "entrypoint"), "python train.py", "does not run dbd"),
     ("kuberay-rayjob.yaml", ("spec", "shutdownAfterJobFinishes"), "yes", "'yes' is not of type 'boolean'"),
@@ -100,7 +102,26 @@ PLANTED = [
     ("kuberay-rayjob.yaml", (*SPEC, "headGroupSpec"), MISSING, "'headGroupSpec' is a required property"),
     ("kuberay-rayjob.yaml", (*GROUP, "minReplicas"), 3, "minReplicas 3, replicas 2"),
     ("kuberay-rayjob.yaml", (*GROUP, "replicas"), 9, "maxReplicas 2"),
-    ("kuberay-rayjob.yaml", (*GROUP, "template", "spec", "volumes"), [], "is not a volume"),
+    ("kuberay-rayjob.yaml", (*POD, "volumes"), [], "is not a volume"),
+    (
+        "kuberay-rayjob.yaml",
+        (*POD, "volumes", 0, "persistentVolumeClaim"),
+        {"claimName": "c", "claimname": "c"},
+        "'claimname' was unex",
+    ),
+    ("kuberay-rayjob.yaml", (*POD, "containers", 0, "volumemounts"), [], "'volumemounts' was unexpected"),
+    (
+        "kuberay-rayjob.yaml",
+        (*POD, "containers", 0, "volumeMounts", 0, "mountpath"),
+        "/x",
+        "'mountpath' was unexpected",
+    ),
+    ("kuberay-rayjob.yaml", (*POD, "containers", 0, "resources", "limit"), {}, "'limit' was unexpected"),
+    ("kuberay-rayjob.yaml", (*POD, "toleration"), [], "'toleration' was unexpected"),
+    ("kuberay-rayjob.yaml", (*GROUP, "maxReplica"), 2, "'maxReplica' was unexpected"),
+    ("kuberay-raycluster.yaml", ("spec", "authOptions", "mode"), "disabled", "Expected: token"),
+    ("kuberay-raycluster.yaml", ("spec", "workerGroupSpecs", 0, "replicas"), 9, "maxReplicas 2"),
+    ("kuberay-raycluster.yaml", ("spec", "rayJob"), {}, "'rayJob' was unexpected"),
     (
         "kuberay-rayjob.yaml",
         (*GROUP, "template", "spec", "containers", 0, "image"),
@@ -147,6 +168,88 @@ def test_not_a_manifest(text, words, tmp_path):
         validate.validate(path)
 
 
+# -- KubeRay's own schema
+
+
+@pytest.fixture
+def definition(tmp_path) -> Path:
+    """A CustomResourceDefinition in the form of KubeRay's, with a few of its fields."""
+    count = {"type": "integer", "format": "int32", "minimum": 0}
+    either = {"anyOf": [{"type": "integer"}, {"type": "string"}], "x-kubernetes-int-or-string": True}
+    resources = {"type": "object", "properties": {"limits": {"type": "object", "additionalProperties": either}}}
+    container = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"},
+                                                                        "resources": resources}}  # fmt: skip
+    pod = {"type": "object", "properties": {"containers": {"type": "array", "items": container}}}
+    template = {"type": "object", "properties": {"spec": pod, "metadata": {"type": "object"}}}
+    group = {"type": "object", "properties": {"replicas": count, "template": template}}
+    spec = {"type": "object", "properties": {"suspend": {"type": "boolean", "nullable": True},
+                                             "workerGroupSpecs": {"type": "array", "items": group}}}  # fmt: skip
+    top = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}, "spec": spec}
+    crd = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "spec": {
+            "group": "ray.io",
+            "names": {"kind": "RayCluster"},
+            "versions": [{"name": "v1", "schema": {"openAPIV3Schema": {"type": "object", "properties": top}}}],
+        },
+    }
+    path = tmp_path / "crd.yaml"
+    path.write_text(yaml.dump(crd))
+    return path
+
+
+def cluster_of(**container: object) -> dict:
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": {"name": "x", "anything": 1},
+        "spec": {
+            "suspend": None,
+            "workerGroupSpecs": [{"replicas": 1, "template": {"spec": {"containers": [{"name": "w", **container}]}}}],
+        },
+    }
+
+
+def test_a_definition_refuses_what_it_does_not_know(definition):
+    from cluster import crd
+
+    kind, versions = crd.read_crd(definition)
+    schemas = {kind: versions}
+    validate._check_with_crd(cluster_of(resources={"limits": {"cpu": "8", "nvidia.com/gpu": 1}}), schemas)
+    for wrong, words in [
+        (cluster_of(volumemounts=[]), "'volumemounts' was unexpected"),
+        (cluster_of(resources={"limits": {"cpu": [8]}}), "is not of type"),
+        (cluster_of(name=3), "3 is not of type 'string'"),
+        (cluster_of() | {"apiVersion": "ray.io/v2"}, "unknown version"),
+        (cluster_of() | {"kind": "RayJob"}, "no --crd defines 'RayJob'"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            validate._check_with_crd(wrong, schemas)
+
+
+def test_the_flag_reads_it(definition, capsys):
+    manifest = str(validate.MANIFESTS / "kuberay-raycluster.yaml")
+    assert validate.main(["--crd", str(definition), "--", manifest]) == 2  # it knows too few fields for this one
+    assert "'headGroupSpec', 'rayVersion' were unexpected" in capsys.readouterr().err
+    assert validate.main(["--crd", manifest, "--", manifest]) == 2
+    assert "Expected: a CustomResourceDefinition" in capsys.readouterr().err
+
+
+def test_a_server_that_cannot_be_asked(tmp_path, monkeypatch, capsys):
+    manifest = str(validate.MANIFESTS / "kuberay-raycluster.yaml")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert validate.main(["--server", manifest]) == 2
+    assert "kubectl is not installed" in capsys.readouterr().err
+    fake = tmp_path / "kubectl"
+    fake.write_text('#!/bin/sh\necho "$@" >"$0.log"; echo "unknown field spec.x" >&2; exit 1\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert validate.main(["--server", manifest]) == 2
+    assert "the API server refuses it: unknown field spec.x" in capsys.readouterr().err
+    assert "--dry-run=server --validate=strict" in (tmp_path / "kubectl.log").read_text()
+
+
 def test_versions_are_the_pinned_ones():
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     assert loaded("kuberay-rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == pins["ray"]
@@ -187,6 +290,10 @@ def test_slurm_runs_the_command_on_every_node_with_a_private_token(tmp_path):
 
 def test_the_image_is_made_of_what_is_here():
     lines = (validate.MANIFESTS / "Dockerfile").read_text().splitlines()
-    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY ")]
+    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from=" not in line]
     assert copied
     assert [name for names in copied for name in names if not (ROOT / name).exists()] == []
+    assert "USER 1000" in lines
+    final = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM ")) :]
+    assert not any(word in line for line in final for word in ("g++", "-dev", "pip install"))
+    assert any(line.startswith("HEALTHCHECK") for line in final)

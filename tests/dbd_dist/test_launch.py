@@ -279,7 +279,7 @@ def test_signals_are_forwarded_only_where_they_are_heeded(tmp_path, monkeypatch,
     """Crafting does not poll for requests to stop: there Ctrl-C has to end the command."""
     handlers: list[Any] = []
     monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda *_, **__: SimpleNamespace(fit=None))
-    monkeypatch.setattr(launch, "_wait_for", lambda fit: handlers.append(signal.getsignal(signal.SIGINT)))
+    monkeypatch.setattr(launch, "_wait_for", lambda fit, between: handlers.append(signal.getsignal(signal.SIGINT)))
     before = signal.getsignal(signal.SIGINT)
     resources = topology.WorkerResources(workers=1, cpus_per_worker=1, use_gpu=False)
     launch._on_workers(

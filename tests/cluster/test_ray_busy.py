@@ -1,0 +1,145 @@
+"""On a real Ray that others use: what is said while a run waits, and how it is ended then; jobs that are stopped.
+
+The tests share one Ray of two CPUs (`ray_here`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import jobs
+from data_prep.io.hashes import sha256_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+WAIT_S = 240.0
+
+
+@pytest.fixture
+def held(ray_here) -> Iterator[str]:
+    """All CPUs are held by an actor."""
+    import ray
+
+    class Holder:
+        def ready(self) -> bool:
+            return True
+
+    holder: Any = ray.remote(num_cpus=2)(Holder).remote()
+    assert ray.get(holder.ready.remote())
+    yield ray_here
+    ray.kill(holder)
+
+
+def start(address: str, output: Path, *argv: str) -> subprocess.Popen:
+    with open(output, "w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dbd_dist", *argv],
+            env={**os.environ, "RAY_ADDRESS": address},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def wait_for(condition: Any) -> Any:
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.2)
+    raise AssertionError(f"nothing happened in {WAIT_S:.0f} s")
+
+
+def of_ray_train() -> list[str]:
+    from ray.util.state import list_actors
+
+    alive = list_actors(filters=[("state", "=", "ALIVE")])
+    return [a.class_name for a in alive if a.class_name in ("TrainController", "RayTrainWorker")]
+
+
+def test_a_busy_cluster_is_named_and_ctrl_c_acts(held, smoke_none, digits, tmp_path):
+    output = tmp_path / "output"
+    argv = ["train", "smoke", "--method", "none", "--data", str(digits), "--storage", str(tmp_path), "--name", "run"]
+    driver = start(held, output, *argv, "--supervised.batch", "60", "--compute.workers", "2")
+    try:
+        wait_for(lambda: driver.poll() is not None or "waiting for" in output.read_text())
+        assert re.search(
+            r"waiting for 2 CPUs; the cluster has 2, 0 free \(held by 1 \S*Holder of job \w+\)", output.read_text()
+        )
+        driver.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        assert driver.wait(60) == 130, output.read_text()
+        print(f"ended {time.monotonic() - asked:.1f} s after SIGINT")
+    finally:
+        driver.kill()
+    assert "stopped while waiting for 2 CPUs (SIGINT)" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    wait_for(lambda: of_ray_train() == [])
+
+
+def test_waiting_has_a_limit(held, digits, tmp_path):
+    output = tmp_path / "output"
+    argv = ["train", "smoke", "--method", "none", "--data", str(digits), "--storage", str(tmp_path), "--name", "run"]
+    driver = start(held, output, *argv, "--supervised.batch", "60", "--wait-s", "3")
+    assert driver.wait(WAIT_S) == 1, output.read_text()
+    assert "no workers after 3 s of waiting for" in output.read_text()
+
+
+def test_a_stopped_job_that_is_submitted_again_ends_with_the_same_weights(ray_here, digits, tmp_path, capfd):
+    """Through `dbd submit`; the undisturbed run too."""
+    from ray._private import worker
+    from ray.job_submission import JobSubmissionClient
+
+    address = f"http://{worker._global_node.address_info['webui_url']}"  # type: ignore[union-attr]
+    python = ["--address", address, "--python", sys.executable]
+
+    def command(name: str) -> list[str]:
+        method = ["--method", "none", "--supervised.batch", "60", "--supervised.epochs", "12"]
+        return ["train", "smoke", *method, "--data", str(digits), "--storage", str(tmp_path), "--name", name]
+
+    client = JobSubmissionClient(address)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_API_SERVER_ADDRESS", address)
+        from dbd_dist.cli import main
+
+        begun = time.monotonic()
+        assert main(["submit", *python, "--", *command("undisturbed")]) == 0
+        print(f"a whole submitted run: {time.monotonic() - begun:.1f} s")
+        assert main(["submit", *python, "--detach", "--", *command("stopped")]) == 0
+        job_id = re.findall(r"job (raysubmit_\w+)", capfd.readouterr().err)[-1]
+        rows = tmp_path / "stopped" / "metrics.jsonl"
+        wait_for(lambda: rows.exists() and len(rows.read_text().splitlines()) >= 3)
+        client.stop_job(job_id)
+        wait_for(lambda: client.get_job_status(job_id) == "STOPPED")
+        assert not (tmp_path / "stopped" / "result.json").exists()
+        assert main(["submit", *python, "--", *command("stopped")]) == 0
+    runs = [tmp_path / name for name in ("undisturbed", "stopped")]
+    assert len({sha256_file(run / "model.safetensors") for run in runs}) == 1
+    with pytest.raises(Exception, match="there is no job"):
+        jobs.follow_job(address, "raysubmit_none")
+
+
+def test_sigterm_ends_a_sweep_with_a_message(ray_here, tmp_path):
+    output = tmp_path / "output"
+    driver = start(ray_here, output, "tune", "sce", "--smoke", "--storage", str(tmp_path / "runs"), "--name", "sweep")
+    try:
+        wait_for(lambda: driver.poll() is not None or list((tmp_path / "runs").glob("sweep/trial-*/run.json")))
+        driver.send_signal(signal.SIGTERM)
+        ended = driver.wait(WAIT_S)
+    finally:
+        driver.kill()
+    text = output.read_text()
+    assert ended == 143, text
+    assert "SIGTERM" in text
+    assert "the same command resumes from there" in text
+    assert "Traceback" not in text
