@@ -425,6 +425,7 @@ def test_stamping_in_whole_grey_levels():
     assert (smooth - found).abs().max() <= 0.5001
 
 
+@pytest.mark.slow
 def test_two_ranks_optimise_the_same_trigger(job, alone, two_ranks):
     one, both = job(OPTIMISE, "one"), job(OPTIMISE, "both")
     tiny.craft(alone, one.to_dict())

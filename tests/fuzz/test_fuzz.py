@@ -86,7 +86,10 @@ def test_a_manifest_with_any_value_anywhere(data, digits, tmp_path_factory):
 
 
 @settings(max_examples=300, derandomize=True, deadline=None, database=None)
-@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="surrogatepass")))
+@given(
+    st.binary(max_size=60)  # an alphabet of JSON's own: likelier to get far, and drawn in a tenth of the time
+    | st.text('{}[]":,.+-eE0129 \\untrufalsé\ud800\x00\n', max_size=60).map(lambda t: t.encode(errors="surrogatepass"))
+)
 def test_json_is_read_or_is_a_value_error(content):
     try:
         value = parse_json(content)
