@@ -89,7 +89,7 @@ def _renamed(argv: list[str]) -> list[str]:
     return renamed
 
 
-def _as_typed(error: UserError) -> UserError:
+def as_typed(error: UserError) -> UserError:
     """The error with its fields called as the flags that were typed."""
     parts = [PrepareConfig, *SOURCES.values(), *ATTACKS.values()]
     names = {f.name for part in parts for f in fields(part)}
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> int:
     try:
         dataset = prepare(parse(argv))
     except UserError as error:
-        raise _as_typed(error) from error
+        raise as_typed(error) from error
     manifest, seconds = dataset.manifest, time.monotonic() - start
     size = sum(record.bytes for record in manifest.files.values())
     counts = manifest.counts

@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("dbd_dist.commands.evaluate", "measure a run's model again: accuracy, attack success"),
     "tune": ("tune_spaces.cli", "a Ray Tune sweep"),
     "report": ("dbd_dist.reporting.cli", "tables, plots and an HTML page from run folders"),
+    "reproduce": ("dbd_dist.commands.reproduce", "a whole table: attacks x methods x seeds, resumable"),
     "bench": ("dbd_dist.commands.bench", "how fast this machine runs every part"),
     "submit": ("dbd_dist.commands.submit", "any of these as a job on a running Ray cluster"),
     "cluster": (
@@ -37,8 +38,8 @@ COMMANDS = {
 
 
 PATHS = (
-    "--storage", "--data", "--out", "--root", "--datasets", "--artefact", "--surrogate", "--backbone", "--json",
-    "--config", "--compute.stage", "--model.weights", "--pattern", "--source.root", "--attack.artefact",
+    "--storage", "--data", "--out", "--figures", "--root", "--datasets", "--artefact", "--surrogate", "--backbone",
+    "--json", "--config", "--compute.stage", "--model.weights", "--pattern", "--source.root", "--attack.artefact",
     "--attack.pattern", "--list", "--path", "--source.list",
 )  # fmt: skip
 """Flags whose values are paths."""

@@ -35,10 +35,45 @@ class Arguments:
     """Where run folders lie; on a cluster, a path that all nodes share. Default: $DBD_STORAGE, or runs/."""
     launcher: Literal["ray", "local"] = "ray"
     """ray: Ray Train workers. local: this process, or torchrun's, without Ray."""
+    cpus_per_worker: int | None = None
+    """CPUs that Ray sets aside for each worker. Default: an equal part of all, so that one run has the cluster."""
 
 
 def main(argv: list[str]) -> int:
     """Parse, train, print the result."""
+    arguments, prepared = parse(argv)
+    config = arguments.config
+    name = arguments.name if arguments.name is not None else f"{config.preset}-{config.method.name}-s{config.seed}"
+    check_before_data(config, name, arguments.launcher)
+    if os.environ.get("RANK", "0") == "0":
+        check_storage(arguments.storage)
+    if config.data is None:
+        if prepared is None:
+            raise UserError("no dataset folder is given", where="--data", hint="make one with `dbd prepare`")
+        folder = prepare_for(prepared, config.seed, arguments.storage, config.method)
+        config = dataclasses.replace(config, data=folder)
+        config.check_image_px(read_manifest(folder).image_px)
+    result = launch(config, arguments.storage, name, arguments.launcher, cpus_per_worker=arguments.cpus_per_worker)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return 0
+    folder = (arguments.storage / name).resolve()
+    if result is None:
+        print(f"stopped after {config.stop_after}; kept in {(arguments.storage / 'stages').resolve()}")
+        return 0
+    from dbd_dist.reporting.tables import format_results
+
+    print(format_results([result]))
+    print(f"\n{folder}")
+    return 0
+
+
+def parse(argv: list[str]) -> tuple[Arguments, Preset | None]:
+    """What a command line asks for, and the preset where it starts from one.
+
+    Raises:
+        UserError: there is no such preset or method, or a setting that is not allowed.
+        SystemExit: flags that do not parse (2), or --help (0).
+    """
     started, rest, prepared, source = _start(argv)
     rest = [
         _LONG.get(word.partition("=")[0], word.partition("=")[0]) + "".join(word.partition("=")[1:]) for word in rest
@@ -64,28 +99,7 @@ def main(argv: list[str]) -> int:
             where="--preset",
             hint=f"name a preset first: dbd train {config.preset if config.preset in PRESETS else 'PRESET'}",
         )
-    name = arguments.name if arguments.name is not None else f"{config.preset}-{config.method.name}-s{config.seed}"
-    check_before_data(config, name, arguments.launcher)
-    if os.environ.get("RANK", "0") == "0":
-        check_storage(arguments.storage)
-    if config.data is None:
-        if prepared is None:
-            raise UserError("no dataset folder is given", where="--data", hint="make one with `dbd prepare`")
-        folder = prepare_for(prepared, config.seed, arguments.storage, config.method)
-        config = dataclasses.replace(config, data=folder)
-        config.check_image_px(read_manifest(folder).image_px)
-    result = launch(config, arguments.storage, name, arguments.launcher)
-    if int(os.environ.get("RANK", "0")) != 0:
-        return 0
-    folder = (arguments.storage / name).resolve()
-    if result is None:
-        print(f"stopped after {config.stop_after}; kept in {(arguments.storage / 'stages').resolve()}")
-        return 0
-    from dbd_dist.reporting.tables import format_results
-
-    print(format_results([result]))
-    print(f"\n{folder}")
-    return 0
+    return arguments, prepared
 
 
 def _start(argv: list[str]) -> tuple[TrainConfig, list[str], Preset | None, tuple[Any, Path] | None]:

@@ -80,14 +80,20 @@ def check_storage(storage: Path) -> None:
 
 
 def launch(
-    config: TrainConfig, storage: Path, name: str, launcher: str, *, quiet: bool = False
+    config: TrainConfig,
+    storage: Path,
+    name: str,
+    launcher: str,
+    *,
+    quiet: bool = False,
+    cpus_per_worker: float | None = None,
 ) -> dict[str, Any] | None:
-    """Run it; importing Ray, or not."""
+    """Run it; importing Ray, or not. `cpus_per_worker` is for Ray, see `run_ray`."""
     if launcher == "local":
         from dbd_dist.launch.local import run_local
 
         return run_local(config, storage=storage, name=name, quiet=quiet)
-    return ray_train().run_ray(config, storage=storage, name=name, quiet=quiet)
+    return ray_train().run_ray(config, storage=storage, name=name, quiet=quiet, cpus_per_worker=cpus_per_worker)
 
 
 def ray_train() -> ModuleType:

@@ -23,6 +23,9 @@ class Arguments:
     text the terminal."""
     format: Literal["html", "md", "text"] = "html"
     """html: tables, curves, loss histograms, t-SNE, suspects. md, text: the table alone."""
+    figures: Path | None = None
+    """Write figures alone, as PNG and SVG, into this folder: t-SNE, losses, ROC and detection, attacks, accuracy over
+    epochs, seconds by stage."""
 
 
 def main(argv: list[str]) -> int:
@@ -43,6 +46,13 @@ def main(argv: list[str]) -> int:
                 where=run.folder,
                 hint="wait for the run, or repeat its command to resume it",
             )
+    if arguments.figures is not None:
+        if arguments.out is not None:
+            raise UserError("figures go to a folder of their own", where="--out", expected="no --out with --figures")
+        from dbd_dist.reporting import pictures
+
+        print(pictures.summary(*pictures.write_figures(folders, arguments.figures)))
+        return 0
     if arguments.format == "html":
         print(page.write_report(folders, arguments.out or _common(folders) / "report.html"))
         return 0

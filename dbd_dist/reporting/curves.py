@@ -87,6 +87,11 @@ def _last_stage(run: Run, *fields: str) -> list[Mapping[str, Any]]:
     return [row for row in run.metrics if stages and row["stage"] == stages[-1]]
 
 
+def measured_line(run: Run, field: str) -> list[figures.Line]:
+    """A share over the epochs of the last stage in which accuracy was measured, in percent; empty where it was not."""
+    return _line(_last_stage(run, "clean_acc", "asr"), field, "ink", 100)
+
+
 def _accuracies(name: str, number: int, members: Sequence[Run]) -> list[Figure]:
     lines: dict[str, list[figures.Line]] = {"clean accuracy": [], "attack success": []}
     for run in members:

@@ -14,7 +14,13 @@ REVISION = 3
 
 
 def stage_keys(config: TrainConfig, dataset: Dataset, *, bf16: bool, workers: int = 1) -> dict[str, str]:
-    """The key of every stage that trains, by its name.
+    """The key of every stage that trains, by its name; see `keys_on`."""
+    manifest = dataset.manifest
+    return keys_on(config, manifest.data_hash, manifest.num_classes, bf16=bf16, workers=workers)
+
+
+def keys_on(config: TrainConfig, data: str, classes: int, *, bf16: bool, workers: int = 1) -> dict[str, str]:
+    """The key of every stage that trains, by its name, on the data set of that hash.
 
     A key covers the stage's settings, the keys of the stages that it reads from, and where it reads from none that
     trains, what all stages depend on: data, seed, network, precision, batch norm over ranks, and without the last the
@@ -24,7 +30,7 @@ def stage_keys(config: TrainConfig, dataset: Dataset, *, bf16: bool, workers: in
     compute = config.compute
     surroundings = {
         "revision": REVISION,
-        "data": dataset.manifest.data_hash,
+        "data": data,
         "seed": config.seed,
         "model": model_key(config.model),
         "bf16": bf16,
@@ -39,7 +45,7 @@ def stage_keys(config: TrainConfig, dataset: Dataset, *, bf16: bool, workers: in
             read = _readers(stage, givers)
             trained = [keys[parent.name] for parent in read if parent.trains]
             settings = [parent.key_values() for parent in read if not parent.trains]
-            head = [] if stage.gives == ("backbone",) else [{"classes": dataset.manifest.num_classes}]
+            head = [] if stage.gives == ("backbone",) else [{"classes": classes}]
             keys[stage.name] = digest([*(trained or [surroundings]), *settings, *head, stage.key_values()])
         givers |= dict.fromkeys(stage.gives, stage)
     return keys

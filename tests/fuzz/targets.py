@@ -381,7 +381,7 @@ def stubs() -> Iterator[None]:
     from dbd_dist.runtime import runner
     from tune_spaces import plan as plans
 
-    def launch(config: Any, storage: Path, name: str, launcher: str, *, quiet: bool = False) -> None:
+    def launch(config: Any, storage: Path, name: str, launcher: str, *, quiet: bool = False, **_: Any) -> None:
         _, dataset, _ = prepare_folder(config, storage, name)
         runner.check(config, dataset, 1)
 

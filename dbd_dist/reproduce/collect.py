@@ -1,0 +1,157 @@
+"""What a table's runs found: one small JSON a result, which every format is made from."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.io.json import read_json, write_json
+from dbd_dist.reporting import detection, names, tables
+from dbd_dist.reporting.data import find_data
+from dbd_dist.reporting.runs import load_run
+from dbd_dist.reproduce.grid import Cell, Plan, Task
+from dbd_dist.reproduce.table import variant_key
+
+ABOUT = "table.json"
+RESULTS = "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method under an attack, over seeds."""
+
+    case: str
+    """Its name; of the built-in ones, which the article may have numbers for, where `own` is false."""
+    attack: str
+    """For people."""
+    own: bool
+    variant: str
+    results: tuple[Mapping[str, Any], ...]
+    """By seed."""
+
+    @property
+    def method(self) -> str:
+        """For people; the variant's name where no run has finished."""
+        if not self.results:
+            return self.variant
+        title = names.title(self.results[0]["method"], self.results[0])
+        return title if self.variant == self.results[0]["method"] else f"{title} ({self.variant})"
+
+    @property
+    def needs_clean(self) -> bool:
+        return bool(self.results) and names.needs_clean(self.results[0])
+
+    def stat(self, field: str) -> tables.Stat | None:
+        """Over the results that have the field; "seconds" are those of all stages, "detection.X" is one of a split."""
+        values = [_value(result, field) for result in self.results]
+        return tables.statistics(values)
+
+
+def _value(result: Mapping[str, Any], field: str) -> float | None:
+    if field == "seconds":
+        return sum(result["seconds"].values()) if result.get("seconds") else None
+    part, dot, inner = field.partition(".")
+    return (result.get(part) or {}).get(inner) if dot else result.get(field)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A table with its results."""
+
+    about: Mapping[str, Any]
+    rows: tuple[Row, ...]
+
+    @property
+    def results(self) -> list[Mapping[str, Any]]:
+        return [result for row in self.rows for result in row.results]
+
+
+def write_results(plan: Plan, folder: Path, command: str) -> Path:
+    """Write what the finished cells found, and what the table is, for `read`.
+
+    Raises:
+        UserError: a file of a run is damaged, or the folder cannot be written.
+    """
+    table = plan.table
+    about = {
+        "table": table.name,
+        "title": table.title,
+        "preset": table.preset,
+        "holdout_clean": table.holdout_clean,
+        "command": command,
+        "detects": table.detects,
+        "cases": [{"key": case.key, "name": case.name, "title": case.title, "own": case.own} for case in table.cases],
+        "methods": [{"key": variant_key(v, table.flags), "name": v.name} for v in table.variants],
+        "seeds": list(table.seeds),
+    }
+    making = {task.name: task for task in plan.making}
+    try:
+        (folder / RESULTS).mkdir(parents=True, exist_ok=True)
+        write_json(folder / ABOUT, about)
+        for cell in plan.cells:
+            if (cell.folder / "result.json").exists():
+                key = variant_key(cell.variant, table.flags)
+                write_json(folder / RESULTS / _file(cell.case.key, key, cell.seed), _result(cell, making))
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", where=folder, hint="choose another --out") from error
+    return folder
+
+
+def _file(case: str, variant: str, seed: int) -> str:
+    return f"{case}_{variant}_s{seed}.json"
+
+
+def _result(cell: Cell, making: Mapping[str, Task]) -> dict[str, Any]:
+    """A run's result.json, with the commands that made it and what its split found."""
+    run = load_run(cell.folder)
+    assert run.result is not None
+    found = find_data(run) if run.split is not None else ""
+    measured = {} if run.split is None or isinstance(found, str) else detection.measure(run.split, found)
+    commands = [f"dbd {shlex.join(task.argv)}" for task in (*_before(cell.task, making), cell.task)]
+    return {**run.result, "detection": measured, "commands": commands}
+
+
+def _before(task: Task, making: Mapping[str, Task]) -> list[Task]:
+    found: list[Task] = []
+    for name in task.needs:
+        found += [other for other in (*_before(making[name], making), making[name]) if other not in found]
+    return found
+
+
+def read(folder: Path) -> Made:
+    """The table and its results from a folder of `write_results`.
+
+    Raises:
+        UserError: it is not such a folder.
+    """
+    try:
+        about = read_json(folder / ABOUT)
+        rows = []
+        for case in about["cases"]:
+            for method in about["methods"]:
+                paths = [folder / RESULTS / _file(case["key"], method["key"], seed) for seed in about["seeds"]]
+                results = tuple(read_json(path) for path in paths if path.exists())
+                rows.append(
+                    Row(
+                        case=case["name"],
+                        attack=case["title"],
+                        own=case["own"],
+                        variant=method["name"],
+                        results=results,
+                    )
+                )
+        return Made(about=about, rows=tuple(rows))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not a table's results ({error})", where=folder) from error
+
+
+def missing(made: Made) -> Sequence[str]:
+    """Cells without a result, as "ATTACK, METHOD (2 of 3)"."""
+    seeds = len(made.about["seeds"])
+    return [
+        f"{row.attack}, {row.method} ({len(row.results)} of {seeds})" for row in made.rows if len(row.results) < seeds
+    ]

@@ -1,0 +1,238 @@
+"""A table as Markdown, LaTeX, CSV and HTML: mean and sample standard deviation over seeds, the article beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dbd_dist.reporting import tables, wording
+from dbd_dist.reporting.page import environment, write_file
+from dbd_dist.reporting.wording import printable
+from dbd_dist.reproduce import article
+from dbd_dist.reproduce.collect import Made, Row, missing
+
+APART = 0.2
+"""Standard deviation of a share from which the runs are listed instead: a mean of 90 and 15 % misleads."""
+TEXTS = 2
+"""Columns of text; the others are numbers."""
+
+
+def _spread(row: Row, field: str, show: Callable[[float], str]) -> str:
+    stat = row.stat(field)
+    if stat is None:
+        return "–"
+    fewer = "" if stat.n == len(row.results) else f" (n = {stat.n})"
+    return show(stat.mean) + ("" if stat.std is None else f" ± {show(stat.std)}") + fewer
+
+
+def _percent(field: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        stat = row.stat(field)
+        if stat is not None and stat.std is not None and stat.std > APART:
+            values = [result[field] for result in row.results if result.get(field) is not None]
+            return ", ".join(f"{100 * value:.1f}" for value in values)
+        return _spread(row, field, lambda share: f"{100 * share:.2f}")
+
+    return cell
+
+
+def _kept(row: Row) -> str:
+    of = row.stat("poisoned")
+    kept = _spread(row, "kept_poisoned", wording.number)
+    return kept if kept == "–" or of is None else f"{kept} of {wording.number(of.mean)}"
+
+
+def _found(row: Row) -> str:
+    stats = [row.stat(f"detection.found_{n}") for n in (10, 20, 40)]
+    return "–" if None in stats else " / ".join(f"{100 * stat.mean:.1f}" for stat in stats if stat is not None)
+
+
+def _stated(numbers: dict[tuple[str, str], str]) -> Callable[[Row], str]:
+    return lambda row: "" if row.own else numbers.get((row.case, row.variant), "")
+
+
+def _auroc(field: str) -> Callable[[Row], str]:
+    return lambda row: _spread(row, f"detection.{field}", lambda share: f"{share:.3f}")
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "attack": lambda row: printable(row.attack),
+    "method": lambda row: printable(row.method) + (f" {tables.CLEAN}" if row.needs_clean else ""),
+    "n": lambda row: str(len(row.results)),
+    "clean acc. %": _percent("clean_acc"),
+    "ASR %": _percent("asr"),
+    "article: acc. / ASR %": _stated(article.ACCURACY_ASR),
+    "poisoned kept": _kept,
+    "AUROC first split": _auroc("auroc_first"),
+    "AUROC last split": _auroc("auroc_last"),
+    "poisoned among most suspect, %": _found,
+    "article: among most suspect, %": _stated(article.FOUND),
+    "time": lambda row: _spread(row, "seconds", wording.duration),
+}
+"""Titles and cells; columns that are empty in every row are left out."""
+SUSPECT = "poisoned among most suspect, %"
+DETECTION = (
+    "AUROC first split",
+    "AUROC last split",
+    SUSPECT,
+    "article: among most suspect, %",
+)
+
+
+def cells(made: Made) -> tuple[list[str], list[list[str]]]:
+    """Head and body."""
+    shown = [name for name in COLUMNS if made.about["detects"] or name not in DETECTION]
+    body = [[COLUMNS[name](row) for name in shown] for row in made.rows]
+    used = [i for i in range(len(shown)) if i < TEXTS + 1 or any(line[i] not in ("", "–") for line in body)]
+    return [shown[i] for i in used], [[line[i] for i in used] for line in body]
+
+
+def notes(made: Made) -> list[str]:
+    """Sentences that belong below the table."""
+    head, _ = cells(made)
+    seeds = made.about["seeds"]
+    lines = [f"Preset {made.about['preset']}, {wording.seeds(seeds)}."]
+    if len(seeds) > 1:
+        lines.append("Mean ± sample standard deviation over seeds, or the values themselves where they lie far apart.")
+    if any(row.needs_clean for row in made.rows):
+        lines.append(f"{tables.CLEAN} needs clean images of the defender's own, which the others do without.")
+    if made.about["holdout_clean"]:
+        lines.append(
+            f"{100 * made.about['holdout_clean']:g} % of the training images are set aside clean in every data set."
+        )
+    if any(name.startswith("article") for name in head):
+        lines.append(article.WHAT)
+    if SUSPECT in head:
+        lines.append(
+            "Among most suspect: share of poisoned samples among those of the target class with the highest loss, as "
+            "many as 10, 20 and 40 % of the poisoned ones."
+        )
+    lines.append("Time: training of all stages, those that another run of the table trained among them.")
+    found = made.results
+    for what, values in (
+        ("Hardware", {_device(result) for result in found}),
+        ("Commit", {str(result.get("commit")) for result in found if result.get("commit")}),
+    ):
+        if values:
+            lines.append(f"{what}: {', '.join(sorted(values))}.")
+    gaps = missing(made)
+    return [*lines, *([f"Without a result: {'; '.join(gaps)}."] if gaps else [])]
+
+
+def _device(result: Any) -> str:
+    size = result.get("world_size") or 1
+    workers = f", {size} workers" if size != 1 else ""
+    return f"{printable(result.get('device'))}{workers}, {result.get('precision')}"
+
+
+def commands(made: Made) -> list[str]:
+    """That make every cell, each once, in an order in which they can be run."""
+    found = [command for result in made.results for command in result["commands"]]
+    return list(dict.fromkeys(found))
+
+
+def as_markdown(made: Made, *, with_commands: bool = True) -> str:
+    """The table, its notes, and the commands of all cells."""
+    head, body = cells(made)
+    sides = ["---"] * TEXTS + ["---:"] * (len(head) - TEXTS)
+    lines = [f"| {' | '.join(map(_markdown, line))} |" for line in (head, *body)]
+    lines.insert(1, f"| {' | '.join(sides)} |")
+    text = "\n".join(lines + [part for note in notes(made) for part in ("", _markdown(note))])
+    if with_commands:
+        text += "\n\nCommands:\n\n```\n" + "\n".join([made.about["command"], "", *commands(made)]) + "\n```"
+    return text + "\n"
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>|~$])", r"\\\1", text).replace("&", "&amp;")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$^\dagger$", "–": "--", "<": r"$<$",
+    ">": r"$>$",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def as_latex(made: Made) -> str:
+    """A tabular for the package booktabs, a rule between attacks; notes and commands as comments."""
+    head, body = cells(made)
+    lines = [f"% {printable(line, 400)}" for line in (made.about["title"], *notes(made), made.about["command"])]
+    lines += [rf"\begin{{tabular}}{{{'l' * TEXTS}{'r' * (len(head) - TEXTS)}}}", r"\toprule"]
+    lines += [" & ".join(map(_latex, head)) + r" \\", r"\midrule"]
+    before = None
+    for line in body:
+        if before is not None and line[0] != before:
+            lines.append(r"\midrule")
+        shown = [line[0] if line[0] != before else "", *line[1:]]
+        lines.append(" & ".join(map(_latex, shown)) + r" \\")
+        before = line[0]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [f"% {printable(command, 2000)}" for command in commands(made)]
+    return "\n".join(lines) + "\n"
+
+
+NUMBERS = ("clean_acc", "asr", "robust_acc", "kept_poisoned", "poisoned", "seconds", "detection.auroc_first",
+           "detection.auroc_last", "detection.tpr", "detection.fpr", "detection.found_10", "detection.found_20",
+           "detection.found_40")  # fmt: skip
+"""Columns of the CSV, each as mean and standard deviation; shares in 0-1."""
+
+
+def as_csv(made: Made) -> str:
+    """A line a row: plain numbers, hardware, commits and commands."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    spread = [f"{field.replace('.', '_')}_{what}" for field in NUMBERS for what in ("mean", "std")]
+    writer.writerow(
+        ["attack", "method", "needs_clean", "n", "seeds", *spread, "article_acc_asr", "hardware", "commit", "commands"]
+    )
+    for row in made.rows:
+        stats = [row.stat(field) for field in NUMBERS]
+        numbers = [value for stat in stats for value in (("", "") if stat is None else (stat.mean, stat.std))]
+        writer.writerow(
+            [
+                printable(row.case), printable(row.variant), row.needs_clean, len(row.results),
+                " ".join(str(result["seed"]) for result in row.results), *numbers,
+                COLUMNS["article: acc. / ASR %"](row),
+                *("; ".join(dict.fromkeys(values)) for values in (
+                    map(_device, row.results), (str(result.get("commit")) for result in row.results),
+                    (command for result in row.results for command in result["commands"]),
+                )),
+            ]
+        )  # fmt: skip
+    return stream.getvalue()
+
+
+def as_html(made: Made) -> str:
+    """A page of its own."""
+    head, body = cells(made)
+    groups: dict[str, list[Sequence[str]]] = {}
+    for line in body:
+        groups.setdefault(line[0], []).append(line[1:])
+    return environment().get_template("table.html").render(
+        title=made.about["title"], head=head[1:], groups=groups, lines=notes(made), commands=commands(made),
+        command=made.about["command"],
+    )  # fmt: skip
+
+
+FORMATS: dict[str, Callable[[Made], str]] = {"md": as_markdown, "tex": as_latex, "csv": as_csv, "html": as_html}
+
+
+def write(made: Made, folder: Path) -> list[Path]:
+    """The table in every format, named by the table.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    paths = [folder / f"{made.about['table']}.{suffix}" for suffix in FORMATS]
+    for path, form in zip(paths, FORMATS.values()):
+        write_file(path, form(made))
+    return paths
