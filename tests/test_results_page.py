@@ -53,6 +53,23 @@ def test_a_new_file_is_shown_and_a_changed_number_changes_the_page(tmp_path):
     assert results.render(folder) != with_gpu != before
 
 
+def test_a_table_of_reproduce_is_a_section(tmp_path):
+    folder = Path(shutil.copytree(FOLDER, tmp_path / "results"))
+    (folder / "mine" / "results").mkdir(parents=True)
+    about = {
+        "table": "main", "title": "My own table", "preset": "demo", "holdout_clean": None, "detects": False,
+        "command": "dbd reproduce main --seeds 0", "cases": [{"key": "badnets", "name": "badnets", "title": "BadNets",
+        "own": False}], "methods": [{"key": "dbd", "name": "dbd"}], "seeds": [0],
+    }  # fmt: skip
+    (folder / "mine" / "table.json").write_text(json.dumps(about))
+    result = {"method": "dbd", "seed": 0, "clean_acc": 0.9123, "asr": 0.0125, "seconds": {"a": 5.0}, "commands": ["c"]}
+    (folder / "mine" / "results" / "badnets_dbd_s0.json").write_text(json.dumps(result))
+    text = results.render(folder)
+    assert "## My own table" in text
+    assert "| BadNets | DBD | 1 | 91.23 | 1.25 | 92.50 / 0.88 |" in text
+    assert "`dbd reproduce main --seeds 0`" in text
+
+
 def test_command(tmp_path, capsys):
     folder = Path(shutil.copytree(FOLDER, tmp_path / "results"))
     assert results.main([str(folder), "--check"]) == 1

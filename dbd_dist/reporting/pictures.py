@@ -146,7 +146,7 @@ def _losses(members: Sequence[Run], data: Found) -> Any:
     """First split under SCE beside that under CE."""
     chosen: dict[str, Run] = {}
     for run in _first_seed(members):
-        loss = (run.config.get("warmup") or {}).get("loss", "sce") if "warmup" in run.config else None
+        loss = (run.config.get("warmup") or {}).get("loss", "sce")
         if run.split is not None and loss in _LOSSES:
             chosen.setdefault(loss, run)
     parts = []

@@ -55,8 +55,18 @@ def _stated(numbers: dict[tuple[str, str], str]) -> Callable[[Row], str]:
     return lambda row: "" if row.own else numbers.get((row.case, row.variant), "")
 
 
-def _auroc(field: str) -> Callable[[Row], str]:
-    return lambda row: _spread(row, f"detection.{field}", lambda share: f"{share:.3f}")
+def _auroc(*fields: str) -> Callable[[Row], str]:
+    return lambda row: _spread(row, _first(row, fields), lambda share: f"{share:.3f}")
+
+
+def _first(row: Row, fields: Sequence[str]) -> str:
+    """The first field that a result of the row has: splits rank all samples, detectors flag some."""
+    return next((field for field in fields if row.stat(field) is not None), fields[0])
+
+
+def _rates(row: Row) -> str:
+    stats = [row.stat(_first(row, (f"detection.{rate}", f"flagged.{rate}"))) for rate in ("tpr", "fpr")]
+    return "–" if stats == [None, None] else " / ".join("–" if s is None else f"{100 * s.mean:.1f}" for s in stats)
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -67,8 +77,9 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "ASR %": _percent("asr"),
     "article: acc. / ASR %": _stated(article.ACCURACY_ASR),
     "poisoned kept": _kept,
-    "AUROC first split": _auroc("auroc_first"),
-    "AUROC last split": _auroc("auroc_last"),
+    "dropped or flagged: poisoned / clean, %": _rates,
+    "AUROC first split": _auroc("detection.auroc_first"),
+    "AUROC at the end": _auroc("detection.auroc_last", "flagged.auroc"),
     "poisoned among most suspect, %": _found,
     "article: among most suspect, %": _stated(article.FOUND),
     "time": lambda row: _spread(row, "seconds", wording.duration),
@@ -77,7 +88,8 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 SUSPECT = "poisoned among most suspect, %"
 DETECTION = (
     "AUROC first split",
-    "AUROC last split",
+    "AUROC at the end",
+    "dropped or flagged: poisoned / clean, %",
     SUSPECT,
     "article: among most suspect, %",
 )
@@ -182,7 +194,7 @@ def as_latex(made: Made) -> str:
 
 NUMBERS = ("clean_acc", "asr", "robust_acc", "kept_poisoned", "poisoned", "seconds", "detection.auroc_first",
            "detection.auroc_last", "detection.tpr", "detection.fpr", "detection.found_10", "detection.found_20",
-           "detection.found_40")  # fmt: skip
+           "detection.found_40", "flagged.tpr", "flagged.fpr", "flagged.auroc")  # fmt: skip
 """Columns of the CSV, each as mean and standard deviation; shares in 0-1."""
 
 

@@ -5,6 +5,7 @@
 Every number of the page comes from a file. A file that the text does not name, such as a new gpu_*.json, is shown as a
 plain table. A file is an object with `command`, `device` and `commit`, and one of: `results` (contents of
 result.json), `rows` (objects with the same fields, those of `dbd bench` among them), `figures` (numbers for the text).
+A folder that `dbd reproduce TABLE --out docs/results/NAME` wrote becomes a section with its table.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dbd_dist.reporting import names, tables, wording
+from dbd_dist.reproduce import formats
+from dbd_dist.reproduce.collect import ABOUT, Made, read
 
 FRACTIONS = ("clean_acc", "asr", "robust_acc")
 APART = 0.2
@@ -68,6 +71,10 @@ class Page:
 
     def __init__(self, folder: Path):
         self.files = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        self.tables: dict[str, Made] = {
+            path.parent.name: read(path.parent) for path in sorted(folder.glob(f"*/{ABOUT}"))
+        }
+        """What `dbd reproduce` wrote, by folder."""
         self.used: set[str] = set()
 
     def file(self, name: str) -> dict[str, Any]:
@@ -151,6 +158,14 @@ class Page:
         table = markdown_table(shown, [[value(field, row.get(field)) for field in shown] for row in rows])
         common = "; ".join(f"{field} {value(field, rows[0][field])}" for field in fields if field in shared)
         return table + (f"\n\nAll rows: {common}." if common else "")
+
+    def table(self, name: str) -> str:
+        """A table of `dbd reproduce`, its notes and where it comes from."""
+        made = self.tables[name]
+        source = (
+            f"[{name}](results/{name}): `{made.about['command']}`; {name}/{made.about['table']}.md has every command."
+        )
+        return f"{formats.as_markdown(made, with_commands=False)}\n{source}"
 
     def others(self, start: str = "") -> list[str]:
         """Files that the text has not named so far."""

@@ -1,0 +1,117 @@
+"""Tables in four formats, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from data_prep.errors import UserError
+from dbd_dist.reproduce import formats
+from dbd_dist.reproduce.collect import missing, read
+
+
+@pytest.fixture
+def made(write_table):
+    """DBD over two seeds: accuracies of 92 and 94 %, kept 2 and 4 of 40."""
+    results = {
+        ("badnets", "none", 0): {"clean_acc": 0.95, "asr": 1.0},
+        ("badnets", "none", 1): {"clean_acc": 0.95, "asr": 0.9},
+        ("badnets", "dbd", 0): {"clean_acc": 0.92, "asr": 0.01, "kept_poisoned": 2, "seconds": {"a": 40.0}},
+        ("badnets", "dbd", 1): {"clean_acc": 0.94, "asr": 0.02, "kept_poisoned": 4, "seconds": {"a": 50.0}},
+        ("badnets", "nad", 0): {"clean_acc": 0.9, "asr": 0.05, "commit": "def456"},
+    }
+    return read(write_table(results))
+
+
+def test_cells(made):
+    head, body = formats.cells(made)
+    # (94 - 92) / sqrt(2) = 1.41
+    assert dict(zip(head, body[1])) == {
+        "attack": "Badnets", "method": "DBD", "n": "2", "clean acc. %": "93.00 ± 1.41", "ASR %": "1.50 ± 0.71",
+        "article: acc. / ASR %": "92.50 / 0.88", "poisoned kept": "3 ± 1.41 of 40", "time": "45 s ± 7.1 s",
+    }  # fmt: skip
+    assert body[0][3:6] == ["95.00 ± 0.00", "95.00 ± 7.07", "95.13 / 100"]
+    assert body[2][1:5] == ["NAD †", "1", "90.00", "5.00"]
+    assert missing(made) == ["Badnets, NAD (1 of 2)"]
+
+
+def test_values_that_lie_far_apart_are_listed(write_table):
+    results = {("badnets", "dbd", seed): {"asr": asr} for seed, asr in enumerate((0.9, 0.1, 0.15))}
+    head, body = formats.cells(read(write_table(results)))
+    assert body[0][head.index("ASR %")] == "90.0, 10.0, 15.0"
+
+
+def test_notes_and_commands(made):
+    text = formats.as_markdown(made)
+    for part in (
+        "† needs clean images", "5 % of the training images are set aside", "Hardware: a CPU, 2 cores, fp32",
+        "Commit: abc123, def456", "CIFAR-10 with ResNet-18", "Without a result: Badnets, NAD (1 of 2)",
+    ):  # fmt: skip
+        assert part in text
+    block = text.split("```")[1].splitlines()
+    assert block[1] == "dbd reproduce main"
+    assert block.count("dbd prepare badnets") == 1
+    assert [line for line in block if line.startswith("dbd train")] == [
+        f"dbd train badnets {method} {seed}" for method, seeds in (("none", 2), ("dbd", 2), ("nad", 1))
+        for seed in range(seeds)
+    ]  # fmt: skip
+
+
+def test_csv_has_plain_numbers(made):
+    lines = list(csv.DictReader(io.StringIO(formats.as_csv(made))))
+    assert [line["method"] for line in lines] == ["none", "dbd", "nad"]
+    assert float(lines[1]["clean_acc_mean"]) == pytest.approx(0.93)
+    assert float(lines[1]["clean_acc_std"]) == pytest.approx(0.0141421356)
+    assert float(lines[0]["seconds_mean"]) == 30
+    assert lines[2]["clean_acc_std"] == ""
+    assert lines[1]["seeds"] == "0 1"
+    assert lines[1]["commands"].count("dbd train") == 2
+    assert (lines[2]["commit"], lines[2]["hardware"]) == ("def456", "a CPU, 2 cores, fp32")
+
+
+def test_latex_and_html(made):
+    tex = formats.as_latex(made)
+    rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert rows[2].startswith(r" & DBD & 2 & 93.00 $\pm$ 1.41 & 1.50 $\pm$ 0.71 & 92.50 / 0.88")
+    assert rows[3].startswith(r" & NAD $^\dagger$ & 1")
+    assert len({line.count(" & ") for line in rows}) == 1
+    page = formats.as_html(made)
+    assert page.count("<tr>") == 1 + 1 + 3  # head, attack, methods
+    assert "93.00 ± 1.41" in page
+
+
+def test_names_of_strangers_do_no_harm(write_table):
+    hostile = "<script>alert(1)</script> | $x_1$ & \\input{f} %\n\u202e"
+    results = {("badnets", "dbd", 0): {"titles": {"dbd": hostile}}}
+    made = read(write_table(results))
+    assert "<script>alert" not in formats.as_html(made)
+    (line,) = [line for line in formats.as_markdown(made).splitlines() if "script" in line]
+    assert line.count(" | ") == 6
+    (line,) = [line for line in formats.as_latex(made).splitlines() if "script" in line and line.endswith(r"\\")]
+    assert r"\input" not in line
+    assert "%" not in line.replace(r"\%", "")
+
+
+def test_detection_is_shown_where_the_table_is_about_it(write_table):
+    split = {"auroc_first": 0.9, "auroc_last": 0.99, "tpr": 1.0, "fpr": 0.5, "found_10": 1, "found_20": 0.9,
+             "found_40": 0.8}  # fmt: skip
+    results = {
+        ("badnets", "dbd", 0): {"detection": split},
+        ("badnets", "spectral", 0): {"flagged": {"tpr": 0.5, "fpr": 0.05, "auroc": 0.7, "samples": 100}},
+    }
+    folder = write_table(results, detects=True)
+    head, body = formats.cells(read(folder))
+    assert dict(zip(head, body[0])) | {
+        "dropped or flagged: poisoned / clean, %": "100.0 / 50.0", "AUROC first split": "0.900",
+        "AUROC at the end": "0.990", "poisoned among most suspect, %": "100.0 / 90.0 / 80.0",
+        "article: among most suspect, %": "100 / 97.6 / 90.9",
+    } == dict(zip(head, body[0]))  # fmt: skip
+    assert body[1][head.index("dropped or flagged: poisoned / clean, %")] == "50.0 / 5.0"
+    assert body[1][head.index("AUROC at the end")] == "0.700"
+
+
+def test_a_folder_that_is_no_table(tmp_path):
+    with pytest.raises(UserError, match="not a table's results"):
+        read(tmp_path)
