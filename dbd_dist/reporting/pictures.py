@@ -191,7 +191,8 @@ def _ranking(title: str, loss: np.ndarray, data: Data) -> plates.Ranking:
     fpr, tpr, _ = roc_curve(poisoned, loss)
     of = np.ones(len(poisoned), dtype=bool) if target is None else data.labels == target
     ranked = poisoned[of][np.argsort(-loss[of], kind="stable")]
-    counts = np.unique(np.linspace(1, len(ranked), COUNTS).astype(int))
+    most = min(len(ranked), 4 * int(poisoned.sum()))  # beyond that a curve only falls to the base rate
+    counts = np.unique(np.linspace(1, most, COUNTS).astype(int))
     return plates.Ranking(
         title=title, fpr=fpr, tpr=tpr, counts=counts, precision=np.cumsum(ranked)[counts - 1] / counts,
         poisoned=int(poisoned.sum()),

@@ -73,7 +73,7 @@ def find_case(name: str, source: str, *, where: str) -> Case:
     Raises:
         UserError: there is none.
     """
-    stem, rate = re.fullmatch(r"(.+?)(?:-r(0\.\d+))?", name, flags=re.S).groups()  # type: ignore[union-attr]
+    stem, rate = re.fullmatch(r"(.*?)(?:-r(0\.\d+))?", name, flags=re.S).groups()  # type: ignore[union-attr]
     if stem not in CASES or (rate is not None and (stem == "clean" or "--rate" in CASES[stem].flags)):
         near = difflib.get_close_matches(name, CASES, n=1)
         raise UserError(

@@ -1,0 +1,129 @@
+"""Whole tables of short runs: made, left alone, resumed after a kill, on Ray."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dbd_dist.cli import main
+
+BATCHES = ("--simclr.batch", "60", "--warmup.batch", "60", "--supervised.batch", "60", "--compute.precision", "fp32")
+
+
+def table_file(folder: Path, **fields: object) -> Path:
+    """A small table in a file: one attack, one seed."""
+    path = folder / "small.json"
+    content = {
+        "title": "Small", "preset": "smoke", "attacks": ["badnets"], "methods": ["none", "dbd"], "seeds": [0],
+        "source": ["digits", "--train-per-class", "40", "--test-per-class", "5"], "flags": list(BATCHES),
+    }  # fmt: skip
+    path.write_text(json.dumps(content | fields))
+    return path
+
+
+def numbers(out: Path, name: str = "small") -> list[dict[str, str]]:
+    """Rows of the CSV, without what differs from run to run."""
+    with (out / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    return [
+        {key: value for key, value in row.items() if key not in ("seconds_mean", "seconds_std", "commands")}
+        for row in rows
+    ]
+
+
+def test_a_small_table_is_made_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = ["reproduce", str(table_file(tmp_path)), "--storage", "runs", "--out", "out"]
+    assert main(argv) == 0, capsys.readouterr()
+    out = Path("out")
+    assert {path.name for path in out.iterdir()} == {
+        "table.json", "results", "small.md", "small.tex", "small.csv", "small.html"
+    }  # fmt: skip
+    rows = numbers(out)
+    assert [(row["attack"], row["method"], row["n"]) for row in rows] == [
+        ("badnets", "none", "1"),
+        ("badnets", "dbd", "1"),
+    ]
+    assert all(0 <= float(row["clean_acc_mean"]) <= 1 and row["clean_acc_std"] == "" for row in rows)
+    results = sorted(Path("runs/reproduce/smoke").glob("*/*/s0/result.json"))
+    assert len(results) == 2
+    stored = {json.loads(path.read_text())["method"]: json.loads(path.read_text()) for path in results}
+    assert float(rows[1]["asr_mean"]) == stored["dbd"]["asr"]
+    assert stored["dbd"]["train_size"] == 400 - 20  # 5 % are set aside
+    one = json.loads(next((out / "results").glob("badnets_dbd*_s0.json")).read_text())
+    assert 0 <= one["detection"]["auroc_first"] <= 1
+    assert one["commands"][0].startswith("dbd prepare digits ")
+    assert one["commands"][-1].startswith("dbd train smoke --method dbd --seed 0 --data ")
+
+    before = {path: path.stat().st_mtime_ns for path in results}
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "2 runs, 2 of them finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in results} == before
+    assert main([*argv, "--seeds", "0", "1", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "runs to train: 2; about " in shown  # finished runs say how fast this machine is
+
+
+def test_a_run_that_fails_leaves_the_others_and_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # no batch of 500 can be made of 380 images: known only where the data set is there
+    broken = {"name": "broken", "method": "none", "flags": ["--supervised.batch", "500"]}
+    path = table_file(tmp_path, methods=["none", broken])
+    assert main(["reproduce", str(path), "--storage", "runs", "--out", "out"]) == 1
+    out, err = capsys.readouterr()
+    assert "failed: " in err
+    assert "broken" in err
+    assert [row["n"] for row in numbers(Path("out"))] == ["1", "0"]
+    assert "Without a result: BadNets, broken (0 of 1)" in out
+
+
+def start(path: Path, storage: Path, jobs: int) -> subprocess.Popen:
+    argv = ["reproduce", "main", "--preset", "smoke", "--attacks", "badnets", "label-consistent", "--methods", "none"]
+    argv += ["dbd", "--seeds", "0", "--storage", str(storage), "--out", str(path), "--jobs", str(jobs)]
+    log = (storage.parent / f"{storage.name}.log").open("a")
+    command = [sys.executable, "-m", "dbd_dist.cli", *argv]
+    return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_ends_with_the_same_table(tmp_path):
+    """SIGKILL of the command while two runs are at work: they end with it, and the same command finishes the table."""
+    assert start(tmp_path / "whole-out", tmp_path / "whole", 1).wait(timeout=600) == 0
+    storage, out = tmp_path / "killed", tmp_path / "killed-out"
+    process = start(out, storage, 2)
+    runs = storage / "reproduce" / "smoke"
+    deadline = time.monotonic() + 300
+    while not list(runs.glob("*/dbd/s0/metrics.jsonl")) and time.monotonic() < deadline:
+        assert process.poll() is None, (tmp_path / "killed.log").read_text()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(list(runs.glob("*/*/s0/result.json"))) < 4
+    assert not (out / "main.csv").exists()
+    assert start(out, storage, 2).wait(timeout=600) == 0, (tmp_path / "killed.log").read_text()
+    assert numbers(out, "main") == numbers(tmp_path / "whole-out", "main")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_trains_several_at_a_time(tmp_path, monkeypatch, capsys):
+    """A Ray of two CPUs of this machine's own has room for two runs of one worker; both say what Ray sets aside."""
+    monkeypatch.chdir(tmp_path)
+    flags = [*BATCHES, "--compute.workers", "1", "--compute.threads", "1"]
+    path = table_file(tmp_path, methods=["none"], seeds=[0, 1], flags=flags)
+    argv = ["reproduce", str(path), "--storage", "runs", "--out", "out", "--launcher", "ray", "--jobs", "2"]
+    assert main(argv) == 0, capsys.readouterr()
+    (row,) = numbers(Path("out"))
+    assert row["n"] == "2"
+    for result in Path("out/results").glob("*.json"):
+        assert "--launcher ray --cpus-per-worker " in json.loads(result.read_text())["commands"][-1]
