@@ -85,6 +85,13 @@ def connect(
         _show_messages(shown)
 
 
+def joinable_address() -> str:
+    """The address of the Ray that this process is connected to, for RAY_ADDRESS of processes that are to join it."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
 @contextmanager
 def _joined(address: str, options: dict[str, Any]) -> Iterator[None]:
     """Connect to a cluster, which ray.init finds as `cluster_address` does."""

@@ -33,9 +33,7 @@ def ray_place(whole: Plan, jobs: int | None) -> Iterator[tuple[Place, int]]:
         place = dataclasses.replace(whole.place, cpus_per_worker=min(one.cpus_per_worker for one in given))
         before = os.environ.get("RAY_ADDRESS")
         if not joined:
-            import ray
-
-            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+            os.environ["RAY_ADDRESS"] = session.joinable_address()
         try:
             yield place, wanted
         finally:
