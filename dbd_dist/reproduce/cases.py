@@ -44,6 +44,7 @@ CASES = {
         Case(name="label-consistent", title="Label-consistent", attack="label-consistent"),
         Case(name="adaptive", title="Adaptive", attack="adaptive"),
         Case(name="sig", title="SIG", attack="sig"),
+        Case(name="ctrl", title="CTRL", attack="ctrl"),
         Case(name="adap-blend", title="Adap-Blend", attack="adap-blend"),
         Case(name="adap-patch", title="Adap-Patch", attack="adap-patch"),
         Case(

@@ -62,7 +62,7 @@ BUILT_IN: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "ablation": ("What each part of DBD contributes", ATTACKED, ABLATION),
     "adaptive": (
         "Attacks that aim at the defence",
-        ("adaptive", "adap-blend", "adap-patch", "sig"),
+        ("adaptive", "adap-blend", "adap-patch", "ctrl"),
         ("none", "spectral", "activation-clustering", "dbd", "dbd-robust"),
     ),
     "rates": (
@@ -79,7 +79,7 @@ BUILT_IN: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         "Every attack without and with DBD",
         (
             "clean", "badnets", "badnets-all-to-all", "blended", "wanet", "wanet-10", "wanet-no-noise",
-            "label-consistent", "adaptive", "sig", "adap-blend", "adap-patch",
+            "label-consistent", "adaptive", "sig", "ctrl", "adap-blend", "adap-patch",
         ),
         ("none", "dbd"),
     ),
