@@ -36,6 +36,10 @@ def write_figures(folders: Sequence[Path], out: Path) -> tuple[list[Path], list[
         UserError: a file of a run or of its data set is damaged, or `out` cannot be written.
     """
     runs = [load_run(folder) for folder in folders]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot be made ({error.strerror})", where=out, hint="choose another --figures") from error
     groups: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed or 0):
         groups.setdefault(_group(run), []).append(run)
@@ -74,7 +78,6 @@ def _group(run: Run) -> str:
 def _save(drawn: Mapping[str, Any], out: Path) -> list[Path]:
     written = []
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():
             for suffix in SUFFIXES:
                 path = out / f"{name}.{suffix}"

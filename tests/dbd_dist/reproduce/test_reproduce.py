@@ -15,7 +15,8 @@ import pytest
 
 from dbd_dist.cli import main
 
-BATCHES = ("--simclr.batch", "60", "--warmup.batch", "60", "--supervised.batch", "60", "--compute.precision", "fp32")
+FLAGS = ("--simclr.batch", "60", "--warmup.batch", "60", "--supervised.batch", "60", "--compute.precision", "fp32",
+         "--compute.threads", "1")  # fmt: skip
 
 
 def table_file(folder: Path, **fields: object) -> Path:
@@ -23,7 +24,7 @@ def table_file(folder: Path, **fields: object) -> Path:
     path = folder / "small.json"
     content = {
         "title": "Small", "preset": "smoke", "attacks": ["badnets"], "methods": ["none", "dbd"], "seeds": [0],
-        "source": ["digits", "--train-per-class", "40", "--test-per-class", "5"], "flags": list(BATCHES),
+        "source": ["digits", "--train-per-class", "40", "--test-per-class", "5"], "flags": list(FLAGS),
     }  # fmt: skip
     path.write_text(json.dumps(content | fields))
     return path
@@ -74,6 +75,7 @@ def test_a_small_table_is_made_once(tmp_path, monkeypatch, capsys):
     assert "runs to train: 2; about " in shown  # finished runs say how fast this machine is
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others_and_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # no batch of 500 can be made of 380 images: known only where the data set is there
@@ -87,9 +89,9 @@ def test_a_run_that_fails_leaves_the_others_and_is_named(tmp_path, monkeypatch, 
     assert "Without a result: BadNets, broken (0 of 1)" in out
 
 
-def start(path: Path, storage: Path, jobs: int) -> subprocess.Popen:
+def start(path: Path, storage: Path) -> subprocess.Popen:
     argv = ["reproduce", "main", "--preset", "smoke", "--attacks", "badnets", "label-consistent", "--methods", "none"]
-    argv += ["dbd", "--seeds", "0", "--storage", str(storage), "--out", str(path), "--jobs", str(jobs)]
+    argv += ["dbd", "--seeds", "0", "--storage", str(storage), "--out", str(path), "--jobs", "2"]
     log = (storage.parent / f"{storage.name}.log").open("a")
     command = [sys.executable, "-m", "dbd_dist.cli", *argv]
     return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -98,9 +100,9 @@ def start(path: Path, storage: Path, jobs: int) -> subprocess.Popen:
 @pytest.mark.slow
 def test_killed_in_the_middle_it_ends_with_the_same_table(tmp_path):
     """SIGKILL of the command while two runs are at work: they end with it, and the same command finishes the table."""
-    assert start(tmp_path / "whole-out", tmp_path / "whole", 1).wait(timeout=600) == 0
+    assert start(tmp_path / "whole-out", tmp_path / "whole").wait(timeout=600) == 0
     storage, out = tmp_path / "killed", tmp_path / "killed-out"
-    process = start(out, storage, 2)
+    process = start(out, storage)
     runs = storage / "reproduce" / "smoke"
     deadline = time.monotonic() + 300
     while not list(runs.glob("*/dbd/s0/metrics.jsonl")) and time.monotonic() < deadline:
@@ -110,7 +112,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(tmp_path):
     process.wait()
     assert len(list(runs.glob("*/*/s0/result.json"))) < 4
     assert not (out / "main.csv").exists()
-    assert start(out, storage, 2).wait(timeout=600) == 0, (tmp_path / "killed.log").read_text()
+    assert start(out, storage).wait(timeout=600) == 0, (tmp_path / "killed.log").read_text()
     assert numbers(out, "main") == numbers(tmp_path / "whole-out", "main")
 
 
@@ -119,7 +121,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(tmp_path):
 def test_ray_trains_several_at_a_time(tmp_path, monkeypatch, capsys):
     """A Ray of two CPUs of this machine's own has room for two runs of one worker; both say what Ray sets aside."""
     monkeypatch.chdir(tmp_path)
-    flags = [*BATCHES, "--compute.workers", "1", "--compute.threads", "1"]
+    flags = [*FLAGS, "--compute.workers", "1"]
     path = table_file(tmp_path, methods=["none"], seeds=[0, 1], flags=flags)
     argv = ["reproduce", str(path), "--storage", "runs", "--out", "out", "--launcher", "ray", "--jobs", "2"]
     assert main(argv) == 0, capsys.readouterr()
