@@ -12,7 +12,7 @@ import numpy as np
 from data_prep.beton import BetonStream
 from data_prep.errors import UserError
 from data_prep.io.atomic import replacing
-from dbd_dist.reporting import curves, detection, embedding, figures, plates, tables
+from dbd_dist.reporting import curves, embedding, figures, plates, tables
 from dbd_dist.reporting.data import Data, find_data
 from dbd_dist.reporting.runs import Run, load_run
 from dbd_dist.reporting.wording import joined
@@ -160,9 +160,15 @@ def _losses(members: Sequence[Run], data: Found) -> Any:
             poisoned = None if isinstance(known, str) or known.truth is None else known.truth.poisoned
             assert run.split is not None
             bins = figures.loss_histogram(run.split.first_loss, run.split.first_kept, poisoned)
-            auroc = None if poisoned is None else detection.auroc(run.split.first_loss, poisoned)
+            auroc = None if poisoned is None else _auroc(run.split.first_loss, poisoned)
             parts.append((title if auroc is None else f"{title}, AUROC {auroc:.3f}", bins))
     return plates.histograms(parts) if parts else "no run ranks samples after a head warm-up"
+
+
+def _auroc(loss: np.ndarray, poisoned: np.ndarray) -> float | None:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(poisoned, loss)) if poisoned.any() and not poisoned.all() else None
 
 
 def _detection(members: Sequence[Run], data: Found) -> Any:

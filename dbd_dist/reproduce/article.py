@@ -26,5 +26,4 @@ FOUND = {
     ("wanet", "dbd"): "100 / 100 / 99.5",
     ("wanet", "spectral"): "0 / 0 / 1.0",
 }
-"""(case, method) -> percent of poisoned samples among the 250, 500 and 1,000 most suspect of the target class, which
-are 10, 20 and 40 % of as many as are poisoned."""
+"""(case, method) -> percent of poisoned samples among the 250, 500 and 1,000 most suspect of the target class."""

@@ -10,8 +10,7 @@ from typing import Any
 
 from data_prep.errors import UserError
 from data_prep.io.json import read_json, write_json
-from dbd_dist.reporting import detection, names, tables
-from dbd_dist.reporting.data import find_data
+from dbd_dist.reporting import names, tables
 from dbd_dist.reporting.runs import load_run
 from dbd_dist.reproduce.grid import Cell, Plan, Task
 from dbd_dist.reproduce.table import variant_key
@@ -46,7 +45,8 @@ class Row:
         return bool(self.results) and names.needs_clean(self.results[0])
 
     def stat(self, field: str) -> tables.Stat | None:
-        """Over the results that have the field; "seconds" are those of all stages, "detection.X" is one of a split."""
+        """Over the results that have the field; "seconds" are those of all stages, "a.b.0" is a number inside
+        other fields."""
         values = [_value(result, field) for result in self.results]
         return tables.statistics(values)
 
@@ -54,8 +54,10 @@ class Row:
 def _value(result: Mapping[str, Any], field: str) -> float | None:
     if field == "seconds":
         return sum(result["seconds"].values()) if result.get("seconds") else None
-    part, dot, inner = field.partition(".")
-    return (result.get(part) or {}).get(inner) if dot else result.get(field)
+    value: Any = result
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else value[int(name)] if value else None
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +108,11 @@ def _file(case: str, variant: str, seed: int) -> str:
 
 
 def _result(cell: Cell, making: Mapping[str, Task]) -> dict[str, Any]:
-    """A run's result.json, with the commands that made it and what its split found."""
-    run = load_run(cell.folder)
+    """A run's result.json, with the commands that made it."""
+    run = load_run(cell.folder, arrays=False)
     assert run.result is not None
-    found = find_data(run) if run.split is not None else ""
-    measured = {} if run.split is None or isinstance(found, str) else detection.measure(run.split, found)
     commands = [f"dbd {shlex.join(task.argv)}" for task in (*_before(cell.task, making), cell.task)]
-    return {**run.result, "detection": measured, "commands": commands}
+    return {**run.result, "commands": commands}
 
 
 def _before(task: Task, making: Mapping[str, Task]) -> list[Task]:

@@ -47,7 +47,7 @@ def _kept(row: Row) -> str:
 
 
 def _found(row: Row) -> str:
-    stats = [row.stat(f"detection.found_{n}") for n in (10, 20, 40)]
+    stats = [row.stat(f"split_quality.last.most_suspect.{i}.1") for i in range(3)]
     return "–" if None in stats else " / ".join(f"{100 * stat.mean:.1f}" for stat in stats if stat is not None)
 
 
@@ -65,7 +65,7 @@ def _first(row: Row, fields: Sequence[str]) -> str:
 
 
 def _rates(row: Row) -> str:
-    stats = [row.stat(_first(row, (f"detection.{rate}", f"flagged.{rate}"))) for rate in ("tpr", "fpr")]
+    stats = [row.stat(_first(row, (f"split_quality.last.{rate}", f"flagged.{rate}"))) for rate in ("tpr", "fpr")]
     return "–" if stats == [None, None] else " / ".join("–" if s is None else f"{100 * s.mean:.1f}" for s in stats)
 
 
@@ -78,8 +78,8 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "article: acc. / ASR %": _stated(article.ACCURACY_ASR),
     "poisoned kept": _kept,
     "dropped or flagged: poisoned / clean, %": _rates,
-    "AUROC first split": _auroc("detection.auroc_first"),
-    "AUROC at the end": _auroc("detection.auroc_last", "flagged.auroc"),
+    "AUROC first split": _auroc("split_quality.first.auroc"),
+    "AUROC at the end": _auroc("split_quality.last.auroc", "flagged.auroc"),
     "poisoned among most suspect, %": _found,
     "article: among most suspect, %": _stated(article.FOUND),
     "time": lambda row: _spread(row, "seconds", wording.duration),
@@ -120,8 +120,8 @@ def notes(made: Made) -> list[str]:
         lines.append(article.WHAT)
     if SUSPECT in head:
         lines.append(
-            "Among most suspect: share of poisoned samples among those of the target class with the highest loss, as "
-            "many as 10, 20 and 40 % of the poisoned ones."
+            "Among most suspect: share of poisoned samples among those of the target class with the highest loss, 250, "
+            "500 and 1,000 of 50,000 training images or as many in proportion."
         )
     lines.append("Time: training of all stages, those that another run of the table trained among them.")
     found = made.results
@@ -192,9 +192,10 @@ def as_latex(made: Made) -> str:
     return "\n".join(lines) + "\n"
 
 
-NUMBERS = ("clean_acc", "asr", "robust_acc", "kept_poisoned", "poisoned", "seconds", "detection.auroc_first",
-           "detection.auroc_last", "detection.tpr", "detection.fpr", "detection.found_10", "detection.found_20",
-           "detection.found_40", "flagged.tpr", "flagged.fpr", "flagged.auroc")  # fmt: skip
+NUMBERS = ("clean_acc", "asr", "robust_acc", "kept_poisoned", "poisoned", "seconds", "split_quality.first.auroc",
+           "split_quality.last.auroc", "split_quality.last.tpr", "split_quality.last.fpr",
+           "split_quality.last.most_suspect.0.1", "split_quality.last.most_suspect.1.1",
+           "split_quality.last.most_suspect.2.1", "flagged.tpr", "flagged.fpr", "flagged.auroc")  # fmt: skip
 """Columns of the CSV, each as mean and standard deviation; shares in 0-1."""
 
 

@@ -32,7 +32,7 @@ def write_table(tmp_path) -> Callable[..., Path]:
                 "method": method, "titles": {"none": "No defence", "dbd": "DBD", "nad": "NAD"}, "seed": seed,
                 "defends": method != "none", "needs_clean": method == "nad", "clean_acc": 0.5, "asr": 0.5,
                 "kept_poisoned": None, "poisoned": 40, "seconds": {"a": 10.0, "b": 20.0}, "device": "a CPU, 2 cores",
-                "world_size": 1, "precision": "fp32", "commit": "abc123", "detection": {},
+                "world_size": 1, "precision": "fp32", "commit": "abc123",
                 "commands": [f"dbd prepare {case}", f"dbd train {case} {method} {seed}"],
             }  # fmt: skip
             (folder / RESULTS / f"{case}_{method}_s{seed}.json").write_text(json.dumps(result | values))

@@ -95,10 +95,10 @@ def test_names_of_strangers_do_no_harm(write_table):
 
 
 def test_detection_is_shown_where_the_table_is_about_it(write_table):
-    split = {"auroc_first": 0.9, "auroc_last": 0.99, "tpr": 1.0, "fpr": 0.5, "found_10": 1, "found_20": 0.9,
-             "found_40": 0.8}  # fmt: skip
+    last = {"auroc": 0.99, "tpr": 1.0, "fpr": 0.5, "most_suspect": [[2, 1.0], [4, 0.9], [8, 0.8]]}
+    quality = {"first": {"auroc": 0.9, "most_suspect": None}, "last": last}
     results = {
-        ("badnets", "dbd", 0): {"detection": split},
+        ("badnets", "dbd", 0): {"split_quality": quality},
         ("badnets", "spectral", 0): {"flagged": {"tpr": 0.5, "fpr": 0.05, "auroc": 0.7, "samples": 100}},
     }
     folder = write_table(results, detects=True)

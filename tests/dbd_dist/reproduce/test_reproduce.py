@@ -61,7 +61,7 @@ def test_a_small_table_is_made_once(tmp_path, monkeypatch, capsys):
     assert float(rows[1]["asr_mean"]) == stored["dbd"]["asr"]
     assert stored["dbd"]["train_size"] == 400 - 20  # 5 % are set aside
     one = json.loads(next((out / "results").glob("badnets_dbd*_s0.json")).read_text())
-    assert 0 <= one["detection"]["auroc_first"] <= 1
+    assert 0 <= one["split_quality"]["first"]["auroc"] <= 1
     assert one["commands"][0].startswith("dbd prepare digits ")
     assert one["commands"][-1].startswith("dbd train smoke --method dbd --seed 0 --data ")
 
