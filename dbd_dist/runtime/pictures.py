@@ -35,8 +35,8 @@ def trigger_sheet(triggers_K4HW: Tensor, scores_K: Tensor, flagged: Collection[i
         for tile in (_tile(mask.expand(3, -1, -1)), _tile(mask * pattern)):
             sheet.paste(tile, (x, top))
             if label in flagged:
-                draw.rectangle((x - 3, top - 1, x + _TILE_PX + 2, top + _TILE_PX), outline="black", width=3)
-            top += _TILE_PX
+                draw.rectangle((x - 3, top - 1, x + _TILE_PX + 2, top + _TILE_PX), outline="crimson", width=3)
+            top += _TILE_PX + _GAP_PX // 2
     return sheet
 
 
