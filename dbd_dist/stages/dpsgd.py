@@ -36,7 +36,7 @@ class DPSGD(Stage):
     """
 
     name: ClassVar[str] = "dpsgd"
-    title: ClassVar[str] = "Differentially private training"
+    title: ClassVar[str] = "DPSGD"
     gives: ClassVar[tuple[str, ...]] = ("model", "measures")
     evaluates: ClassVar[bool] = True
 

@@ -168,7 +168,10 @@ def compare(world_of_one, both):
         assert their_metrics["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", ["simclr", "warmup", "supervised", "dpsgd", "teacher", "distillation"])
+@pytest.mark.parametrize(
+    "stage",
+    ["simclr", "warmup", "supervised", "teacher", "distillation", pytest.param("dpsgd", marks=pytest.mark.slow)],
+)
 def test_an_epoch_of_two_ranks_is_that_of_one(two_ranks, alone, stage):
     compare(tiny.train_stage(alone, stage), two_ranks(tiny.train_stage, stage))
 
