@@ -19,7 +19,7 @@ from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.methods import METHODS
 from dbd_dist.models.config import ModelConfig
-from dbd_dist.stages import MixMatch, SimCLR, Split, Stage, Supervised, Warmup
+from dbd_dist.stages import Distillation, MixMatch, SimCLR, Split, Stage, Supervised, Teacher, Warmup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,9 @@ def demo() -> Preset:
             Split(augment=weak),
             MixMatch(epochs=30, steps=40, lr_schedule="cosine", continue_optimizer=False, augment=weak),
             Supervised(epochs=30, batch=64, schedule="cosine", augment=weak),
+            # 72 clean images: at the paper's rate 10 and 20 epochs of them change nothing
+            Teacher(epochs=30, batch=16, lr=0.1, augment=weak),
+            Distillation(epochs=60, batch=16, lr=0.1, augment=weak),
         ),
         compute=ComputeConfig(workers=2, device="cpu"),
         prepare=PrepareConfig(source=Digits(), attack=BadNets()),
@@ -95,6 +98,8 @@ def smoke() -> Preset:
         warmup={"epochs": 2},
         mixmatch={"epochs": 2, "steps": 4, "batch": 16},
         supervised={"epochs": 2},
+        teacher={"epochs": 2},
+        distillation={"epochs": 2},
     )
     return replace(shortened, name="smoke", evaluate_every=1)
 
