@@ -10,9 +10,9 @@ import torch
 
 from data_prep.errors import UserError
 from dbd_dist.data import augment
-from dbd_dist.data.split_rules import class_quota, keep_balanced, keep_mixture, neighbour_votes, valley
+from dbd_dist.data.split_rules import class_quota, isolation, keep_balanced, keep_mixture, neighbour_votes, valley
 from dbd_dist.presets import preset
-from dbd_dist.stages import Split, split
+from dbd_dist.stages import Split, mixmatch, split
 from tests.dbd_dist import tiny
 
 
@@ -96,6 +96,37 @@ def test_votes_of_neighbours_against_a_loop(chunk):
         assert votes[i].tolist() == [sum(int(labels[j]) == k for j in nearest) / 4 for k in range(3)]
 
 
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_isolation_against_a_loop(chunk):
+    features = torch.randn(25, 6, generator=torch.Generator().manual_seed(4))
+    unit = [f / f.norm() for f in features]
+    for i, found in enumerate(isolation(features, 7, chunk=chunk)):
+        others = sorted((float(unit[i] @ unit[j]) for j in range(25) if j != i), reverse=True)
+        assert float(found) == pytest.approx(1 - sum(others[:7]) / 7, abs=1e-6)
+
+
+def test_a_small_group_of_its_own_is_isolated_and_a_large_one_is_not():
+    generator = torch.Generator().manual_seed(5)
+    groups = [torch.eye(8)[k] + 0.1 * torch.randn(size, 8, generator=generator) for k, size in enumerate((80, 80, 8))]
+    alone = isolation(torch.cat(groups), neighbours=25)
+    assert alone[160:].min() > 5 * alone[:160].max()
+
+
+def test_left_out_samples_are_neither_kept_nor_drawn_without_labels(alone, monkeypatch):
+    drawn: list[torch.Tensor] = []
+    cycling = mixmatch.cycling_batches
+    monkeypatch.setattr(mixmatch, "cycling_batches", lambda p, *rest: drawn.append(p) or cycling(p, *rest))
+    context = tiny.make_context(alone, tiny.make_images())
+    rule = replace(tiny.SPLIT, leave_out=0.25, rule="balanced")
+    model = tiny.make_classifier(context)
+    _, found = mixmatch.fine_tune(tiny.MIXMATCH, rule, tiny.SAMPLE_LOSS, model, None, context, None)
+    assert int(found["isolated"].sum()) == 12
+    assert not (found["kept"] & found["isolated"]).any()
+    labelled, unlabelled = map(set, (positions.tolist() for positions in drawn))
+    assert labelled == set(found["kept"].nonzero().flatten().tolist())
+    assert labelled | unlabelled == set((~found["isolated"]).nonzero().flatten().tolist())
+
+
 def test_scores_of_the_split(alone):
     images = tiny.make_images(37)
     images.labels = images.labels[torch.randperm(37, generator=torch.Generator().manual_seed(6))]  # disagreement
@@ -137,5 +168,5 @@ def test_new_fields_leave_the_keys_of_the_published_split_as_they_were():
     assert set(Split().key_values()) == {"keep", "augment", "batch"}
     assert Split(rule="balanced").key_values() != Split().key_values()
     robust = preset("demo").config("dbd-robust").method.split
-    assert robust.key_values() == Split(keep=0.85, rule="balanced", augment=robust.augment).key_values()
+    assert robust.key_values() == Split(keep=0.85, leave_out=0.1, rule="balanced", augment=robust.augment).key_values()
     assert robust.augment == preset("demo").config("dbd").method.split.augment
