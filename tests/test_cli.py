@@ -248,7 +248,7 @@ def test_damaged_images(refused_train, digits_copy):
         (None, "No such file"),
         ("not json", "not a run description"),
         ("[" * 100_000, "not a run description"),
-        ('{"config": {"simclr": {"lr": 1' + "0" * 400 + "}}}", "not a run description"),
+        ('{"config": {"simclr": {"lr": 1' + "0" * 400 + "}}}", "simclr.lr"),
         ("[]", "not a run description"),
         ('{"seed": 1}', "not a run description"),
         ('{"config": {"seeds": 1}}', "unknown field 'seeds'"),
@@ -264,7 +264,7 @@ def test_wrong_config_file(refused, place, content, says):
     message = refused("train", "--config", path, "--launcher", "local")
     assert one_line(message)
     assert says in message
-    if "split.keep" not in says:  # a range does not know what file it was broken in
+    if says not in ("split.keep", "simclr.lr"):  # a range does not know what file it was broken in
         assert str(path) in message
     assert refused("train", f"--config={path}", "--launcher", "local") == message
 

@@ -185,7 +185,7 @@ def _mixmatch(model: Any, context: Context, chunk: int | None) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)  # Adam's first steps are signs of gradients
     loop = EpochLoop("mixmatch", 1, 1, context)
     kept = torch.arange(len(context.images)) % 2 == 0
-    mixmatch.train_epoch(config, model, backward, optimizer, context, 1, kept, loop)
+    mixmatch.train_epoch(config, model, backward, optimizer, context, 1, (kept, ~kept), loop)
 
 
 def _supervised(model: Any, context: Context, chunk: int | None) -> None:

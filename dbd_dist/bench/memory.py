@@ -57,7 +57,7 @@ def step(setup: Setup, stage: str, batch: int, chunk: int | None) -> None:
     backward = mixmatch.make_backward(config, model, context)
     loop = EpochLoop("mixmatch", 1, 1, context)
     kept = torch.arange(len(context.images)) % 2 == 0
-    mixmatch.train_epoch(config, model, backward, optim.adam(model.parameters(), 1e-3), context, 1, kept, loop)
+    mixmatch.train_epoch(config, model, backward, optim.adam(model.parameters(), 1e-3), context, 1, (kept, ~kept), loop)
 
 
 def _in_a_process(setup: Setup, arguments: tuple[str, int, int | None]) -> int:

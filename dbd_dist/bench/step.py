@@ -147,7 +147,7 @@ def measure_mixmatch(setup: Setup) -> Iterator[Row]:
             config=config, model=model, backward=backward, optimizer=optimizer, context=context, kept=kept
         ) -> None:  # fmt: skip
             loop = EpochLoop("mixmatch", 1, 1, context)
-            mixmatch.train_epoch(config, model, backward, optimizer, context, 1, kept, loop)
+            mixmatch.train_epoch(config, model, backward, optimizer, context, 1, (kept, ~kept), loop)
 
         count = count or flops(core)
         note = (", compiled" if compiled else "") + (", replayed" if replayed else "")

@@ -27,6 +27,7 @@ OF_A_RUN = {"precision", "sync_bn"}
 NOT_OF_A_RUN = {
     "workers", "min_workers", "device", "threads", "compile", "cuda_graphs", "resident_gib", "stage", "checkpoint_s",
     "checkpoint_steps", "patience_s", "mirror", "stall_s", "keep_ray_results", "defender_metrics",
+    "cpus_per_worker", "gpus_per_worker", "labels", "log", "placement", "profile", "wait_s",
 }  # fmt: skip
 """Those that change where, how fast and how safely it computes; at most rounding."""
 

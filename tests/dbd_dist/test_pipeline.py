@@ -160,7 +160,7 @@ def test_rows_of_metrics(defended, smoke_config):
         assert row.keys() >= {"stage", "epoch", "epochs", "loss", "lr", "images_per_s", "time_s"}
         assert row["epochs"] == 2
     measured = [row for row in found if "clean_acc" in row]
-    assert [row["stage"] for row in measured] == ["mixmatch", "mixmatch"]
+    assert [row["stage"] for row in measured] == ["warmup", "warmup", "mixmatch", "mixmatch"]
     assert {"asr", "kept_poisoned", "kept"} <= measured[-1].keys()
     result = result_of(defended)
     assert (measured[-1]["clean_acc"], measured[-1]["asr"]) == (result["clean_acc"], result["asr"])

@@ -57,7 +57,7 @@ def plugins(monkeypatch):
     Memory.made.clear()
 
 
-def test_a_run_tells_its_trackers_every_epoch_and_leaves_a_trace(plugins, smoke_none, tmp_path, capsys):
+def test_a_run_tells_its_trackers_every_epoch_and_leaves_a_trace(plugins, smoke_none, tmp_path, caplog):
     config = override(smoke_none, {"compute.profile": 2})
     config = replace(config, compute=replace(config.compute, log=("broken", "memory")))
     run_local(config, storage=tmp_path, name="run", quiet=True)
@@ -69,7 +69,7 @@ def test_a_run_tells_its_trackers_every_epoch_and_leaves_a_trace(plugins, smoke_
     assert kept.run.name == "run"
     assert kept.run.config["method"] == "none"
     assert kept.result == json.loads((folder / "result.json").read_text())
-    assert "no longer go to broken: ConnectionError: no route to the server" in capsys.readouterr().err
+    assert "no longer go to broken: ConnectionError: no route to the server" in caplog.text
 
     trace = json.loads((folder / "profile" / "supervised.json").read_text())  # as Perfetto reads it
     names = {event.get("name", "") for event in trace["traceEvents"]}
