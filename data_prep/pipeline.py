@@ -25,7 +25,7 @@ from data_prep.dataset.truth import SplitTruth
 from data_prep.encode import EncodedSplit, encode_split, psnr_db, readable
 from data_prep.errors import UserError, printable
 from data_prep.io import lock
-from data_prep.io.atomic import replacing_folder
+from data_prep.io.atomic import remove_stale, replacing_folder
 from data_prep.io.hashes import data_hash, sha256_json
 from data_prep.plan import PoisonPlan, check_target, draw_plan
 from data_prep.sources import OpenSource, Split
@@ -67,6 +67,7 @@ def prepare(config: PrepareConfig, progress: bool = True) -> Dataset:
             target = config.folder.absolute()
             with lock.held(target.with_name(f".{target.name}.lock"), str(target), flag="--out", wait=True) as is_held:
                 if is_held:
+                    remove_stale(target.parent, target.name)  # whose lock is ours: to remove_dead it looks alive
                     lock.remove_dead(target.parent)
                 existing = _existing(config, made)  # whoever was faster made the same
                 if existing is None:

@@ -57,6 +57,25 @@ def held(path: Path, what: str, *, flag: str = "--name", wait: bool = False) -> 
     # the soft lock that filelock would fall back to is a lock made of files
     lock = FileLock(path, timeout=_TIMEOUT_S, thread_local=False, fallback_to_soft=False)
     try:
+        _acquire(lock, path, what, flag, wait)
+    except BaseException:
+        _remove_empty(missing)
+        raise
+    with suppress(OSError):  # a full disk: the message to others says less
+        _describe(path)
+    ours = _identity(path)
+    try:
+        yield lock.is_locked
+    finally:
+        if _identity(path) == ours:  # the folder may have gone, and another process have locked a new one
+            with suppress(OSError):
+                path.unlink()  # before the release: the next holder's file must stay
+        _remove_empty(missing)
+        lock.release()
+
+
+def _acquire(lock: FileLock, path: Path, what: str, flag: str, wait: bool) -> None:
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire()
@@ -80,21 +99,15 @@ def held(path: Path, what: str, *, flag: str = "--name", wait: bool = False) -> 
         warnings.warn(
             f"{path.parent}: the storage has no file locks ({error.strerror}); nothing keeps a second command from "
             "working on the same",
-            stacklevel=3,
+            stacklevel=4,
         )
-    with suppress(OSError):  # a full disk: the message to others says less
-        _describe(path)
-    ours = _identity(path)
-    try:
-        yield lock.is_locked
-    finally:
-        if _identity(path) == ours:  # the folder may have gone, and another process have locked a new one
-            with suppress(OSError):
-                path.unlink()  # before the release: the next holder's file must stay
-        for folder in missing:
-            with suppress(OSError):  # not empty
-                folder.rmdir()
-        lock.release()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """The innermost first; what holds anything stays."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def remove_dead(folder: Path) -> None:

@@ -41,6 +41,15 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.fixture(autouse=True)
+def signals_end() -> Iterator[None]:
+    """As in a terminal: nohup starts what it runs, these tests too, with SIGHUP ignored."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def start() -> Iterator:
     """Starts another process that prepares the set, and gives it once it is about to write."""
@@ -102,6 +111,14 @@ def test_what_a_kill_leaves_goes_at_the_next_run(start, tmp_path):
     assert names(tmp_path) == ["other"]
     assert main([*ARGUMENTS, "--out", str(tmp_path / "ds")]) == 0
     assert names(tmp_path) == ["ds", "other"]
+
+
+def test_what_a_kill_leaves_goes_when_the_same_is_made_again(tmp_path):
+    stale = temporary(tmp_path / "ds")
+    stale.mkdir()
+    (tmp_path / ".ds.lock").touch()
+    assert main([*ARGUMENTS, "--out", str(tmp_path / "ds")]) == 0
+    assert names(tmp_path) == ["ds"]
 
 
 @pytest.mark.slow
