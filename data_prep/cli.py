@@ -41,10 +41,11 @@ def parse(argv: list[str]) -> PrepareConfig:
         UserError: flags that contradict each other.
         SystemExit: flags that do not parse (2), or --help (0).
     """
+    arguments, notes = _renamed(_with_path(argv))
     parsed = tyro.cli(
         command(),
         prog="dbd prepare",
-        args=_renamed(_with_path(argv)),
+        args=arguments,
         config=(
             tyro.conf.OmitArgPrefixes,
             tyro.conf.OmitSubcommandPrefixes,
@@ -53,14 +54,15 @@ def parse(argv: list[str]) -> PrepareConfig:
     )
     config = PrepareConfig(**{f.name: getattr(parsed, f.name) for f in fields(PrepareConfig)})
     for name in ("rate", "target", "protocol"):
-        value = getattr(config, name)
-        if not config.has_attack and value != getattr(PrepareConfig, name):
+        if not config.has_attack and getattr(config, name) != getattr(PrepareConfig, name):
             raise UserError(
-                f"{name} {value} is given, and no attack",
+                f"a {name} is given, and no attack",
                 where=name,
                 expected=f"no {name}, or an attack",
                 hint="name an attack after the source, e.g. badnets",
             )
+    for note in notes:  # here, so that a refusal is one message
+        print(f"note: {note}", file=sys.stderr)
     return config
 
 
@@ -71,13 +73,14 @@ def _with_path(argv: list[str]) -> list[str]:
     return argv
 
 
-def _renamed(argv: list[str]) -> list[str]:
-    """The flags, with the old names of --protocol and of what it takes replaced."""
+def _renamed(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The flags, with the old names of --protocol and of what it takes replaced, and notes that say so."""
+    notes: list[str] = []
     names = [arg.partition("=")[0] for arg in argv]
     if "--setting" in names:
         if "--protocol" in names:
             raise UserError("both --setting and --protocol are given", hint="leave out --setting, its old name")
-        print("note: --setting is called --protocol now", file=sys.stderr)
+        notes.append("--setting is called --protocol now")
         argv = [re.sub("^--setting", "--protocol", arg) if n == "--setting" else arg for arg, n in zip(argv, names)]
     renamed = [
         "--protocol=ten-percent" if arg == "--protocol=bench" else
@@ -85,8 +88,8 @@ def _renamed(argv: list[str]) -> list[str]:
         for before, arg in zip(["", *argv], argv)
     ]  # fmt: skip
     if renamed != argv:
-        print("note: --protocol bench is called ten-percent now, as it is no benchmark's", file=sys.stderr)
-    return renamed
+        notes.append("--protocol bench is called ten-percent now, as it is no benchmark's")
+    return renamed, notes
 
 
 def as_typed(error: UserError) -> UserError:
@@ -112,7 +115,8 @@ def _aim(manifest: Manifest) -> str:
     """Which class the attack aims at, where it aims at one."""
     if manifest.target is None:
         return ""
-    return f" for class {manifest.target}, {printable(manifest.class_names[manifest.target])}"
+    number, name = str(manifest.target), printable(manifest.class_names[manifest.target])
+    return f" for class {number}" + (f", {name}" if name != number else "")
 
 
 def main(argv: list[str]) -> int:

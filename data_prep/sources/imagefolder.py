@@ -53,7 +53,9 @@ class ImageFolder(PictureSource):
                 expected="1 <= image_px <= resize_px",
             )
         if not 1 <= self.resize_px <= limits.IMAGE_PX:
-            raise UserError(f"images of {self.resize_px} px", where="resize_px", expected=f"1 to {limits.IMAGE_PX}")
+            raise UserError(
+                f"a shorter side of {self.resize_px} px", where="resize_px", expected=f"1 to {limits.IMAGE_PX}"
+            )
 
     def find(self) -> OpenSource:
         walk = Walk(self.root, follow_links=self.follow_links)
