@@ -40,7 +40,7 @@ def test_a_command_that_works(tmp_path, capsys):
     arguments = ["digits", "badnets", "--train-per-class", "10", "--rate", "0.2", "--datasets", str(tmp_path)]
     assert main(["prepare", *arguments]) == 0
     output = capsys.readouterr()
-    assert "100 training (20 poisoned) and 359 test images of 16 px, 10 classes" in output.out
+    assert "100 training (20 poisoned for class 3) and 359 test images of 16 px, 10 classes" in output.out
     assert open_dataset(tmp_path / "digits-10pc-badnets-r0.2-t3-s0").manifest.poisoned == 20
 
 
@@ -67,7 +67,7 @@ def test_image_files(name, encode_image, make_image_folder, parquet_root, write_
     message = refused("imagefolder", "badnets", "--root", tmp_path / "images", *sizes)
     assert f"{tmp_path / 'images'}/test/bee/03.png: " in message
     assert says in message
-    assert "Expected: a whole JPEG" in message
+    assert "Expected: a whole image file: JPEG, PNG" in message
 
     good = encode_image(np.zeros((12, 12, 3), np.uint8))
     write_parquet(parquet_root / "test.parquet", [good] * 8 + [content], [0, 1, 2] * 3, ["disc", "ring", "star"])
@@ -112,8 +112,10 @@ def test_images_larger_than_allowed(refused, parquet_root, tmp_path):
         assert "--image-px: images of 1" in refused("digits", "--image-px", huge)
         assert "Expected: 1 to 8192" in refused("parquet", "--root", parquet_root, "--image-px", huge)
         message = refused("imagefolder", "--root", tmp_path, "--image-px", huge, "--resize-px", huge)
-        assert "--resize-px" in message
-        assert "at most 8192" in message
+        assert "--image-px: images of 1" in message
+        assert "Expected: 1 to 8192" in message
+        message = refused("imagefolder", "--root", tmp_path, "--resize-px", huge)
+        assert f"--resize-px: a shorter side of {huge} px. Expected: 1 to 8192" in message
 
 
 @pytest.mark.parametrize("on_bad_image", ["fail", "skip"])
@@ -158,7 +160,10 @@ def test_a_wrong_class_count(make_image_folder, parquet_root, write_parquet, enc
     make_image_folder(tmp_path / "more")
     (tmp_path / "more" / "train" / "cow").mkdir()
     message = refused("imagefolder", "--root", tmp_path / "more")
-    assert "more/test: classes differ from those in train: missing cow" in message
+    assert "more/train/cow: the class folder is empty. Expected: at least one image a class" in message
+    (tmp_path / "more" / "train" / "cow").rename(tmp_path / "more" / "test" / "cow")
+    message = refused("imagefolder", "--root", tmp_path / "more")
+    assert "more/test: classes differ from those in train: unknown cow" in message
 
     good = encode_image(np.zeros((12, 12, 3), np.uint8))
     write_parquet(parquet_root / "train.parquet", [good] * 4, [0, 1, 2, 3], ["disc", "ring", "star"])
@@ -245,7 +250,7 @@ def test_triggers_that_do_not_fit(refused, tmp_path):
     for content, says in ((b"", "the trigger image file is empty"), (b"no image", "not an image that can be read")):
         (tmp_path / "trigger.png").write_bytes(content)
         message = refused("digits", "blended", "--pattern", tmp_path / "trigger.png")
-        assert f"trigger.png: {says}. Expected: a whole JPEG" in message
+        assert f"trigger.png: {says}. Expected: a whole image file: JPEG, PNG" in message
 
 
 def test_warps_that_do_not_fit(refused, make_image_folder, tmp_path):

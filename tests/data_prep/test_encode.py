@@ -327,11 +327,11 @@ def test_a_failing_thread_stops_the_others(config, monkeypatch, files_below, wit
     monkeypatch.setattr(encode, "_CHUNK_IMAGES", 3)
     decode, done = encode._decode, []
 
-    def fail(split, i, encoded, px):
+    def fail(split, i, *rest):
         done.append(i)
         if i == 10:
             raise RuntimeError("a decoder died")
-        return decode(split, i, encoded, px)
+        return decode(split, i, *rest)
 
     monkeypatch.setattr(encode, "_decode", fail)
     with pytest.raises(RuntimeError, match="a decoder died"):
@@ -345,10 +345,10 @@ def test_ctrl_c_while_threads_decode(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(encode, "_CHUNK_IMAGES", 5)
     decode = encode._decode
 
-    def interrupt(split, i, encoded, px):
+    def interrupt(split, i, *rest):
         if i == 30:
             os.kill(os.getpid(), signal.SIGINT)
-        return decode(split, i, encoded, px)
+        return decode(split, i, *rest)
 
     monkeypatch.setattr(encode, "_decode", interrupt)
     arguments = ["--train-per-class", "20", "--workers", "2", "--datasets", str(tmp_path / "datasets")]

@@ -177,7 +177,7 @@ def test_a_table_of_other_length(digits_copy, damaged):
     seal(digits_copy)
     assert "the table has 450 rows. Expected: at most 340" in damaged(digits_copy)
     seal(digits_copy, counts={"train": 241, "test": 50, "test_triggered": 50})
-    assert "train.beton: 240 samples, the manifest says 241" in damaged(digits_copy)
+    assert "train.beton: holds 240 images, the manifest says 241" in damaged(digits_copy)
 
 
 def test_several_folders_are_all_looked_at(digits, digits_copy, tmp_path, damaged, capsys):
