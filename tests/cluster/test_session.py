@@ -70,7 +70,7 @@ def test_a_ray_of_our_own(tmp_path, ray_here):
 
 
 GET = """
-import json, os, sys, urllib.error, urllib.request
+import encodings.idna, json, os, sys, urllib.error, urllib.request  # all before the folders of another user close
 if os.getuid() == 0:
     os.setgid(65534); os.setuid(65534)
 found = {}
