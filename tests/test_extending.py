@@ -115,7 +115,7 @@ def test_every_part_works_through_the_command(installed):
 
     small = ("--train-per-class", "60", "--workers", "1")
     said = installed.dbd("prepare", "ramps", "stripe", "--column", "3", "--rate", "0.1", *small, "--out", "poisoned")
-    assert "240 training (24 poisoned) and 24 test images of 16 px, 4 classes" in said
+    assert "240 training (24 poisoned for class 3, d) and 24 test images of 16 px, 4 classes" in said
     installed.dbd("prepare", "ramps", "clean", *small, "--out", "clean")
     local = ("--launcher", "local", "--compute.threads", "1", "--model.backbone", "plain_cnn")
     run = ("train", "smoke", "--method", "dbd-rotation", "--data", "poisoned", "--warmup.batch", "60")

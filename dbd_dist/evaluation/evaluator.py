@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from data_prep.beton import read_beton
@@ -19,7 +18,7 @@ from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import rank_slice
 from dbd_dist.distributed.world import World
-from dbd_dist.evaluation.quality import feature_quality, share, split_quality
+from dbd_dist.evaluation.quality import auroc, feature_quality, share, split_quality
 from dbd_dist.runtime.watchdog import beat
 from dbd_dist.stages.flagged import Flagged
 
@@ -186,7 +185,7 @@ class Evaluator:
         if samples is not None:
             found |= {"tpr": share(samples[poisoned]), "fpr": share(samples[~poisoned])}
         if scores is not None and poisoned.any() and not poisoned.all():
-            found["auroc"] = float(roc_auc_score(poisoned.numpy(), scores.numpy()))
+            found["auroc"] = auroc(poisoned, scores)
         if classes is not None:
             targets, alarms = torch.zeros(2, self._classes, dtype=torch.bool)
             targets[labels_N[poisoned]] = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 MOST_SUSPECT = (250, 500, 1000)
@@ -32,11 +31,22 @@ def split_quality(losses_N: Tensor, kept_N: Tensor, poisoned_N: Tensor, labels_N
     by_loss = targets[torch.argsort(losses_N[targets], descending=True, stable=True)]
     counts = [min(max(round(count * len(losses_N) / 50_000), 1), len(by_loss)) for count in MOST_SUSPECT]
     return {
-        "auroc": float(roc_auc_score(poisoned_N.numpy(), losses_N.double().numpy())),
+        "auroc": auroc(poisoned_N, losses_N),
         "tpr": share(~kept_N[poisoned_N]),
         "fpr": share(~kept_N[~poisoned_N]),
         "most_suspect": [[count, share(poisoned_N[by_loss[:count]])] for count in counts],
     }
+
+
+def auroc(positive_N: Tensor, scores_N: Tensor) -> float:
+    """Area under the ROC curve: the share of pairs in which the positive one has the higher score, ties as a half; from
+    ranks, as Mann and Whitney (1947) count. Both kinds have to occur. A host that only trains has no scikit-learn."""
+    scores = scores_N.double()
+    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    ranks = (ends - (counts.double() - 1) / 2)[inverse]  # from 1, mean over ties
+    count = int(positive_N.sum())
+    return float((ranks[positive_N].sum() - count * (count + 1) / 2) / (count * (len(scores) - count)))
 
 
 def share(chosen: Tensor) -> float | None:

@@ -8,10 +8,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA, FastICA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from dbd_dist.fields import require
@@ -43,6 +39,9 @@ class Clustering(Detector):
         require(self, self.name, dims=">= 1", silhouette="in [-1, 1]", size="in (0, 0.5]")
 
     def examine(self, features_nD: Tensor, seed: int) -> Examined:
+        from sklearn.cluster import KMeans  # a host that only trains with DBD has no scikit-learn
+        from sklearn.metrics import silhouette_score
+
         features = features_nD.double().numpy()
         nothing = torch.zeros(len(features), dtype=torch.bool)
         reduced = self._reduced(features, seed)
@@ -58,6 +57,9 @@ class Clustering(Detector):
 
     def _reduced(self, features: np.ndarray, seed: int) -> np.ndarray | None:
         """(n, components); None where there is nothing to cluster: hardly a sample, or all the same."""
+        from sklearn.decomposition import PCA, FastICA
+        from sklearn.exceptions import ConvergenceWarning
+
         centred = features - features.mean(axis=0)
         dims = min(self.dims, int(np.linalg.matrix_rank(centred)), len(features) - 2)
         if dims < 1:
