@@ -105,7 +105,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(tmp_path):
     process = start(table, storage, out)
     runs = storage / "reproduce" / "smoke"
     deadline = time.monotonic() + 300
-    while not list(runs.glob("*/dbd/s0/metrics.jsonl")) and time.monotonic() < deadline:
+    while not list(runs.glob("*/dbd*/s0/metrics.jsonl")) and time.monotonic() < deadline:
         assert process.poll() is None, (tmp_path / "killed.log").read_text()
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
