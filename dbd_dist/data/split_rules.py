@@ -10,6 +10,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
+
+from dbd_dist.data.neighbours import CHUNK, nearest_others
 
 EM_STEPS = 200
 
@@ -110,12 +113,12 @@ def valley(losses_N: Tensor) -> float:
     return low + edge * (high - low)
 
 
-def isolation(features_ND: Tensor, neighbours: int, *, chunk: int = 1024) -> Tensor:
+def neighbour_distance(features_ND: Tensor, neighbours: int, *, chunk: int = CHUNK) -> Tensor:
     """How far each sample lies from its nearest neighbours: 1 - their mean cosine similarity, itself left out.
 
     Poisoned samples of one trigger that the features do see are a small group of their own; counted over more
-    neighbours than the group has members, each of them is far from others (the idea of VIBE, ICCV 2025, in its simplest
-    form: distance to neighbours as in Ramaswamy et al. 2000).
+    neighbours than the group has members, each of them is far from others (distance to neighbours as in Ramaswamy et
+    al. 2000, SIGMOD).
 
     Args:
         features_ND: float32, of one device.
@@ -124,17 +127,11 @@ def isolation(features_ND: Tensor, neighbours: int, *, chunk: int = 1024) -> Ten
     Returns:
         float32 (N,), 0 to 2.
     """
-    unit = torch.nn.functional.normalize(features_ND.float())
-    count = min(neighbours, len(unit) - 1)
-    found = []
-    for part in unit.split(chunk):
-        nearest = (part @ unit.T).topk(count + 1, dim=1).values  # the first is the sample itself
-        found.append(1 - nearest[:, 1:].mean(dim=1))
-    return torch.cat(found)
+    return torch.cat([1 - near.mean(dim=1) for near, _ in nearest_others(features_ND, neighbours, chunk=chunk)])
 
 
 def neighbour_votes(
-    features_ND: Tensor, labels_N: Tensor, classes: int, neighbours: int, *, chunk: int = 1024
+    features_ND: Tensor, labels_N: Tensor, classes: int, neighbours: int, *, chunk: int = CHUNK
 ) -> Tensor:
     """What the nearest neighbours of each sample are labelled, itself left out (SimiFeat, Zhu et al. 2022, arXiv
     2110.06283, sec. 4: votes of labels among neighbours by cosine similarity).
@@ -146,13 +143,5 @@ def neighbour_votes(
     Returns:
         float32 (N, K), shares of votes; rows sum to 1.
     """
-    unit = torch.nn.functional.normalize(features_ND.float())
-    count = min(neighbours, len(unit) - 1)
-    votes = torch.zeros(len(unit), classes, device=unit.device)
-    for start in range(0, len(unit), chunk):
-        similarity = unit[start : start + chunk] @ unit.T
-        rows = torch.arange(len(similarity), device=unit.device)
-        similarity[rows, start + rows] = float("-inf")
-        nearest = labels_N[similarity.topk(count, dim=1).indices]
-        votes[start : start + chunk].scatter_add_(1, nearest, torch.full(nearest.shape, 1 / count, device=unit.device))
-    return votes
+    found = nearest_others(features_ND, neighbours, chunk=chunk)
+    return torch.cat([one_hot(labels_N[near], classes).float().mean(dim=1) for _, near in found])

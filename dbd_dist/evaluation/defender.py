@@ -13,6 +13,7 @@ from dbd_dist import seeds
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.loaders import Images
+from dbd_dist.data.split_rules import neighbour_votes
 from dbd_dist.models.heads import Classifier
 from dbd_dist.runtime.watchdog import beat
 from dbd_dist.stages.mixmatch import withheld
@@ -92,9 +93,5 @@ def figures(
 def knn_agreement(features_BD: Tensor, labels_B: Tensor, neighbours: int = NEIGHBOURS) -> float:
     """The share of samples whose label is the most frequent one (the lowest of several) among its nearest neighbours by
     cosine, itself left out."""
-    unit = F.normalize(features_BD, dim=1)
-    similarity = unit @ unit.T
-    similarity.fill_diagonal_(-torch.inf)
-    nearest = similarity.topk(min(neighbours, len(unit) - 1), dim=1).indices
-    votes = F.one_hot(labels_B[nearest], int(labels_B.max()) + 1).sum(dim=1)
+    votes = neighbour_votes(features_BD, labels_B, int(labels_B.max()) + 1, neighbours)
     return float((votes.argmax(dim=1) == labels_B).float().mean())

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dbd_dist.data.neighbours import nearest
+
 MOST_SUSPECT = (250, 500, 1000)
 """Numbers of most suspect samples of a training set of 50,000 (Huang et al. 2022, discussion with reviewers)."""
 
@@ -54,17 +56,6 @@ def share(chosen: Tensor) -> float | None:
     return float(chosen.double().mean()) if len(chosen) else None
 
 
-def neighbour_labels(queries_QD: Tensor, features_ND: Tensor, labels_N: Tensor, neighbours: int) -> Tensor:
-    """The labels of the nearest of `features_ND` by cosine similarity: int64 (Q, neighbours). A query that is itself
-    among them is to be left out by the caller: it comes first."""
-    unit = torch.nn.functional.normalize(features_ND.float())
-    found = [
-        labels_N[(torch.nn.functional.normalize(part.float()) @ unit.T).topk(neighbours, dim=1).indices]
-        for part in queries_QD.split(1024)
-    ]
-    return torch.cat(found)
-
-
 def feature_quality(
     features_ND: Tensor,
     given_N: Tensor,
@@ -83,17 +74,13 @@ def feature_quality(
         without poisoned samples.
     """
     benign = ~poisoned_N
-    count = min(neighbours, int(benign.sum()))
-    names = neighbour_labels(test_MD, features_ND[benign], true_N[benign], count)
-    found: dict[str, Any] = {
-        "knn_acc": share(names.mode(dim=1).values == test_labels_M),
-        "poisoned_near_true": None,
-        "poisoned_near_given": None,
-    }
+    found: dict[str, Any] = {"poisoned_near_true": None, "poisoned_near_given": None}
+    near = torch.cat([positions for _, positions in nearest(test_MD, features_ND[benign], neighbours)])
+    found["knn_acc"] = share(true_N[benign][near].mode(dim=1).values == test_labels_M)
     if poisoned_N.any():
-        around = neighbour_labels(features_ND[poisoned_N], features_ND, given_N, min(neighbours + 1, len(given_N)))[
-            :, 1:
-        ]
+        own = poisoned_N.nonzero().flatten()
+        around = nearest(features_ND[own], features_ND, neighbours, own_Q=own)
+        labels_of_near = given_N[torch.cat([positions for _, positions in around])]
         for name, labels in (("true", true_N), ("given", given_N)):
-            found[f"poisoned_near_{name}"] = float((around == labels[poisoned_N, None]).double().mean())
+            found[f"poisoned_near_{name}"] = float((labels_of_near == labels[own, None]).double().mean())
     return found

@@ -5,12 +5,12 @@ from dbd_dist.methods.abl import AntiBackdoorLearning
 from dbd_dist.methods.activation_clustering import ActivationClustering
 from dbd_dist.methods.dbd import DBD
 from dbd_dist.methods.dbd_no_ssl import DBDNoSSL
+from dbd_dist.methods.dbd_robust import RobustDBD
 from dbd_dist.methods.dpsgd import DPSGD
 from dbd_dist.methods.method import Method
 from dbd_dist.methods.nad import NAD
 from dbd_dist.methods.nc import NeuralCleanse
 from dbd_dist.methods.none import NoDefense
-from dbd_dist.methods.robust import RobustDBD
 from dbd_dist.methods.shrinkpad import ShrinkPad
 from dbd_dist.methods.spectral import SpectralSignatures
 from dbd_dist.methods.ssl_ce import SSLWithCE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Any
 from dbd_dist.reporting import names, wording
 from dbd_dist.reporting.judged import judged
 from dbd_dist.reporting.wording import printable
+
+NOTE_WIDTH = 100
+"""Columns of a sentence below a table on a terminal."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +268,9 @@ def as_text(rows: Sequence[Row]) -> str:
             ]
             table.append("  ".join(cells).rstrip())
         table.insert(1, "  ".join("─" * w for w in widths))
-        blocks.append("\n".join([group_title(group[0]), "", *table, *notes(group)]))
+        together = (note.replace(" %", "\u00a0%") for note in notes(group))
+        below = [textwrap.fill(note, NOTE_WIDTH, subsequent_indent="  ").replace("\u00a0", " ") for note in together]
+        blocks.append("\n".join([group_title(group[0]), "", *table, *below]))
     return "\n\n".join(blocks)
 
 

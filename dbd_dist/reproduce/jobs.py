@@ -117,7 +117,7 @@ def _command(argv: list[str]) -> int:
         return main(argv)
     except SystemExit as end:  # tyro's own way out
         return end.code if isinstance(end.code, int) else 1
-    except Exception:
+    except Exception:  # the log tells it, and the other runs of the table go on
         import traceback
 
         traceback.print_exc()

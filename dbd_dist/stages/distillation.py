@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -21,8 +21,8 @@ from dbd_dist.models.feature_maps import layers, recorded
 from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
-from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, find_stage
-from dbd_dist.stages.supervised import Supervised
+from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes
+from dbd_dist.stages.teacher import few_clean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +58,7 @@ class Distillation(Stage):
 
     @classmethod
     def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
-        """Augmentation of plain training, half its batch at most: there are few clean images; no more epochs."""
-        plain = find_stage(tuple(stages.values()), Supervised)
-        if plain is None:
-            return None
-        own = cls()
-        return replace(
-            own,
-            epochs=min(own.epochs, plain.epochs),
-            batch=min(own.batch, max(plain.batch // 2, 2)),
-            augment=plain.augment,
-        )
+        return few_clean(cls(), stages)
 
     def check_network(self, model: ModelConfig) -> None:
         with torch.device("meta"):

@@ -22,7 +22,7 @@ from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.cuda_graph import CUDAGraphedStep
 from dbd_dist.stages.epoch_loop import EpochLoop, fitting, restore, run_epochs
-from dbd_dist.stages.split import ADDED, SampleLoss, Split, find_isolated, measure_losses, split
+from dbd_dist.stages.split import ADDED, SampleLoss, Split, find_left_out, measure_losses, split
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
 
 
@@ -128,7 +128,7 @@ def fine_tune(
             if average is not None:
                 average.model.load_state_dict(resume["average"])
             split_state = dict(resume["split"])
-            split_state["kept"] & torch.ones(len(context.images), dtype=torch.bool)
+            split_state["kept"] = split_state["kept"].view(len(context.images)).bool()  # of as many samples
     backward = make_backward(config, model, context)
     taught = ~withheld(config.withhold, len(context.images), context.generator("mixmatch", "withheld"))
 
@@ -137,7 +137,7 @@ def fine_tune(
         if loop.done == 0 and (epoch - 1) % config.refresh == 0:  # else the checkpoint holds this epoch's
             split_state = renew(split_state, split_rule, sample_loss, judge, context, epoch)
         kept = split_state["kept"] & taught
-        others = ~kept & ~split_state.get("isolated", torch.zeros_like(kept))
+        others = ~kept & ~split_state.get("left_out", torch.zeros_like(kept))
         train_epoch(config, model, backward, optimizer, context, epoch, (kept, others), loop, average)
 
     def more() -> dict[str, Any]:
@@ -164,12 +164,12 @@ def renew(
     epoch: int,
 ) -> dict[str, Tensor]:
     """The split of an epoch, beside the first one of all."""
-    isolated = split_state.get("isolated")
-    if split_rule.leave_out and isolated is None:
-        isolated = find_isolated(split_rule, sample_loss, model, context)
+    left_out = split_state.get("left_out")
+    if split_rule.leave_out and left_out is None:
+        left_out = find_left_out(split_rule, sample_loss, model, context)
     losses = measure_losses(split_rule, sample_loss, model, context, epoch)
-    kept = split(losses, context.images.labels, context.num_classes, split_rule, isolated)
-    return ({} if isolated is None else {"isolated": isolated}) | {
+    kept = split(losses, context.images.labels, context.num_classes, split_rule, left_out)
+    return ({} if left_out is None else {"left_out": left_out}) | {
         "loss": losses,
         "kept": kept,
         "first_loss": split_state.get("first_loss", losses),

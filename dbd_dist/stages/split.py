@@ -13,7 +13,7 @@ from data_prep.errors import UserError
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import keep_lowest, rank_slice
-from dbd_dist.data.split_rules import isolation, keep_balanced, keep_mixture, neighbour_votes
+from dbd_dist.data.split_rules import keep_balanced, keep_mixture, neighbour_distance, neighbour_votes
 from dbd_dist.fields import require
 from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
@@ -122,23 +122,23 @@ def measure_losses(config: Split, sample_loss: SampleLoss, model: Classifier, co
     return (of_votes if config.score == "neighbours" else (losses + of_votes) / 2).cpu()
 
 
-def find_isolated(config: Split, sample_loss: SampleLoss, model: Classifier, context: Context) -> Tensor:
+def find_left_out(config: Split, sample_loss: SampleLoss, model: Classifier, context: Context) -> Tensor:
     """bool (N,) on the CPU: the samples that training does without, by the features of `model`."""
     _, features = measure(config, sample_loss, model, context, 0, features=True)
     assert features is not None
     count = round(config.leave_out * len(features))
-    alone = isolation(features, round(config.leave_out_neighbours * len(features))).cpu()
-    isolated = torch.zeros(len(features), dtype=torch.bool)
-    isolated[torch.argsort(alone, descending=True, stable=True)[:count]] = True
-    return isolated
+    far = neighbour_distance(features, round(config.leave_out_neighbours * len(features))).cpu()
+    left_out = torch.zeros(len(features), dtype=torch.bool)
+    left_out[torch.argsort(far, descending=True, stable=True)[:count]] = True
+    return left_out
 
 
-def split(losses_N: Tensor, labels_N: Tensor, classes: int, config: Split, isolated: Tensor | None = None) -> Tensor:
-    """bool (N,) on the CPU: which samples keep their labels; fractions count those that are not `isolated`."""
+def split(losses_N: Tensor, labels_N: Tensor, classes: int, config: Split, left_out: Tensor | None = None) -> Tensor:
+    """bool (N,) on the CPU: which samples keep their labels; fractions count those that are not `left_out`."""
     labels_N = labels_N.cpu()
-    if isolated is not None:
-        kept = torch.zeros_like(isolated)
-        kept[~isolated] = split(losses_N[~isolated], labels_N[~isolated], classes, config)
+    if left_out is not None:
+        kept = torch.zeros_like(left_out)
+        kept[~left_out] = split(losses_N[~left_out], labels_N[~left_out], classes, config)
         return kept
     if config.rule == "balanced":
         return keep_balanced(losses_N, labels_N, classes, config.keep)

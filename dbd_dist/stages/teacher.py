@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch.nn.functional as F
 
@@ -18,6 +18,8 @@ from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, find_stage
 from dbd_dist.stages.supervised import Supervised
+
+Tuned = TypeVar("Tuned", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +46,7 @@ class Teacher(Stage):
 
     @classmethod
     def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
-        """Augmentation of plain training, half its batch at most: there are few clean images; no more epochs."""
-        plain = find_stage(tuple(stages.values()), Supervised)
-        if plain is None:
-            return None
-        own = cls()
-        return replace(
-            own,
-            epochs=min(own.epochs, plain.epochs),
-            batch=min(own.batch, max(plain.batch // 2, 2)),
-            augment=plain.augment,
-        )
+        return few_clean(cls(), stages)
 
     def run(self, context: Context, inputs: Mapping[str, Any], resume: dict[str, Any] | None) -> dict[str, Any]:
         model = context.classifier(self.name, "weights")
@@ -65,6 +57,16 @@ class Teacher(Stage):
 
     def sizes(self, networks: NetworkBytes) -> StageBytes:
         return StageBytes(checkpoint=2 * networks.classifier, kept=networks.classifier)
+
+
+def few_clean(own: Tuned, stages: Mapping[str, Stage]) -> Tuned | None:
+    """A stage on the clean images with the augmentation of a preset's plain training, no more epochs, and half its
+    batch at most, since clean images are few; None where the preset has no plain training."""
+    plain = find_stage(tuple(stages.values()), Supervised)
+    if plain is None:
+        return None
+    epochs, batch = min(own.epochs, plain.epochs), min(own.batch, max(plain.batch // 2, 2))
+    return replace(own, epochs=epochs, batch=batch, augment=plain.augment)
 
 
 def fine_tune(config: Teacher, model: Classifier, context: Context, resume: dict[str, Any] | None) -> None:

@@ -363,10 +363,10 @@ def test_joined_parameters_give_the_images_of_separate_calls():
 def test_every_form_of_the_networks_is_compiled(monkeypatch):
     counter, compile_ = CompileCounter(), nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: compile_(self, backend=counter, **how))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     torch.compiler.reset()
-    model = replace(tiny.make_context(World(), tiny.make_images()), compile=True).prepare(nn.Linear(3, 2))
-    for batch in range(2, 14):
-        model(torch.zeros(batch, 3))
+    with torch._dynamo.config.patch(recompile_limit=8):  # monkeypatch would leave it hidden from the tests that follow
+        model = replace(tiny.make_context(World(), tiny.make_images()), compile=True).prepare(nn.Linear(3, 2))
+        for batch in range(2, 14):
+            model(torch.zeros(batch, 3))
     assert counter.frame_count == 12
     torch.compiler.reset()

@@ -10,7 +10,14 @@ import torch
 
 from data_prep.errors import UserError
 from dbd_dist.data import augment
-from dbd_dist.data.split_rules import class_quota, isolation, keep_balanced, keep_mixture, neighbour_votes, valley
+from dbd_dist.data.split_rules import (
+    class_quota,
+    keep_balanced,
+    keep_mixture,
+    neighbour_distance,
+    neighbour_votes,
+    valley,
+)
 from dbd_dist.presets import preset
 from dbd_dist.stages import Split, mixmatch, split
 from tests.dbd_dist import tiny
@@ -97,19 +104,19 @@ def test_votes_of_neighbours_against_a_loop(chunk):
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])
-def test_isolation_against_a_loop(chunk):
+def test_distance_to_neighbours_against_a_loop(chunk):
     features = torch.randn(25, 6, generator=torch.Generator().manual_seed(4))
     unit = [f / f.norm() for f in features]
-    for i, found in enumerate(isolation(features, 7, chunk=chunk)):
+    for i, found in enumerate(neighbour_distance(features, 7, chunk=chunk)):
         others = sorted((float(unit[i] @ unit[j]) for j in range(25) if j != i), reverse=True)
         assert float(found) == pytest.approx(1 - sum(others[:7]) / 7, abs=1e-6)
 
 
-def test_a_small_group_of_its_own_is_isolated_and_a_large_one_is_not():
+def test_a_small_group_of_its_own_is_far_from_others_and_a_large_one_is_not():
     generator = torch.Generator().manual_seed(5)
     groups = [torch.eye(8)[k] + 0.1 * torch.randn(size, 8, generator=generator) for k, size in enumerate((80, 80, 8))]
-    alone = isolation(torch.cat(groups), neighbours=25)
-    assert alone[160:].min() > 5 * alone[:160].max()
+    far = neighbour_distance(torch.cat(groups), neighbours=25)
+    assert far[160:].min() > 5 * far[:160].max()
 
 
 def test_left_out_samples_are_neither_kept_nor_drawn_without_labels(alone, monkeypatch):
@@ -120,11 +127,11 @@ def test_left_out_samples_are_neither_kept_nor_drawn_without_labels(alone, monke
     rule = replace(tiny.SPLIT, leave_out=0.25, rule="balanced")
     model = tiny.make_classifier(context)
     _, found = mixmatch.fine_tune(tiny.MIXMATCH, rule, tiny.SAMPLE_LOSS, model, None, context, None)
-    assert int(found["isolated"].sum()) == 12
-    assert not (found["kept"] & found["isolated"]).any()
+    assert int(found["left_out"].sum()) == 12
+    assert not (found["kept"] & found["left_out"]).any()
     labelled, unlabelled = map(set, (positions.tolist() for positions in drawn))
     assert labelled == set(found["kept"].nonzero().flatten().tolist())
-    assert labelled | unlabelled == set((~found["isolated"]).nonzero().flatten().tolist())
+    assert labelled | unlabelled == set((~found["left_out"]).nonzero().flatten().tolist())
 
 
 def test_scores_of_the_split(alone):

@@ -166,8 +166,8 @@ def test_a_trial_that_fails_loses_no_other(undisturbed, capsys):
 
 
 def test_trials_that_fall_behind_are_stopped_early(undisturbed, capsys):
-    """All have one pretraining; after so little of it fine-tuning at its usual rate loses what the warm-up had, from the
-    first epoch on, while a rate of nearly 0 keeps it."""
+    """All have one pretraining; after so little of it fine-tuning at its usual rate loses what the warm-up had, while a
+    rate of nearly 0 keeps it."""
     argv = ["tune", "filter", "--smoke", "--name", "asha", "--storage", str(undisturbed.storage), "--parallel", "1"]
     argv += ["--fix", "split.keep=0.5", "--fix", "simclr.epochs=6", "--fix", "mixmatch.epochs=8"]
     argv += ["--asha", "--grace", "2", "--reduction", "2", "--metric", "clean_acc"]
