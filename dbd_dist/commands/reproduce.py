@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         print(f"\n{cost.listing(whole)}")
         return 0
     check_storage(arguments.storage)
-    failed = _make(table, whole, arguments) if whole.tasks else {}
+    whole, failed = _make(table, whole, arguments) if whole.tasks else (whole, {})
     collect.write_results(whole, out, f"dbd reproduce {shlex.join(argv)}")
     made = collect.read(out)
     paths = formats.write(made, out)
@@ -90,8 +90,8 @@ def _local(arguments: Arguments) -> Place:
     return Place(storage=arguments.storage, threads=max(_cores() // (arguments.jobs or 1), 1))
 
 
-def _make(table: Table, whole: Plan, arguments: Arguments) -> dict[str, str]:
-    """Run what is missing; what failed, with its last message, by the command's name."""
+def _make(table: Table, whole: Plan, arguments: Arguments) -> tuple[Plan, dict[str, str]]:
+    """Run what is missing; the plan as it ran, and what failed, with its last message, by the command's name."""
     with ExitStack() as around:
         count = arguments.jobs or 1
         if arguments.launcher == "ray":
@@ -101,7 +101,7 @@ def _make(table: Table, whole: Plan, arguments: Arguments) -> dict[str, str]:
             os.environ.setdefault("OMP_NUM_THREADS", str(whole.place.threads))  # for crafting, in new processes
         progress = _Progress(len(whole.tasks))
         jobs.run_tasks(whole.tasks, jobs=count, report=progress)
-        return progress.failed
+        return whole, progress.failed
 
 
 def _ray_place(whole: Plan, arguments: Arguments):
