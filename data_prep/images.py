@@ -35,6 +35,7 @@ _REFUSED = (
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of tags that are not used here
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # EXIF's tag, and TIFF's
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,6 +86,9 @@ class Geometry:
         return image.resize(square, Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
 
 
+_AS_IT_IS = Geometry()
+
+
 def decode_image(
     data: bytes | Path,
     *,
@@ -121,9 +125,9 @@ def decode_image(
         raise UserError(f"cannot read the {what} ({error.strerror})", where=where) from error
     if not data:
         raise UserError(f"the {what} file is empty", where=where, expected=ALLOWED)
-    geometry, done = geometry or Geometry(), []
+    geometry, done = geometry or _AS_IT_IS, []
     try:
-        with _open(io.BytesIO(_without_comments(data))) as image:
+        with _open(io.BytesIO(_without_comments(data) if data.startswith(_PNG) else data)) as image:
             _check(image, where=where, what=what)
             rgb = _rgb(image, geometry.background, done)
             if opaque and any(kind.startswith("alpha") for kind in done):
@@ -168,9 +172,7 @@ def readable_suffixes() -> frozenset[str]:
 
 
 def _without_comments(data: bytes) -> bytes:
-    """A PNG without its texts and its colour profile, which Pillow refuses where they are long; others as they are."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return data
+    """A PNG without its texts and its colour profile, which Pillow refuses where they are long."""
     kept, at, dropped = [data[:8]], 8, False
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")  # length, kind, content, checksum
@@ -199,6 +201,9 @@ def _check(image: Image.Image, *, where: str, what: str) -> None:
 
 def _rgb(image: Any, background: Background, done: list[str]) -> Image.Image:
     """An opened image as RGB, the right way up; what was done to it goes to the end of `done`."""
+    if image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info:  # most images: nothing to do
+        image.load()
+        return image
     deep, turn, kind = _is_deep(image), _orientation(image), image.format
     if getattr(image, "is_animated", False):
         done.append("first of several frames")
