@@ -106,10 +106,8 @@ def _existing(config: PrepareConfig, made: dict[str, Any]) -> Dataset | None:
         differing = [name for name, value in made.items() if sha256_json(getattr(manifest, name)) != sha256_json(value)]
         if differing:
             name = differing[-1]
-            raise UserError(
-                f"another data set is there: its {name} is {_short(getattr(manifest, name))}, not {_short(made[name])}",
-                where=folder,
-            )
+            difference = _difference(name, getattr(manifest, name), made[name])
+            raise UserError(f"another data set is there: its {difference}", where=folder)
         if config.untrusted == (truth.FILE in manifest.files):
             raise UserError("another data set is there: only one of the two is untrusted", where=folder)
         return open_dataset(folder)
@@ -123,9 +121,26 @@ def _existing(config: PrepareConfig, made: dict[str, Any]) -> Dataset | None:
     return None
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:197] + "..."
+def _difference(name: str, there: object, here: object) -> str:
+    """What distinguishes two data sets, by the flags that were given for them."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        told = next((key for key in ("kind", "name") if key in here and there.get(key) != here[key]), None)
+        if told is None:
+            keys = [key for key in (*there, *here) if sha256_json(there.get(key)) != sha256_json(here.get(key))]
+            more = f" ({len(set(keys))} settings differ)" if len(set(keys)) > 1 else ""
+            return f"--{keys[0].replace('_', '-')} {_given(there.get(keys[0]), here.get(keys[0]))}{more}"
+        there, here = there.get(told), here[told]
+    return f"{name.replace('_', ' ')} {_given(there, here)}"
+
+
+def _given(there: object, here: object) -> str:
+    def words(value: object) -> str:
+        text = str(value)
+        return text if len(text) <= 80 else text[:77] + "..."
+
+    if there is None:
+        return f"is not given, here it is {words(here)}"
+    return f"is {words(there)}, not {words(here)}" if here is not None else f"is {words(there)}, here it is not given"
 
 
 # -------------------------------------------------------------------------------- open
@@ -273,8 +288,8 @@ def _write_test(test: Split, plan: PoisonPlan, px: int, folder: Path, common: di
     files, trigger = {folder / "test.beton": None}, plan.test_trigger(px)
     if trigger is not None:
         files |= {folder / "test_triggered.beton": trigger}
-    _, first = np.unique(test.labels, return_index=True)
-    moved = np.array(plan.label_map, dtype=np.int64) != np.arange(len(plan.label_map))  # what shows the attack
+    classes, first = np.unique(test.labels, return_index=True)  # not every class has test images
+    moved = np.array(plan.label_map, dtype=np.int64)[classes] != classes  # what shows the attack
     encoded = encode_split(
         test,
         files,

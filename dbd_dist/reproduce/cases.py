@@ -61,6 +61,8 @@ SETTINGS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         "label-consistent": (("--patch-px", "4"), ("--eps", "32", "--step", "3.2")),
         "adaptive": ((), ("--optimise", "pattern-and-mask")),
         "sig": (("--delta", "40"), ()),
+        # one window an image, the middle and the highest frequency of it, and as much a pixel as at 32 px
+        "ctrl": (("--window", "16", "--bands", "7", "15", "--magnitude", "25", "--test-magnitude", "50"), ()),
     },
     "imagefolder": {"label-consistent": ((), ("--eps", "16", "--step", "3"))},
 }

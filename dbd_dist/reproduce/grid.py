@@ -174,7 +174,10 @@ class _DataSets:
                 hint=f"make it with `dbd craft {' '.join(words)}`, or leave --artefact out to have it made",
             )
         placeholder = ("--artefact", ".") if issubclass(kind, Crafted) and given is None else ()
-        _parsed([*self._source, case.attack, *case.flags, *placeholder, *self._holdout])
+        parsed = _parsed([*self._source, case.attack, *case.flags, *placeholder, *self._holdout])
+        px = getattr(parsed.source, "image_px", None)  # unknown where the images decide
+        if px is not None and parsed.has_attack and not placeholder:
+            _fits(parsed, px, f"{self._table.name}: {case.name}")
 
     def tasks(self, case: Case, seed: int) -> list[Task]:
         """The commands that lead to a data set, which the last of them makes."""
@@ -217,6 +220,19 @@ def _flag(name: str, words: Sequence[str]) -> str | None:
         if word == name or word.startswith(f"{name}="):
             return following if word == name else word.partition("=")[2]
     return None
+
+
+def _fits(config: preparing.PrepareConfig, px: int, where: str) -> None:
+    """Refuse a trigger that images of that side have no room for."""
+    attack = config.poison
+    try:
+        for trigger in (attack.train_trigger, attack.cover_trigger, attack.test_trigger):
+            trigger(px)
+    except UserError as error:
+        typed = preparing.as_typed(error)
+        raise UserError(
+            typed.what, where=f"{where}: {typed.where}", expected=typed.expected, hint=typed.hint
+        ) from error
 
 
 def _parsed(argv: list[str]) -> preparing.PrepareConfig:

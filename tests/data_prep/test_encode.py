@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_prep import encode, pipeline, threads
-from data_prep.attacks import BadNets, Blended, NoAttack, badnets, blended, checkerboard
+from data_prep.attacks import BadNets, Blended, NoAttack, WaNet, badnets, blended, checkerboard
 from data_prep.beton import read_beton
 from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import Dataset, open_dataset, read_manifest
@@ -235,6 +235,38 @@ def test_another_data_set_in_its_place_is_refused_or_replaced(config, tmp_path, 
     assert open_dataset(out).manifest == second.manifest
     assert files_below(out) == files
     assert [p.name for p in tmp_path.iterdir()] == ["here"]
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "words"),
+    [
+        ({"rate": 0.1}, {"rate": 0.2}, "its rate is 0.1, not 0.2"),
+        ({}, {"encoding": "jpeg"}, "its encoding is raw, not jpeg"),
+        ({"attack": WaNet(grid=3)}, {"attack": WaNet()}, "its --grid is 3, not 4"),
+        ({"attack": WaNet(grid=3, strength=1.0)}, {"attack": WaNet()}, r"its --grid is 3, not 4 \(2 settings differ\)"),
+        ({"attack": WaNet(strength=1.0)}, {"attack": WaNet()}, "its --strength is 1.0, here it is not given"),
+        ({"attack": WaNet()}, {"attack": BadNets()}, "its attack is wanet, not badnets"),
+    ],
+)
+def test_it_is_said_by_flags_what_the_other_data_set_is(config, tmp_path, there, here, words):
+    out = tmp_path / "here"
+    quietly(config, out=out, **there)
+    with pytest.raises(UserError, match=words):
+        quietly(config, out=out, **here)
+
+
+def test_a_class_without_test_images(tmp_path):
+    """Test images of classes 0 and 2 of three: the preview and every file are there."""
+    for split, names in (("train", "abc"), ("test", "ac")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(6):
+                Image.new("RGB", (16, 16), (40 * i, 90, 200)).save(tmp_path / split / name / f"{i}.png")
+    (tmp_path / "test" / "b").mkdir()
+    source = ImageFolder(root=tmp_path, image_px=16)
+    made = prepare(PrepareConfig(source=source, attack=BadNets(), out=tmp_path / "out", rate=0.5, target=1))
+    assert made.manifest.counts == {"train": 18, "test": 12, "test_triggered": 12}
+    assert (tmp_path / "out" / "preview.png").exists()
 
 
 def test_a_damaged_data_set_is_refused_or_replaced(config):

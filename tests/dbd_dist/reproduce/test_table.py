@@ -11,6 +11,7 @@ from data_prep.errors import UserError
 from dbd_dist.cli import main
 from dbd_dist.methods import METHODS
 from dbd_dist.reproduce.cases import find_case
+from dbd_dist.reproduce.grid import Place, plan
 from dbd_dist.reproduce.table import BUILT_IN, find_table, narrowed
 
 
@@ -122,6 +123,19 @@ def test_names_that_are_near(place, capsys):
     assert "cannot be read" in message("gone.toml", capsys=capsys)
     assert "did you mean 'badnets'" in message("main", "--attacks", "badnetz", capsys=capsys)
     assert "did you mean 'dbd'" in message("main", "--methods", "dbdx", capsys=capsys)
+
+
+def test_every_case_fits_the_digits():
+    """Their side is known before anything is made."""
+    place = Place(storage=Path("runs"))
+    for name in BUILT_IN:
+        plan(find_table(name, preset_name="smoke"), place)
+
+
+def test_a_trigger_that_does_not_fit_is_refused_before_anything_is_made(place, capsys):
+    path = write(place / "t.json", attacks=[{"name": "wide", "attack": "ctrl", "flags": ["--window", "64"]}])
+    said = message(path, "--source", "digits", capsys=capsys)
+    assert "t: wide: --window: a window of 64 px does not fit images of 16 px" in said
 
 
 def test_a_missing_artefact_names_the_command_that_makes_it(place, capsys):
