@@ -64,7 +64,8 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 70 ended because
     it hung, 130 interrupted, 141 its reader has gone, 143 terminated."""
-    if argv is None:
+    is_process = argv is None  # nothing was registered or changed before
+    if is_process:
         _as_utf8()
     argv = [_at_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in argv
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         with _ended_by_signals():
-            code = _run(argv)
+            code = _run(argv, keep_help=is_process)
             _flush()
             return code
     except UserError as error:
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], *, keep_help: bool = False) -> int:
     """Find the command and call it."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -122,8 +123,14 @@ def _run(argv: list[str]) -> int:
         _say(f"error: there is no command {name!r}.{hint} Expected: {', '.join(COMMANDS)}.")
         return 2
     _refuse_empty(rest)
-    try:
+
+    def call() -> int:
         return importlib.import_module(COMMANDS[name][0]).main(rest)
+
+    try:
+        from dbd_dist import helptext
+
+        return helptext.show(name, rest, call) if keep_help and helptext.asks(rest) else call()
     except SystemExit:  # tyro's way out, after help has been printed
         _flush()
         raise

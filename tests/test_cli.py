@@ -318,6 +318,7 @@ def test_storage_that_is_a_file(refused_train, place):
     assert str(place / "runs") in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -208,6 +208,7 @@ def test_paths_are_followed_through_the_real_project():
     assert path_to("data_prep.dataset.manifest", "dbd_dist.config", modules) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "line", "expected"),
     [

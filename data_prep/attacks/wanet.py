@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numba import njit
 
 from data_prep.attacks.attack import PoisonLabel, Trigger, check_seed, sample_rng
 from data_prep.errors import UserError
 
-_BITS = 11  # of a weight in one direction: both together and a pixel fit 32 bits
-_ONE = 1 << _BITS
 _NOISE = 2.0  # amplitude of the noise samples' noise in units of the strength: 1 / H beside s / H with s = 0.5
 _CUBIC_A = -0.75  # the cubic kernel of torch's bicubic interpolation, which WaNet's field is defined with
 
@@ -66,42 +62,14 @@ def wanet(images: np.ndarray, positions: np.ndarray) -> np.ndarray:
     Returns:
         uint8 (B, H, H, 3), a new array.
     """
+    from data_prep.attacks.warping import ONE, sample  # loads a compiler
+
     px = images.shape[1]
     first = np.minimum(np.floor(positions), px - 2).astype(np.int64)
-    weight = np.round((positions - first) * _ONE).astype(np.int64)
+    weight = np.round((positions - first) * ONE).astype(np.int64)
     out = np.empty_like(images)
-    _sample(np.ascontiguousarray(images), first[1], first[0], weight[1], weight[0], out)
+    sample(np.ascontiguousarray(images), first[1], first[0], weight[1], weight[0], out)
     return out
-
-
-def _jit(function: Callable) -> Callable:
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # neither this folder nor the user's cache is writable: compile in every process
-        return njit(nogil=True)(function)
-
-
-@_jit
-def _sample(images, row, column, weight_y, weight_x, out):
-    one = np.int64(_ONE)
-    half = np.int64(1) << np.int64(2 * _BITS - 1)
-    count, height, width = images.shape[0], images.shape[1], images.shape[2]
-    for n in range(count):
-        for y in range(height):
-            for x in range(width):
-                r, c = np.uintp(row[y, x]), np.uintp(column[y, x])
-                wy, wx = weight_y[y, x], weight_x[y, x]
-                a, b = (one - wy) * (one - wx), (one - wy) * wx
-                d, e = wy * (one - wx), wy * wx
-                r1, c1 = r + np.uintp(1), c + np.uintp(1)
-                for k in range(3):
-                    total = (
-                        a * images[n, r, c, k]
-                        + b * images[n, r, c1, k]
-                        + d * images[n, r1, c, k]
-                        + e * images[n, r1, c1, k]
-                    )
-                    out[n, y, x, k] = (total + half) >> np.int64(2 * _BITS)
 
 
 def _bicubic(source: int, size: int) -> np.ndarray:

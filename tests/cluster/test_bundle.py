@@ -48,6 +48,7 @@ def install(folder: Path, target: Path, **environ: str) -> subprocess.CompletedP
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_parts_have_the_size_and_install_without_network(made, tmp_path):
     sizes = [path.stat().st_size for path in sorted(made.glob("bundle.part-*"))]
     assert len(sizes) > 1

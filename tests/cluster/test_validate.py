@@ -131,6 +131,7 @@ PLANTED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "where", "value", "words"), PLANTED, ids=lambda value: str(value)[:40])
 def test_a_planted_error_is_found(name, where, value, words, tmp_path, capsys):
     manifest = loaded(name)

@@ -494,6 +494,7 @@ def test_ordered_map_raises_the_earliest_error_and_stops():
         assert len(done) < 30
 
 
+@pytest.mark.slow
 def test_ffcv_is_not_asked_for(tmp_path, run_python):
     """It writes the same bytes, and takes seconds to import."""
     done = run_python(

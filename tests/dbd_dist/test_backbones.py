@@ -100,6 +100,7 @@ def test_sizes_hold_on_the_meta_device(name):
     assert {p.device.type for p in model.state_dict().values()} == {"meta"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_layout_and_synchronised_batch_norm_change_nothing(name):
     """channels_last, and torch's SyncBatchNorm, which in eval mode runs on the CPU."""
@@ -166,6 +167,7 @@ def test_shapes_of_the_papers():
     assert "layer1.0.shortcut.0.weight" not in narrow.state_dict()
 
 
+@pytest.mark.slow
 def test_network_compiles_as_one_graph():
     network = ModelConfig(backbone="wide_resnet28_2").build_backbone().eval()
     batch = images(16)

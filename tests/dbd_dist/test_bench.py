@@ -52,6 +52,7 @@ def test_table_shows_floor_and_ratio():
     assert row.as_json() | {"median": 2.0, "least": 1.0, "most": 3.0, "n": 3, "kind": "text"} == row.as_json()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["simclr", "mixmatch", "split"])
 def test_steps_report_a_floor(setup, name):
     rows = run.run([name], setup, lambda row: None)

@@ -572,6 +572,7 @@ def test_no_room_for_an_artefact(clean, run, refused, monkeypatch):
     assert "1 KiB are free" in message
 
 
+@pytest.mark.slow
 def test_networks_are_trained_where_none_is_given(clean, place, monkeypatch):
     monkeypatch.setattr("dbd_dist.runtime.runner.set_threads", lambda *_: None)  # for the tests after this one too
     for attack, more in (("label-consistent", ["--steps", "1"]), ("adaptive", ["--steps", "1", "--batch", "4"])):

@@ -194,6 +194,7 @@ def test_a_loss_that_is_not_finite_is_one_message(made, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_torch_is_not_imported_for_the_attacks_of_data_prep():
     code = "import sys; from dbd_dist.cli import main\ntry: main(['prepare', 'digits', 'badnets', '--help'])\n"
     code += "except SystemExit: pass\nassert 'torch' not in sys.modules"

@@ -147,6 +147,7 @@ def test_features_of_every_class_are_those_of_its_images(alone):
     assert sorted(seen) == list(range(len(images)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", tiny.DETECTORS)
 def test_two_ranks_flag_what_one_does(alone, two_ranks, detector):
     expected = tiny.detect(alone, detector)
@@ -156,6 +157,7 @@ def test_two_ranks_flag_what_one_does(alone, two_ranks, detector):
     assert expected["samples"].any()
 
 
+@pytest.mark.slow
 def test_two_ranks_isolate_what_one_does(alone, two_ranks):
     expected = tiny.isolate(alone)
     assert int(expected["samples"].sum()) == 5

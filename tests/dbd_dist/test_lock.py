@@ -127,6 +127,7 @@ def test_a_file_that_its_holder_removed_is_no_lock(tmp_path, monkeypatch):
         assert not is_free(path)
 
 
+@pytest.mark.slow
 def test_on_ray_too_and_before_it_starts(holder, smoke_config, tmp_path, monkeypatch):
     monkeypatch.setattr(launch.session, "connect", lambda **_: pytest.fail("Ray is not needed"))
     process = holder(tmp_path / "run" / ".lock")

@@ -221,6 +221,7 @@ class CrashAfter(Checkpoints):
             raise Crash
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 6], ids=lambda k: "{}-{}".format(*EPOCHS[k - 1]))
 def test_crash_and_resume_equal_an_uninterrupted_run(k, defended, smoke_config, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
@@ -575,6 +576,7 @@ def test_the_doctor_looks_into_checkpoints(defended, tmp_path, capsys):
 # -- stages shared between runs
 
 
+@pytest.mark.slow
 def test_another_filter_reuses_pretraining_and_warmup(defended, smoke_config, tmp_path, monkeypatch):
     storage = Path(shutil.copytree(defended, tmp_path / "storage"))
     trained = record_epochs(monkeypatch)

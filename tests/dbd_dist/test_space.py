@@ -35,6 +35,7 @@ def full_disk(monkeypatch):
     return leave
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, None, {"stop_after": "simclr"}, {"stop_after": "warmup"}], ids=str)
 def test_a_run_takes_no_more_than_the_formula_says(change, smoke_config, smoke_none, tmp_path, monkeypatch):
     model = ModelConfig(depths=(1, 1), widths=(16, 64), projection_dim=32)  # so that weights count

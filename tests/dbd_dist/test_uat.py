@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,6 +62,7 @@ def test_two_ranks_find_the_same_perturbations(alone, two_ranks):
         torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_planted_backdoor_is_unlearnt(alone):
     """A classifier that learnt a bright corner as class 0, on images where nothing else tells the classes but
     brightness: before, the corner decides; after, it does not."""

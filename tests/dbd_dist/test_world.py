@@ -194,6 +194,7 @@ def test_the_filter_ranks_the_same_losses_on_two_ranks(two_ranks, alone):
         np.testing.assert_allclose(losses, whole.numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_what_one_measures(two_ranks, alone, digits):
     assert two_ranks(tiny.examine, digits) == [tiny.examine(alone, digits)] * 2
 

@@ -45,6 +45,7 @@ def failed(process: Child, fault: str) -> str:
     return detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "says"), [("raise", "KeyError"), ("memory", "MemoryError"), ("left", "partial")])
 def test_cases_that_fail_are_seen(fault, says, process):
     assert says in failed(process, fault)

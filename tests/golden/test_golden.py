@@ -41,6 +41,7 @@ def here_only(part: str) -> None:
         pytest.skip("made on another processor or with another torch")
 
 
+@pytest.mark.slow
 def test_data_sets_of_every_attack(work):
     agrees("prepare", make.make_prepare(work))
 

@@ -50,6 +50,7 @@ def test_a_trial_gives_the_numbers_of_a_run_of_its_own(job, plan, digits, tmp_pa
     assert trial.train(1, values, job)["metrics"] == found["metrics"]  # finished: found, not trained
 
 
+@pytest.mark.slow
 def test_several_seeds_have_a_run_each_and_a_mean(job, digits, plan):
     job = {**job, "datas": {"0": str(digits), "1": str(digits)}}
     found = trial.train(0, {}, job)

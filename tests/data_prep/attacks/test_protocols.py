@@ -97,6 +97,7 @@ def test_aims_of_one_target(digits):
     assert open_dataset(digits).manifest.attack_labels(np.array([0, 3, 9])).tolist() == [3, 3, 3]
 
 
+@pytest.mark.slow
 def test_covers_carry_a_trigger_and_keep_their_label(tmp_path):
     attack = WaNet()
     dataset = make(tmp_path, attack)

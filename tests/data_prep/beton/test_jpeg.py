@@ -388,6 +388,7 @@ def test_a_flipped_byte_is_found_before_anything_is_decoded(dataset, tmp_path, m
     assert error.value.where == file
 
 
+@pytest.mark.slow
 def test_photographs(imagenette_root, tmp_path, within):
     """Real ones of 224 px: the trigger of BadNets stays a checkerboard, and files are a fraction of the raw ones."""
     source = Parquet(root=imagenette_root, train_per_class=6, test_per_class=1)

@@ -15,6 +15,7 @@ from dbd_dist.reporting import pictures, plates
 ALL = {"tsne", "losses", "detection", "epochs", "attacks", "cost"}
 
 
+@pytest.mark.slow
 def test_all_figures_of_two_methods(make_run, poisoned, tmp_path, capsys):
     runs = [make_run(poisoned, method="none", asr=1.0), make_run(poisoned), make_run(poisoned, seed=1)]
     out = tmp_path / "figures"
