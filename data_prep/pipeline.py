@@ -289,7 +289,8 @@ def _write_test(test: Split, plan: PoisonPlan, px: int, folder: Path, common: di
     if trigger is not None:
         files |= {folder / "test_triggered.beton": trigger}
     classes, first = np.unique(test.labels, return_index=True)  # not every class has test images
-    moved = np.array(plan.label_map, dtype=np.int64)[classes] != classes  # what shows the attack
+    to = np.array(plan.label_map or np.arange(classes.max() + 1), dtype=np.int64)  # no attack moves nothing
+    moved = to[classes] != classes  # what shows the attack
     encoded = encode_split(
         test,
         files,
