@@ -128,9 +128,11 @@ def _difference(name: str, there: object, here: object) -> str:
         if told is None:
             keys = [key for key in (*there, *here) if sha256_json(there.get(key)) != sha256_json(here.get(key))]
             more = f" ({len(set(keys))} settings differ)" if len(set(keys)) > 1 else ""
-            return f"--{keys[0].replace('_', '-')} {_given(there.get(keys[0]), here.get(keys[0]))}{more}"
+            flag = f"--{'jpeg-' if name == 'encoding' else ''}{keys[0].replace('_', '-')}"
+            return f"{flag} {_given(there.get(keys[0]), here.get(keys[0]))}{more}"
         there, here = there.get(told), here[told]
-    return f"{name.replace('_', ' ')} {_given(there, here)}"
+    words = name if name in ("name", "source", "attack") else f"--{name.replace('_', '-')}"
+    return f"{words} {_given(there, here)}"
 
 
 def _given(there: object, here: object) -> str:

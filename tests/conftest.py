@@ -43,8 +43,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Hold the marker against the name; put Ray's tests, which take longest, first, those that share one together."""
+    """Mark what two ranks make slow; hold the marker against the name; put Ray's tests, which take longest, first,
+    those that share one together."""
     for item in items:
+        if "two_ranks" in getattr(item, "fixturenames", ()):  # which take many seconds to start, on both cores
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("ray") and not starts_ray(item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} starts a Ray, and its name does not say so (see starts_ray)")
     items.sort(key=lambda item: 0 if shares_ray(item) else 1 if starts_ray(item.nodeid) else 2)

@@ -225,7 +225,7 @@ def test_another_data_set_in_its_place_is_refused_or_replaced(config, tmp_path, 
     out = tmp_path / "here"
     first = quietly(config, out=out).manifest
     files = files_below(out)
-    with pytest.raises(UserError, match="another data set is there: its seed is 0, not 1") as error:
+    with pytest.raises(UserError, match="another data set is there: its --seed is 0, not 1") as error:
         quietly(config, out=out, seed=1)
     assert error.value.where == out
     assert "overwrite" in str(error.value.hint)
@@ -240,8 +240,8 @@ def test_another_data_set_in_its_place_is_refused_or_replaced(config, tmp_path, 
 @pytest.mark.parametrize(
     ("there", "here", "words"),
     [
-        ({"rate": 0.1}, {"rate": 0.2}, "its rate is 0.1, not 0.2"),
-        ({}, {"encoding": "jpeg"}, "its encoding is raw, not jpeg"),
+        ({"rate": 0.1}, {"rate": 0.2}, "its --rate is 0.1, not 0.2"),
+        ({}, {"encoding": "jpeg"}, "its --encoding is raw, not jpeg"),
         ({"attack": WaNet(grid=3)}, {"attack": WaNet()}, "its --grid is 3, not 4"),
         ({"attack": WaNet(grid=3, strength=1.0)}, {"attack": WaNet()}, r"its --grid is 3, not 4 \(2 settings differ\)"),
         ({"attack": WaNet(strength=1.0)}, {"attack": WaNet()}, "its --strength is 1.0, here it is not given"),

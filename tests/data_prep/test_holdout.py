@@ -79,9 +79,9 @@ def test_the_draw_is_that_of_the_images_not_of_the_poison(made, tmp_path):
 
 def test_the_name_says_it_and_another_share_is_another_data_set(made, tmp_path):
     assert make(None, datasets=tmp_path).folder.name == "digits-20pc-h0.2-badnets-r0.1-t3-s0"
-    with pytest.raises(UserError, match=r"its holdout_clean is 0\.2, not 0\.1"):
+    with pytest.raises(UserError, match=r"its --holdout-clean is 0\.2, not 0\.1"):
         make(made.folder, holdout_clean=0.1)
-    with pytest.raises(UserError, match=r"its holdout_clean is 0\.2, not None"):
+    with pytest.raises(UserError, match=r"its --holdout-clean is 0\.2, here it is not given"):
         make(made.folder, holdout_clean=None)
 
 

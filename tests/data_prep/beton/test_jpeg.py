@@ -357,9 +357,12 @@ def test_the_same_command_finds_it_and_another_quality_is_another(dataset, tmp_p
         source=SOURCE, attack=BadNets(), rate=0.1, encoding="jpeg", jpeg_quality=95, datasets=dataset.folder.parent
     )
     assert prepare(config, progress=False).folder == dataset.folder
-    others: list[dict[str, Any]] = [{"encoding": "raw"}, {"encoding": "jpeg", "jpeg_quality": 94}]
-    for options in others:
-        with pytest.raises(UserError, match=r"its encoding is \{'kind': 'jpeg', 'quality': 95"):
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"encoding": "raw"}, "its --encoding is jpeg, not raw"),
+        ({"encoding": "jpeg", "jpeg_quality": 94}, "its --jpeg-quality is 95, not 94"),
+    ]
+    for options, words in others:
+        with pytest.raises(UserError, match=words):
             prepare(PrepareConfig(source=SOURCE, attack=BadNets(), rate=0.1, out=dataset.folder, **options))
 
 
