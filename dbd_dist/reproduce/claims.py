@@ -163,7 +163,7 @@ def _checked(claim: Claim, rows: Mapping[str, Row]) -> Checked:
     for figure in claim.rising:
         title, values = _values(figure, rows)
         if not values:
-            return Checked(claim=claim, attack=attack, verdict="not measured", figures=f"no result of {title}")
+            return Checked(claim=claim, attack=attack, verdict="not measured", figures=f"{title} has no such figure")
         titles.append(title)
         found.append(values)
     shared = [seed for seed in found[0] if all(seed in values for values in found)]
@@ -190,14 +190,15 @@ def _rises(figures: list[float] | tuple[float, ...]) -> bool:
 
 
 def _values(figure: Figure, rows: Mapping[str, Row]) -> tuple[str, dict[int, float]]:
-    """What to call a figure, and its values by seed, of the first of its methods that has any."""
+    """What to call a figure, and its values by seed, of the first of its methods that has any; else the method's name
+    and no values."""
     present = [rows[name] for name in figure.variants if name in rows]
     for row in present:
         values = {result["seed"]: value_of(result, figure.field) for result in row.results}
         values = {seed: value for seed, value in values.items() if value is not None}
         if values:
             return figure.title or printable(row.method), values
-    return figure.title or (printable(present[0].method) if present else figure.variants[0]), {}
+    return printable(present[0].method) if present else figure.variants[0], {}
 
 
 def _percent(share: float) -> str:

@@ -113,7 +113,7 @@ def test_what_is_missing_is_not_measured(write_table):
     found = {c.claim.text: c for c in claims.check(read(write_table(results)))}
     assert found["NAD lies between DBD and no defence"].figures == "the table has no nad"
     separation = found["Symmetric cross-entropy separates poisoned samples better than cross-entropy"]
-    assert (separation.verdict, separation.figures) == ("not measured", "no result of CE")
+    assert (separation.verdict, separation.figures) == ("not measured", "ssl-ce has no such figure")
 
 
 def test_split_of_sce_is_taken_from_methods_that_share_its_head(write_table):
