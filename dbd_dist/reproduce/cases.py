@@ -36,6 +36,7 @@ CASES = {
     for case in (
         Case(name="clean", title="none", attack="clean"),
         Case(name="badnets", title="BadNets", attack="badnets"),
+        Case(name="badnets-coin", title="BadNets, a coin an image", attack="badnets", flags=("--protocol", "released")),
         Case(name="blended", title="Blended", attack="blended"),
         Case(name="wanet", title="WaNet", attack="wanet"),
         # the rate of WaNet's own paper: 10 % with the trigger, 20 % noise samples

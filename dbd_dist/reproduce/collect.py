@@ -47,11 +47,12 @@ class Row:
     def stat(self, field: str) -> tables.Stat | None:
         """Over the results that have the field; "seconds" are those of all stages, "a.b.0" is a number inside
         other fields."""
-        values = [_value(result, field) for result in self.results]
+        values = [value_of(result, field) for result in self.results]
         return tables.statistics(values)
 
 
-def _value(result: Mapping[str, Any], field: str) -> float | None:
+def value_of(result: Mapping[str, Any], field: str) -> float | None:
+    """A number of a result.json, by `Row.stat`'s names; None where it has none."""
     if field == "seconds":
         return sum(result["seconds"].values()) if result.get("seconds") else None
     value: Any = result

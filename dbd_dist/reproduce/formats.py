@@ -1,4 +1,5 @@
-"""A table as Markdown, LaTeX, CSV and HTML: mean and sample standard deviation over seeds, the article beside them."""
+"""A table as Markdown, LaTeX, CSV and HTML: mean and sample standard deviation over seeds, the article beside them.
+Markdown and HTML also have the article's claims."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from typing import Any
 from dbd_dist.reporting import tables, wording
 from dbd_dist.reporting.page import environment, write_file
 from dbd_dist.reporting.wording import printable
-from dbd_dist.reproduce import article
+from dbd_dist.reproduce import article, claims
 from dbd_dist.reproduce.collect import Made, Row, missing
 
 APART = 0.2
 """Standard deviation of a share from which the runs are listed instead: a mean of 90 and 15 % misleads."""
+CLAIMS = "Claims of the article"
 TEXTS = 2
 """Columns of text; the others are numbers."""
 
@@ -148,15 +150,23 @@ def commands(made: Made) -> list[str]:
 
 
 def as_markdown(made: Made, *, with_commands: bool = True) -> str:
-    """The table, its notes, and the commands of all cells."""
+    """The table, its notes, the article's claims, and the commands of all cells."""
     head, body = cells(made)
     sides = ["---"] * TEXTS + ["---:"] * (len(head) - TEXTS)
-    lines = [f"| {' | '.join(map(_markdown, line))} |" for line in (head, *body)]
-    lines.insert(1, f"| {' | '.join(sides)} |")
+    lines = _markdown_table(head, body, sides)
     text = "\n".join(lines + [part for note in notes(made) for part in ("", _markdown(note))])
+    checked = claims.cells(made)
+    if checked:
+        lines = _markdown_table(claims.HEAD, checked, ["---"] * len(claims.HEAD))
+        text += "\n".join(["", "", f"### {CLAIMS}", "", claims.summary(made), "", *lines])
     if with_commands:
         text += "\n\nCommands:\n\n```\n" + "\n".join([made.about["command"], "", *commands(made)]) + "\n```"
     return text + "\n"
+
+
+def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], sides: Sequence[str]) -> list[str]:
+    lines = [f"| {' | '.join(map(_markdown, line))} |" for line in (head, *body)]
+    return [lines[0], f"| {' | '.join(sides)} |", *lines[1:]]
 
 
 def _markdown(text: str) -> str:
@@ -232,7 +242,8 @@ def as_html(made: Made) -> str:
         groups.setdefault(line[0], []).append(line[1:])
     return environment().get_template("table.html").render(
         title=made.about["title"], head=head[1:], groups=groups, lines=notes(made), commands=commands(made),
-        command=made.about["command"],
+        command=made.about["command"], claims=claims.cells(made), claims_head=claims.HEAD, claims_title=CLAIMS,
+        claims_summary=claims.summary(made),
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from dbd_dist.fields import digest
 from dbd_dist.methods import METHODS
 from dbd_dist.methods.method import HOLDOUT_CLEAN
 from dbd_dist.presets import PRESETS, preset
+from dbd_dist.reproduce import quirks
 from dbd_dist.reproduce.cases import Case, find_case
 
 
@@ -57,7 +58,7 @@ ATTACKED = (*POISON_LABEL, "label-consistent")
 DEFENCES = ("none", "dpsgd", "shrinkpad", "nc", "nad", "spectral", "activation-clustering", "abl", "dbd")
 ABLATION = ("none", "dbd-no-ssl", "ssl-ce", "ssl-sce", "ssl-sce-tuned", "dbd")
 
-BUILT_IN: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+BUILT_IN: Mapping[str, tuple[str, tuple[str, ...], tuple[str | Mapping[str, Any], ...]]] = {
     "main": ("Defences under each attack", ("clean", *ATTACKED, "adaptive"), DEFENCES),
     "ablation": ("What each part of DBD contributes", ATTACKED, ABLATION),
     "adaptive": (
@@ -83,8 +84,10 @@ BUILT_IN: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ),
         ("none", "dbd"),
     ),
+    "quirks": ("What each quirk of the released code costs", quirks.CASES, quirks.ROWS),
 }  # fmt: skip
-"""Name -> title, attacks, and the methods that are wanted: those that are not installed are left out with a note."""
+"""Name -> title, attacks, and the methods that are wanted, as a table file has them: those that are not installed are
+left out with a note."""
 
 FIELDS = ("title", "preset", "source", "attacks", "methods", "seeds", "holdout_clean", "flags")
 """Of a table file."""
@@ -119,11 +122,12 @@ def find_table(name: str, *, preset_name: str | None = None, source: Sequence[st
     return _table(path.stem, _read(path), str(path), preset_name, source)
 
 
-def _installed(table: str, wanted: Sequence[str]) -> list[str]:
-    missing = [name for name in wanted if name not in METHODS]
+def _installed(table: str, wanted: Sequence[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
+    methods = [entry if isinstance(entry, str) else entry["method"] for entry in wanted]
+    missing = [name for name in dict.fromkeys(methods) if name not in METHODS]
     if missing:
         print(f"note: {table} leaves out {', '.join(missing)}: no such method is installed", file=sys.stderr)
-    return [name for name in wanted if name in METHODS]
+    return [entry for entry, name in zip(wanted, methods) if name in METHODS]
 
 
 def _read(path: Path) -> Mapping[str, Any]:

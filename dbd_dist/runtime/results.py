@@ -21,6 +21,8 @@ from dbd_dist.runtime.machine import describe
 from dbd_dist.runtime.run_folder import RunFolder
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.flagged import Flagged
+from dbd_dist.stages.mixmatch import renew
+from dbd_dist.stages.split import Split
 from dbd_dist.stages.warmup import Warmup
 
 FEATURE_SAMPLES = 2000
@@ -74,6 +76,20 @@ class Results:
         features = world.gather(torch.cat(parts).to(world.device)).cpu()
         return {"kind": kind, **self.evaluator.judge_features(backbone, features, positions, images.labels.cpu())}
 
+    def judge_ranking(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        """How well a split by the warm-up's loss would find poisoned samples, of methods that end with the warm-up and
+        split nothing: the comparison of losses of Huang et al. (ICLR 2022, sec. 5.3). It is the first split that DBD
+        with this warm-up makes. Every rank takes part. None where the truth is not known or there is no such loss."""
+        last = self.config.method.trained()[-1]
+        if not isinstance(last, Warmup) or "split" in given or not self.evaluator.knows_truth:
+            return None
+        model = self.context.classifier("result")
+        model.load_state_dict(given["model"])
+        model = self.context.prepare(model)
+        split = renew({}, Split(augment=last.augment), given["sample_loss"], model, self.context, 1)
+        first = {name: split[name] for name in ("first_loss", "first_kept")}
+        return self.evaluator.judge_split(first, self.context.images.labels.cpu())
+
     def _feature_backbone(self, given: dict[str, Any]) -> tuple[nn.Module, str]:
         """The network whose features are looked at, and its kind."""
         model = self.context.classifier("features")
@@ -84,12 +100,19 @@ class Results:
         model.to(self.context.world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return model.backbone, "ssl" if "backbone" in given else "supervised"
 
-    def finish(self, given: dict[str, Any], measured: EvalResult, features: dict[str, Any] | None) -> None:
+    def finish(
+        self,
+        given: dict[str, Any],
+        measured: EvalResult,
+        features: dict[str, Any] | None,
+        ranking: dict[str, Any] | None,
+    ) -> None:
         """Write the model, the tables and, last, the result.
 
         Args:
             given: what the stages gave, by name.
             features: how they group images, see `judge_features`.
+            ranking: how well the loss ranks, see `judge_ranking`.
         """
         split = given.get("split")
         if split is not None:
@@ -101,7 +124,8 @@ class Results:
                 self.write(lambda: self.folder.write_triggers(given["triggers"], flagged))
         self._write_features(given)
         self.write(lambda: self.folder.write_model(given["model"], self.config, self.dataset, self.config.normalise))
-        result = self._result(split, flagged, given.get("measures", {}), measured) | self._judged(split, features)
+        result = self._result(split, flagged, given.get("measures", {}), measured)
+        result |= self._judged(split, features, ranking)
         self.write(self.folder.write_rows)
         self.write(lambda: self.folder.write_result(result))
 
@@ -115,9 +139,11 @@ class Results:
         pooled = pooled_features(backbone, pixels, self.config.normalise)
         self.write(lambda: self.folder.write_features(positions, pooled, kind))
 
-    def _judged(self, split: dict[str, Any] | None, features: dict[str, Any] | None) -> dict[str, Any]:
+    def _judged(
+        self, split: dict[str, Any] | None, features: dict[str, Any] | None, ranking: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """What the truth says about the split, the features and the model after the warm-up."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {} if ranking is None else {"split_quality": ranking}
         if split is not None:
             found["split_quality"] = self.evaluator.judge_split(split, self.context.images.labels.cpu())
         if features is not None:

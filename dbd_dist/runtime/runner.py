@@ -294,10 +294,10 @@ class Runner:
                 return None
         measured = None if config.method.changes_input else self.reporter.measured
         measured = measured or self._results.measure(given)
-        features = self._results.judge_features(given)
+        features, ranking = self._results.judge_features(given), self._results.judge_ranking(given)
         if world.is_main:
             self._checkpoints.flush()
-            self._results.finish(given, measured, features)
+            self._results.finish(given, measured, features, ranking)
             self.reporter.progress.remove()
         world.barrier()
         return self._folder.result()

@@ -106,6 +106,17 @@ def test_the_ablation_keeps_what_the_first_split_of_dbd_keeps(results, storage):
 
 
 @pytest.mark.slow
+def test_methods_without_a_split_say_how_well_their_loss_ranks(results):
+    first = results["dbd"]["split_quality"]["first"]
+    assert results["ssl-sce"]["split_quality"] == {"first": first}
+    assert results["ssl-ce"]["split_quality"].keys() == {"first"}
+    assert results["ssl-ce"]["split_quality"]["first"] != first
+    for name in ("ssl-sce", "ssl-ce"):
+        assert results[name]["kept"] is None
+    assert not any("split_quality" in results[name] for name in ("none", "shrinkpad", "nad", "dpsgd"))
+
+
+@pytest.mark.slow
 def test_an_exported_model_is_measured_with_what_the_method_does_to_images(results, storage, capsys):
     for name in ("shrinkpad", "dpsgd"):
         assert main(["evaluate", str(storage / name)]) == 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.errors import UserError
 from dbd_dist.cli import main
+from dbd_dist.config import TrainConfig
 from dbd_dist.methods import METHODS
+from dbd_dist.presets import preset
 from dbd_dist.reproduce.cases import find_case
 from dbd_dist.reproduce.grid import Place, plan
 from dbd_dist.reproduce.table import BUILT_IN, find_table, narrowed
@@ -42,8 +45,9 @@ def test_built_in_tables_hold_what_is_installed(name, capsys):
     table = find_table(name)
     _, cases, wanted = BUILT_IN[name]
     assert [case.name for case in table.cases] == list(cases)
-    assert [variant.method for variant in table.variants] == [method for method in wanted if method in METHODS]
-    missing = [method for method in wanted if method not in METHODS]
+    methods = [entry if isinstance(entry, str) else entry["method"] for entry in wanted]
+    assert [variant.method for variant in table.variants] == [method for method in methods if method in METHODS]
+    missing = [method for method in methods if method not in METHODS]
     assert all(method in capsys.readouterr().err for method in missing[:1])
 
 
@@ -51,6 +55,36 @@ def test_a_method_that_is_not_installed_is_left_out_with_a_note(monkeypatch, cap
     monkeypatch.setitem(BUILT_IN, "main", ("t", ("badnets",), ("none", "no-such-method", "dbd")))  # type: ignore[arg-type]
     assert [variant.name for variant in find_table("main").variants] == ["none", "dbd"]
     assert "main leaves out no-such-method" in capsys.readouterr().err
+
+
+def test_each_quirk_is_a_change_that_its_flags_make(tmp_path):
+    """A row has other settings than every other row of its method, and `all` those of all that a single worker has."""
+    table = narrowed(find_table("quirks"), attacks=["badnets"], seeds=[0])
+    whole = plan(table, Place(storage=tmp_path))
+    configs = {cell.variant.name: cell.config for cell in whole.cells}
+    methods = [config.method for config in configs.values()]
+    assert all(method not in methods[:i] for i, method in enumerate(methods))
+    released, every = stages(preset("cifar10_badnets_released").config()), stages(configs["all"])
+    for stage, name in (
+        ("simclr", "symmetric"), ("simclr", "schedule_epochs"), ("warmup", "freeze_batch_norm"),
+        ("mixmatch", "lr_schedule"), ("mixmatch", "continue_optimizer"),
+    ):  # fmt: skip
+        assert getattr(every[stage], name) == getattr(released[stage], name)
+    ours, theirs = every["simclr"].augment, released["simclr"].augment
+    assert (ours.blur_kernel, ours.blur_p) == (theirs.blur_kernel, theirs.blur_p)
+    released = stages(preset("cifar10_badnets_released").config("none"))
+    assert stages(configs["black-padding"])["supervised"].augment.padding == released["supervised"].augment.padding
+    plain, halved = (stages(configs[name])["simclr"] for name in ("dbd", "gradient-of-two-workers"))
+    assert (plain.optimizer, halved.lr, halved.weight_decay) == ("sgd", plain.lr / 2, 2 * plain.weight_decay)
+
+
+def stages(config: TrainConfig) -> dict[str, Any]:
+    return {stage.name: stage for stage in config.method.stages()}
+
+
+def test_the_coin_is_the_released_protocol():
+    (case,) = [case for case in find_table("quirks").cases if case.name == "badnets-coin"]
+    assert case.flags == ("--protocol", preset("cifar10_badnets_released").prepare.protocol)
 
 
 def test_settings_follow_the_images():
