@@ -37,6 +37,8 @@ def read_limited(path: Path, most: int) -> bytes:
     Raises:
         OSError: it cannot be read, is a pipe or a device, or has more than `most` bytes (EFBIG).
     """
+    if "\0" in str(path):  # a path out of somebody's table
+        raise OSError(errno.EINVAL, "a null character in its name", str(path))
     refuse_pipes(path)
     with path.open("rb") as file:
         size = path.stat().st_size  # first: what a sparse file pretends to hold is never read

@@ -33,14 +33,10 @@ def find_columns(
         UserError: not there, there twice, of another type, or more than one could be meant.
     """
     for name, flag in ((image, "image_column"), (label, "label_column")):
-        times = schema.names.count(name)
-        if times > 1 or (times == 0 and name not in (IMAGE, LABEL)):
-            raise UserError(
-                f"{'more than one' if times else 'no'} column {name!r}; the columns are {_listed(schema.names)}",
-                where=where,
-                hint=f"name the right one with {flag}",
-            )
+        if name in schema.names or name not in (IMAGE, LABEL):
+            _check_once(schema, name, flag, where)
     found = image if image in schema.names else _image(schema, where)
+    _check_once(schema, found, "image_column", where)  # one found by its type may have a namesake of another
     if not holds_images(schema.field(found).type):
         raise UserError(
             f"column {found!r} is {schema.field(found).type}",
@@ -49,6 +45,7 @@ def find_columns(
             hint="name another one with image_column",
         )
     labelled = label if label in schema.names else _label(schema, features, found, where)
+    _check_once(schema, labelled, "label_column", where)
     if not holds_labels(schema.field(labelled).type):
         raise UserError(
             f"column {labelled!r} is {schema.field(labelled).type}",
@@ -57,6 +54,16 @@ def find_columns(
             hint="name another one with label_column",
         )
     return found, labelled
+
+
+def _check_once(schema: Any, name: str, flag: str, where: Path | str) -> None:
+    times = schema.names.count(name)
+    if times != 1:
+        raise UserError(
+            f"{'more than one' if times else 'no'} column {name!r}; the columns are {_listed(schema.names)}",
+            where=where,
+            hint=f"name the right one with {flag}",
+        )
 
 
 def holds_images(kind: Any) -> bool:
@@ -91,7 +98,8 @@ def _image(schema: Any, where: Path | str) -> str:
         return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
     certain = [f.name for f in schema if holds_images(f.type) and not is_path(f.type)]
-    certain = [name for name in certain if not pa.types.is_list(schema.field(name).type)] or certain
+    lists = {f.name for f in schema if pa.types.is_list(f.type)}
+    certain = [name for name in certain if name not in lists] or certain
     if not certain:
         certain = [f.name for f in schema if is_path(f.type) and f.name.lower() in _PATHS]
     return _only(certain, _IMAGES, "image", schema, where)
@@ -111,7 +119,8 @@ def _label(schema: Any, features: Mapping[str, Any], image: str, where: Path | s
         if len(classes) > 1:
             import pyarrow as pa
 
-            whole = [n for n in classes if pa.types.is_integer(schema.field(n).type)]
+            integers = {f.name for f in schema if pa.types.is_integer(f.type)}
+            whole = [n for n in classes if n in integers]
             classes = whole if len(whole) == 1 else classes
     return _only(classes, (), "label", schema, where)
 

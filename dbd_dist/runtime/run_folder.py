@@ -367,5 +367,5 @@ def _hash_of(stored: dict[str, Any]) -> str | None:
     """The hash of a stored configuration as it is computed today; None where it is of no use."""
     try:
         return method_hash(TrainConfig.from_dict(stored["config"]))
-    except UserError:
+    except (UserError, KeyError):
         return None

@@ -652,6 +652,15 @@ def test_another_configuration_in_the_same_folder_is_refused(defended, smoke_con
     assert content(storage) == before
 
 
+def test_a_run_whose_configuration_is_lost_is_another_ones(defended, smoke_config, tmp_path, edit_json):
+    """Its hash is there and another's; what it was computed from is not."""
+    storage = Path(shutil.copytree(defended, tmp_path / "storage"))
+    path = storage / RUN / "run.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "config"}))
+    with pytest.raises(UserError, match="another configuration"):
+        train(replace(smoke_config, seed=7), storage)
+
+
 def test_other_data_in_the_same_folder_is_refused(defended, smoke_config, digits, tmp_path, edit_json):
     storage = Path(shutil.copytree(defended, tmp_path / "storage"))
     edit_json(storage / RUN / "run.json", data_hash="0" * 64)

@@ -226,6 +226,19 @@ def test_several_label_columns_are_named(tmp_path):
     assert Parquet(root=tmp_path, label_column="coarse_label").open().class_names == ("a", "b")
 
 
+@pytest.mark.parametrize("other", ["image", "label", "x"])
+def test_columns_of_one_name_are_refused(tmp_path, other):
+    """Arrow writes them, and finds neither by name: images and labels among them are told apart by type alone."""
+    image, label = pa.array(structs(SIX)), pa.array(SIX, pa.int64())
+    names = {"image": ["x", "x", "label"], "label": ["image", "y", "y"], "x": ["x", "x", "x"]}[other]
+    columns = [image, pa.array(list("abcdef")) if other == "image" else label, label if other == "image" else image]
+    for split in ("train", "test"):
+        pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / f"{split}.parquet")
+    with pytest.raises(UserError, match=r"more than one column '[xy]'|several columns may be") as error:
+        Parquet(root=tmp_path).open()
+    assert "train.parquet" in str(error.value.where)
+
+
 # -------------------------------------------------------------------------------- splits
 
 
