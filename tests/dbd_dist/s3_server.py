@@ -67,7 +67,9 @@ class Server:
         iam = boto3.client("iam", endpoint_url=self.endpoint, **keys)
         iam.create_user(UserName="nobody")
         made = iam.create_access_key(UserName="nobody")["AccessKey"]
-        request = urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", data=b"0", method="POST")
+        request = urllib.request.Request(
+            f"{self.endpoint}/moto-api/reset-auth", data=b"0", method="POST", headers={"Content-Type": "text/plain"}
+        )
         urllib.request.urlopen(request, timeout=10).close()
         return {"AWS_ACCESS_KEY_ID": made["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"]}
 

@@ -161,6 +161,26 @@ def test_a_stopped_run_is_uploaded_before_the_command_ends(server, env, digits):
         assert path.read_bytes() == server.read(f"stopped/run/checkpoints/{path.name}")
 
 
+@pytest.mark.ray
+def test_a_ray_run_in_a_bucket_is_stopped_and_resumes_elsewhere(server, env, digits, undisturbed, tmp_path):
+    storage = f"s3://{BUCKET}/ray"
+    words = command(digits, storage, "--launcher", "ray", "--compute.workers", "1", "--mixmatch.epochs", "10")
+    running = start(*words)
+    wait_until(lambda: newest(server, "ray") > "", "nothing was uploaded", limit_s=240.0)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 143, said
+    assert "result.json" not in server.names("ray/run")
+    shutil.rmtree(staging_folder(storage))
+    again = start(*words)
+    _, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    copy = server.download("ray/run", tmp_path / "copy")
+    assert outcome(copy) == outcome(undisturbed)
+    assert not any(name.startswith("ray/") for name in server.names("ray/run"))
+    assert "resumed" in (copy / "logs" / "rank0.jsonl").read_text()
+
+
 def test_a_server_that_goes_away_costs_nothing_that_is_on_disk(env, digits, undisturbed, tmp_path, monkeypatch, capsys):
     port = free_port()
     first, storage = Server(port=port), f"s3://{BUCKET}/away"
