@@ -46,7 +46,7 @@ class Place:
     """Bucket and prefix, as the file system takes them."""
 
 
-def open_address(address: str, *, request_s: float = 30.0, attempts: int = 3) -> Place:
+def open_address(address: str, *, request_s: float = 10.0, attempts: int = 2) -> Place:
     """The file system of an address that pyarrow knows (also file: and hdfs:); nothing is sent yet, as a rule.
 
     Args:
