@@ -25,12 +25,12 @@ def resolve(path: str | PathLike[str]) -> Path:
     if not text.strip():
         raise UserError("The storage path is empty", where="--storage", expected="a folder")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        # checkpoints are renamed into place, which object stores cannot do
+        # files are renamed into place and locked, which object stores cannot do
         raise UserError(
             "The storage is not a folder",
             where=text,
             expected="a folder that all machines see",
-            hint="mount the bucket or the share, and name the folder",
+            hint="`dbd train` alone keeps runs in a bucket: mount the bucket or the share, and name the folder",
         )
     folder = Path(text).expanduser().absolute()
     try:

@@ -89,6 +89,27 @@ def from_ray_nodes(nodes: Sequence[dict]) -> Topology:
     return Topology(tuple(sorted(found, key=lambda node: (node.address, node.node_id))))
 
 
+def check_alone(topology: Topology, variable: str) -> None:
+    """Refuse nodes other than the one that this process runs on, for a run that is staged on its disk.
+
+    Args:
+        variable: that names another folder.
+
+    Raises:
+        UserError
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    others = [node.address for node in topology.nodes if node.node_id != here]
+    if others:
+        raise UserError(
+            f"the run is staged on this node's disk, which others do not see ({', '.join(others[:3])})",
+            where="--storage",
+            hint=f"name a folder that all nodes share with {variable}, or this node alone with --compute.labels",
+        )
+
+
 def current() -> Topology:
     """The Ray cluster when connected to one, else this machine."""
     import ray

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data_prep.errors import UserError
 from dbd_dist.config import TrainConfig, override
-from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch, prepare_for
+from dbd_dist.launch.start import STORAGE, check_before_data, launch_staged, prepare_for, stage_storage
 from dbd_dist.presets import preset as find_preset
+from dbd_dist.runtime.staged import local_folder
 
 if TYPE_CHECKING:
     from dbd_dist.evaluation.evaluator import EvalResult
@@ -59,27 +60,30 @@ def train(
     config = override(config, dict(settings or {}) | ({} if seed is None else {"seed": seed}))
     if data is not None:
         config = dataclasses.replace(config, data=Path(data))
-    storage = Path(storage)
     name = name if name is not None else f"{config.preset}-{config.method.name}-s{config.seed}"
     check_before_data(config, name, launcher)
-    check_storage(storage)
+    staging = stage_storage(storage)
+    place = Path(storage) if staging is None else staging.folder
     if config.data is None:
         if prepared is None:
             raise UserError("no dataset folder is given", where="data", hint="make one with `prepare`")
-        config = dataclasses.replace(config, data=prepare_for(prepared, config.seed, storage, config.method))
-    launch(config, storage, name, launcher, quiet=quiet)
-    return open_run(storage / name)
+        config = dataclasses.replace(config, data=prepare_for(prepared, config.seed, place, config.method))
+    launch_staged(config, staging, place, name, launcher, quiet=quiet)
+    return open_run(place / name if staging is None else f"{str(storage).partition('?')[0].rstrip('/')}/{name}")
 
 
 def open_run(folder: str | Path) -> Run:
     """A run folder: its description, metrics, split, and result where it has one.
+
+    Args:
+        folder: or the address of a run in an object store, which is fetched.
 
     Raises:
         UserError: it is not a run folder, or a file in it is damaged.
     """
     from dbd_dist.reporting.runs import load_run
 
-    return load_run(Path(folder))
+    return load_run(local_folder(folder))
 
 
 def evaluate(run: str | Path | Run, data: str | Path | None = None) -> EvalResult:
@@ -114,4 +118,4 @@ def report(runs: Sequence[str | Path | Run], out: str | Path | None = None) -> s
 
 
 def _folder(run: str | Path | Run) -> Path:
-    return Path(run) if isinstance(run, str | Path) else run.folder
+    return local_folder(run) if isinstance(run, str | Path) else run.folder

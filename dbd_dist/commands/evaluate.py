@@ -16,7 +16,7 @@ class Arguments:
     """Measure a run's model: clean accuracy, attack success, robust and per-class accuracy, as JSON."""
 
     run: Annotated[Path, tyro.conf.Positional]
-    """Run folder."""
+    """Run folder, or its address in an object store."""
     data: Path | None = None
     """Dataset folder; the run's own unless given."""
 
@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     """Load model.safetensors without the trainer, measure it, print JSON."""
     arguments = tyro.cli(Arguments, args=argv, prog="dbd evaluate")
     from dbd_dist.evaluation.exported import measure_run
+    from dbd_dist.runtime.staged import local_folder
 
-    print(json.dumps(dataclasses.asdict(measure_run(arguments.run, arguments.data)), indent=2))
+    print(json.dumps(dataclasses.asdict(measure_run(local_folder(arguments.run), arguments.data)), indent=2))
     return 0

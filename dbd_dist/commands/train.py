@@ -15,7 +15,7 @@ from data_prep.dataset.manifest import check_recorded, read_manifest
 from data_prep.errors import UserError
 from data_prep.io.json import read_json
 from dbd_dist.config import TrainConfig
-from dbd_dist.launch.start import STORAGE, check_before_data, check_storage, launch, prepare_for
+from dbd_dist.launch.start import STORAGE, check_before_data, launch_staged, prepare_for, stage_storage
 from dbd_dist.methods import METHODS
 from dbd_dist.presets import PRESETS, Preset, preset
 from dbd_dist.stages import STAGES
@@ -32,7 +32,8 @@ class Arguments:
     name: str | None = None
     """Name of the run, its folder under the storage. Default: PRESET-METHOD-sSEED. The same name resumes a run."""
     storage: Path = STORAGE
-    """Where run folders lie; on a cluster, a path that all nodes share. Default: $DBD_STORAGE, or runs/."""
+    """Where run folders lie: a folder, on a cluster one that all nodes share; or s3://BUCKET/PREFIX (gs:, abfs:),
+    staged on this machine and uploaded with every checkpoint. Default: $DBD_STORAGE, or runs/."""
     launcher: Literal["ray", "local"] = "ray"
     """ray: Ray Train workers. local: this process, or torchrun's, without Ray."""
     cpus_per_worker: int | None = None
@@ -45,20 +46,24 @@ def main(argv: list[str]) -> int:
     config = arguments.config
     name = arguments.name if arguments.name is not None else f"{config.preset}-{config.method.name}-s{config.seed}"
     check_before_data(config, name, arguments.launcher)
-    if os.environ.get("RANK", "0") == "0":
-        check_storage(arguments.storage)
+    staging = stage_storage(arguments.storage)
+    storage = arguments.storage if staging is None else staging.folder
     if config.data is None:
         if prepared is None:
             raise UserError("no dataset folder is given", where="--data", hint="make one with `dbd prepare`")
-        folder = prepare_for(prepared, config.seed, arguments.storage, config.method)
+        folder = prepare_for(prepared, config.seed, storage, config.method)
         config = dataclasses.replace(config, data=folder)
         config.check_image_px(read_manifest(folder).image_px)
-    result = launch(config, arguments.storage, name, arguments.launcher, cpus_per_worker=arguments.cpus_per_worker)
+    cpus = arguments.cpus_per_worker
+    result = launch_staged(config, staging, storage, name, arguments.launcher, cpus_per_worker=cpus)
     if int(os.environ.get("RANK", "0")) != 0:
         return 0
-    folder = (arguments.storage / name).resolve()
+    if staging is None:
+        folder, stages = (str((storage / part).resolve()) for part in (name, "stages"))
+    else:
+        folder, stages = staging.run_address(name), staging.run_address("stages")
     if result is None:
-        print(f"stopped after {config.stop_after}; kept in {(arguments.storage / 'stages').resolve()}")
+        print(f"stopped after {config.stop_after}; kept in {stages}")
         return 0
     from dbd_dist.reporting.tables import format_results
 

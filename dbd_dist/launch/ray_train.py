@@ -25,7 +25,7 @@ from dbd_dist.craft.job import Job
 from dbd_dist.launch.failures import RunFailed, run_failed
 from dbd_dist.launch.local import prepare_folder
 from dbd_dist.runtime import disk as space
-from dbd_dist.runtime import runner, stopping, watchdog
+from dbd_dist.runtime import runner, staged, stopping, watchdog
 from dbd_dist.runtime.checkpoint import retry_on_oserror
 from dbd_dist.runtime.progress import Display, Follower
 from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, STARTED_FILE, RunFolder
@@ -103,6 +103,8 @@ def _train(
 
         fewest = config.compute.min_workers
         nodes = topology.selected(topology.from_ray(), config.compute.node_labels)
+        if staged.is_for_one_node(folder.path):
+            topology.check_alone(nodes, staged.VARIABLE)
         resources = _resources_of_a_run(config.compute, nodes)
         most = resources.workers if fewest is None else config.compute.workers or resources.workers
         if cpus_per_worker is not None:

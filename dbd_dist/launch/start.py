@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.dataset.manifest import read_manifest
 from data_prep.errors import UserError
@@ -14,9 +15,13 @@ from dbd_dist.config import TrainConfig
 from dbd_dist.methods.method import HOLDOUT_CLEAN, Method
 from dbd_dist.models.given import check_weights
 from dbd_dist.presets import Preset
+from dbd_dist.runtime.address import address_of
 from dbd_dist.tracking import check_trackers
 
-STORAGE = Path(os.environ.get("DBD_STORAGE") or "runs").expanduser()
+if TYPE_CHECKING:
+    from dbd_dist.runtime.remote import Staging
+
+STORAGE: Path = Path(os.environ.get("DBD_STORAGE") or "runs").expanduser()
 """Where run folders lie unless a command says otherwise."""
 
 
@@ -77,6 +82,55 @@ def check_storage(storage: Path) -> None:
     from cluster import storage as places
 
     places.check_writable(places.resolve(storage))
+
+
+def stage_storage(storage: str | Path) -> Staging | None:
+    """The staging of a storage that is an object store, checked; None for a folder, which is checked too.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    address = address_of(storage)
+    if address is None:
+        if _is_main():
+            check_storage(Path(storage))
+        return None
+    from dbd_dist.runtime import remote, staged
+
+    staged.check_torchrun()
+    staging = remote.Staging(address)
+    if _is_main():
+        staging.check()
+    return staging
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def launch_staged(
+    config: TrainConfig,
+    staging: Staging | None,
+    storage: Path,
+    name: str,
+    launcher: str,
+    *,
+    quiet: bool = False,
+    cpus_per_worker: float | None = None,
+) -> dict[str, Any] | None:
+    """`launch`, with a run in an object store fetched before and uploaded meanwhile.
+
+    Args:
+        staging: of the store; None where `storage` is the storage itself.
+        storage: the folder.
+    """
+    around: AbstractContextManager[None] = nullcontext()
+    if staging is not None and _is_main():  # other ranks of torchrun wait for this one to join them
+        assert config.data is not None
+        manifest = read_manifest(config.data)
+        around = staging.run(name, config, manifest.data_hash, manifest.num_classes)
+    with around:
+        return launch(config, storage, name, launcher, quiet=quiet, cpus_per_worker=cpus_per_worker)
 
 
 def launch(

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import tyro
 
 from data_prep.errors import UserError
+from dbd_dist.runtime.address import address_of
+from dbd_dist.runtime.staged import local_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +19,7 @@ class Arguments:
     """What runs found: a self-contained HTML page, or only the table, averaged over seeds."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Folders of finished runs."""
+    """Folders of finished runs, or their addresses in an object store."""
     out: Path | None = None
     """File to write. Default: for html report.html in the run folder, or in the folder that the runs share; for md and
     text the terminal."""
@@ -33,7 +35,10 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=argv, prog="dbd report")
     if not arguments.runs:
         raise UserError("no run folder is named", where="dbd report", hint="name the folders of one or more runs")
-    folders = list({os.path.realpath(folder): folder for folder in arguments.runs}.values())
+    to_page = arguments.format == "html" and arguments.figures is None
+    if to_page and arguments.out is None and any(map(address_of, arguments.runs)):
+        raise UserError("runs in an object store have no folder for the page", where="--out", expected="a file")
+    folders = list({os.path.realpath(folder): folder for folder in map(local_folder, arguments.runs)}.values())
     from dbd_dist.reporting import page, runs, settings, tables
 
     loaded = [runs.load_run(folder, arrays=False) for folder in folders]

@@ -16,6 +16,8 @@ from pyarrow import fs
 
 from data_prep.errors import UserError
 from data_prep.io.atomic import temporary
+from dbd_dist.runtime.address import shown
+from dbd_dist.runtime.object_store import OBJECT_STORES, open_address
 
 log = logging.getLogger(__name__)
 _LOCAL = fs.LocalFileSystem()
@@ -29,19 +31,21 @@ class Mirror:
     Args:
         uri: where copies go.
         root: the storage whose files are copied.
+        flag: that named the address, for messages.
 
     Raises:
         UserError: the address is none that pyarrow can reach.
     """
 
-    def __init__(self, uri: str, root: Path):
-        self.uri, self._root = uri, root.resolve()
+    def __init__(self, uri: str, root: Path, *, flag: str = "compute.mirror"):
+        self.uri, self._root, self._flag = shown(uri), root.resolve(), flag
         try:
-            system, self._base = fs.FileSystem.from_uri(uri)
+            place = open_address(uri)
         except (OSError, ValueError, pa.ArrowException) as error:
             expected = "an absolute address such as s3://BUCKET/FOLDER or file:///FOLDER"
             raise self._error("reached", error, expected=expected) from error
-        self._system = fs.SubTreeFileSystem(self._base, system)
+        self._base, self._has_folders = place.base, place.system.type_name not in OBJECT_STORES
+        self._system = fs.SubTreeFileSystem(self._base, place.system)
 
     def check(self) -> None:
         """Write a small file and remove it.
@@ -51,7 +55,8 @@ class Mirror:
         """
         mark = f".mark-{uuid.uuid4().hex}"
         try:
-            self._system.base_fs.create_dir(self._base, recursive=True)
+            if self._has_folders:
+                self._system.base_fs.create_dir(self._base, recursive=True)
             with self._system.open_output_stream(mark) as file:
                 file.write(b"dbd")
             self._system.delete_file(mark)
@@ -61,14 +66,40 @@ class Mirror:
 
     def put(self, path: Path) -> bool:
         """Copy one file there, atomically; returns whether that succeeded."""
-        target = self._target(path)
         try:
-            self._system.create_dir(str(PurePosixPath(target).parent), recursive=True)
-            _copy(_LOCAL, str(path), self._system, target)
+            self.send(path)
         except (OSError, pa.ArrowException) as error:
             log.warning("%s was not copied to %s (%s)", path, self.uri, error)
             return False
         return True
+
+    def send(self, path: Path) -> None:
+        """Copy one file there, atomically.
+
+        Raises:
+            OSError, pa.ArrowException: that failed; what was there is there still.
+        """
+        target = self._target(path)
+        if not self._has_folders:  # what is sent appears when it is whole
+            fs.copy_files(str(path), target, source_filesystem=_LOCAL, destination_filesystem=self._system)
+            return
+        self._system.create_dir(str(PurePosixPath(target).parent), recursive=True)
+        _copy(_LOCAL, str(path), self._system, target)
+
+    def sizes(self, folder: Path) -> dict[Path, int]:
+        """The files below the mirrored `folder` that are not empty: their paths here, and their bytes there.
+
+        Azure shows a file that is being sent as an empty one.
+
+        Raises:
+            UserError: the mirror cannot be read.
+        """
+        selector = fs.FileSelector(self._target(folder), recursive=True, allow_not_found=True)
+        try:
+            infos = self._system.get_file_info(selector)
+        except (OSError, pa.ArrowException) as error:
+            raise self._error("read", error, hint="bring it back") from error
+        return {self._root / info.path: info.size for info in infos if info.is_file and info.size}
 
     def remove(self, path: Path) -> None:
         """Remove the copy of a file."""
@@ -100,11 +131,12 @@ class Mirror:
         return fetched
 
     def _target(self, path: Path) -> str:
-        return path.resolve().relative_to(self._root).as_posix()
+        path = path.resolve()
+        return "" if path == self._root else path.relative_to(self._root).as_posix()
 
     def _error(self, verb: str, error: Exception, *, expected: str | None = None, hint: str | None = None) -> UserError:
-        what = f"{self.uri!r} cannot be {verb} ({str(error).splitlines()[0]})"
-        return UserError(what, where="compute.mirror", expected=expected, hint=hint)
+        what = f"{self.uri!r} cannot be {verb} ({(str(error).splitlines() or ['no message'])[0]})"
+        return UserError(what, where=self._flag, expected=expected, hint=hint)
 
 
 def _copy(source: fs.FileSystem, path: str, target: fs.FileSystem, to: str) -> None:

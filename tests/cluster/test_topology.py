@@ -1,8 +1,9 @@
 import pickle
+from types import SimpleNamespace
 
 import pytest
 
-from cluster.topology import Node, Topology, from_ray_nodes, interface_env, worker_resources
+from cluster.topology import Node, Topology, check_alone, from_ray_nodes, interface_env, worker_resources
 from data_prep.errors import UserError
 
 
@@ -78,3 +79,14 @@ def test_interfaces_are_bound_by_exact_name():
 def test_error_survives_the_trip_from_a_worker():
     error = pickle.loads(pickle.dumps(UserError("bad", where="w", expected="a", hint="f")))
     assert str(error) == "w: bad. Expected: a. Hint: f."
+
+
+def test_a_run_staged_on_this_node_refuses_others(monkeypatch):
+    import ray
+
+    both = [Node(host=name, address=name, cpus=2, gpus=0, node_id=name) for name in ("here", "there")]
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    check_alone(Topology(tuple(both[:1])), "DBD_STAGING")
+    for others in (both, both[1:]):
+        with pytest.raises(UserError, match=r"do not see \(there\).*DBD_STAGING"):
+            check_alone(Topology(tuple(others)), "DBD_STAGING")
