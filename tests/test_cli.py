@@ -302,7 +302,7 @@ def test_run_description_that_is_damaged(refused_train, place):
 # -- storage and names
 
 
-@pytest.mark.parametrize("command", [("train", "smoke"), ("demo",), ("tune", "sce")])
+@pytest.mark.parametrize("command", [("demo",), ("tune", "sce"), ("reproduce", "main")])
 @pytest.mark.parametrize("storage", ["s3://bucket/runs", "gs://bucket"])
 def test_storage_in_a_bucket(refused, command, storage):
     message = refused(*command, "--storage", storage)

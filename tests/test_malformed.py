@@ -234,7 +234,7 @@ SMOKE --method other -> other
 SMOKE --preset demo -> --preset
 SMOKE --storage= -> --storage
 SMOKE --storage {text} -> text
-SMOKE --storage s3://bucket -> s3
+SMOKE --storage s3://bucket?endpoint_override=127.0.0.1:1&scheme=http -> s3
 SMOKE --storage /proc/nothing -> /proc/nothing
 SMOKE --name= -> --name
 SMOKE --name .. -> --name

@@ -58,7 +58,7 @@ COMMANDS = {
 def trained(monkeypatch) -> list[Path]:
     """The data sets of runs that would have been trained."""
     found: list[Path] = []
-    monkeypatch.setattr("dbd_dist.commands.train.launch", lambda config, *_, **__: found.append(config.data))
+    monkeypatch.setattr("dbd_dist.launch.start.launch", lambda config, *_, **__: found.append(config.data))
     return found
 
 

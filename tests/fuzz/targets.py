@@ -391,7 +391,7 @@ def stubs() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for name, stub in {
-            "dbd_dist.commands.train.launch": launch,
+            "dbd_dist.launch.start.launch": launch,
             "dbd_dist.commands.craft.launch": launch,
             "dbd_dist.commands.craft._craft": mock.Mock(side_effect=UserError("not run")),
             "dbd_dist.commands.demo.main": mock.Mock(side_effect=UserError("not run")),
@@ -667,7 +667,7 @@ VALUES = (
     "0", "1", "2", "-1", "3", "0.5", "1.5", "nan", "inf", "-inf", "1e999", "1e-400", "99999999999999999999", "x",
     "True", "pad", "stretch", "black", "~/x",
     "None", "local", "ray", "cpu", "cuda", "released", "none", "dbd", "html", "loader", "all-to-all", ".", "..",
-    "/", "/dev/null", "/dev/zero", "/proc/self/mem", "nowhere", "s3://bucket", "file:///x", "~", "data", "clean", "run",
+    "/", "/dev/null", "/dev/zero", "/proc/self/mem", "nowhere", "s3://bucket?endpoint_override=127.0.0.1:1&scheme=http", "file:///x", "~", "data", "clean", "run",
     "art",
 )  # fmt: skip
 
