@@ -667,8 +667,8 @@ VALUES = (
     "0", "1", "2", "-1", "3", "0.5", "1.5", "nan", "inf", "-inf", "1e999", "1e-400", "99999999999999999999", "x",
     "True", "pad", "stretch", "black", "~/x",
     "None", "local", "ray", "cpu", "cuda", "released", "none", "dbd", "html", "loader", "all-to-all", ".", "..",
-    "/", "/dev/null", "/dev/zero", "/proc/self/mem", "nowhere", "s3://bucket?endpoint_override=127.0.0.1:1&scheme=http", "file:///x", "~", "data", "clean", "run",
-    "art",
+    "/", "/dev/null", "/dev/zero", "/proc/self/mem", "nowhere", "file:///x", "~", "data", "clean", "run", "art",
+    "s3://bucket?endpoint_override=127.0.0.1:1&scheme=http",
 )  # fmt: skip
 
 
