@@ -129,7 +129,7 @@ def _train(
             keep=config.compute.keep_ray_results,
             progress=folder.progress,
             quiet=quiet,
-            callbacks=[RetryLog(folder.path, name), *callbacks],
+            callbacks=[RetryLog(folder.path, name, RETRIES), *callbacks],
             timeout_s=watchdog.collective_timeout_s(config.compute.stall_s),
             wait_s=config.compute.wait_s,
         )
@@ -231,7 +231,8 @@ def _on_workers(
         shown = nullcontext() if quiet else Follower(progress, Display())
         fewest = count if isinstance(count, int) else count[0]
         started = home / RAY_FOLDER / name / STARTED_FILE
-        waiting = Waiting(fewest, resources.resources, started.exists, limit_s=wait_s, quiet=quiet)
+        run = lambda: started.exists() or not home.exists()  # noqa: E731 - what is gone is the workers' to find out
+        waiting = Waiting(fewest, resources.resources, run, limit_s=wait_s, quiet=quiet)
         with shown, stopping.signals(request.forward) if stoppable else nullcontext():
             failure = _wait_for(trainer.fit, lambda: _begun(waiting, request, home))
     finally:
