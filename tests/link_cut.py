@@ -1,6 +1,6 @@
 """The link between two nodes is cut in the middle of a run: two Ray nodes in network namespaces, a worker on each.
 
-    python -m tests.link_cut [--epochs 300] [--work runs/link_cut] [--only CASE ...] [--json FILE]
+    python -m tests.link_cut [--epochs 60] [--work runs/link_cut] [--only CASE ...] [--json FILE]
 
 Cases, each on a cluster of its own, after a run that nothing disturbs:
 
@@ -191,7 +191,7 @@ def wrong_with(case: str, run: Command, reference: dict[str, Any], figures: dict
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.link_cut", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--work", type=Path, default=Path("runs/link_cut"))
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--json", type=Path)

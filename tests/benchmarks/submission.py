@@ -33,6 +33,8 @@ GCS_PORT, DASHBOARD_PORT = 26379, 28265
 ADDRESS = f"http://127.0.0.1:{DASHBOARD_PORT}"
 GOAL_S, GOAL_OWN_S = 40.0, 8.0
 WAIT_S = 300.0
+NOT_OURS = ("RAY_ADDRESS", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+"""Variables that would lead elsewhere, or have Python compile every module in every process."""
 EMPTY = """
 import sys, time
 from pathlib import Path
@@ -59,8 +61,9 @@ def ray(temporary: Path) -> Iterator[dict[str, str]]:
     """A head node with a dashboard; yields the environment that commands need."""
     own = {"RAY_TMPDIR": str(temporary), "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    kept = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
-    environ = {**kept, **own, "PATH": path, "RAY_worker_niceness": "0"}
+    kept = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
+    compiled = {"PYTHONPYCACHEPREFIX": os.environ.get("PYTHONPYCACHEPREFIX", str(temporary / "compiled"))}
+    environ = {**kept, **own, **compiled, "PATH": path, "RAY_worker_niceness": "0"}
     words = ["ray", "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={GCS_PORT}"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={DASHBOARD_PORT}", "--include-dashboard=true"]
     processes = Processes(temporary)
