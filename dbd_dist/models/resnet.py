@@ -1,6 +1,6 @@
 """Residual networks (He et al. 2016, arXiv 1512.03385).
 
-The blocks are those of torchvision, module by module, so that names, draws of weights and outputs are the same (tested).
+The blocks are those of torchvision, module by module: names, draws of weights and outputs are the same (tested).
 Importing torchvision takes 2 s of a core, also of a command that only counts a network's bytes.
 """
 
