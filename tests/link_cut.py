@@ -42,7 +42,7 @@ BRIEF_S = 5.0
 CLOSE = 1e-3
 """Largest difference of an epoch's loss, and of accuracy and attack success at the end, between two workers and one."""
 WAIT_S = 420.0
-LOST = re.compile(r"^rank \d+ .*(machine|reached|killed).*" + re.escape(ADDRESSES[1]) + r".*start.*again", re.M)
+LOST = re.compile(r"^rank \d+ .*(machine|reached|killed).*" + re.escape(ADDRESSES[1]) + r".*start.*again.*", re.M)
 WAITS = "waiting for 2 CPUs; the cluster has 1"
 
 
