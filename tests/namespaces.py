@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ADDRESSES = ("192.0.2.1", "192.0.2.2")  # reserved for documentation: no network has them
+ADDRESSES = ("192.0.2.1", "192.0.2.2")  # reserved for documentation; nothing leads out of this network
 PORT = 6379
 ENDS_S = 20.0
 ENVIRONMENT = {
