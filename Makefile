@@ -6,7 +6,7 @@ BIN := .venv/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick golden soak elastic fuzz lint bench gpu-check constraints clean
+.PHONY: help setup demo test test-quick golden soak elastic link-cut fuzz lint bench gpu-check constraints clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ soak: setup ## 50 whole runs on Ray, each with a random process killed; resumes 
 
 elastic: setup ## a run on two Ray nodes that loses one, minutes
 	$(BIN)/python -m tests.elastic
+
+link-cut: setup ## runs on two Ray nodes in network namespaces whose link is cut, minutes, as root (LINK_CUT="--only fixed")
+	$(BIN)/python -m tests.link_cut $(LINK_CUT)
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .

@@ -26,12 +26,12 @@ class StillWaiting(UserError):
 
 
 class Waiting:
-    """Polled until workers have started; says what they wait for where the cluster has too little free.
+    """Polled while workers run or are to; says what they wait for where the cluster has too little free.
 
     Args:
         count: workers, each of which needs `each` on one node.
-        started: whether the workers run.
-        limit_s: how long to wait; None: for ever.
+        started: whether the workers run. They may be lost, and wait anew.
+        limit_s: how long to wait each time; None: for ever.
         quiet: says nothing.
     """
 
@@ -47,20 +47,22 @@ class Waiting:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._count, self._each, self._started = count, each, started
-        self._limit_s, self._quiet, self._stream, self._clock = limit_s, quiet, stream or sys.stderr, clock
-        self._since = clock()
-        self._next = FIRST_S if not quiet else float("inf")
-        self._over = False
+        self._limit_s, self._stream, self._clock = limit_s, stream or sys.stderr, clock
+        self._first = FIRST_S if not quiet else float("inf")
+        self._since: float | None = clock()
+        self._next = self._first
 
     def poll(self) -> bool:
-        """Whether the workers still have not started.
+        """Whether the workers do not run, for the first time or any more.
 
         Raises:
             StillWaiting: for longer than the limit.
         """
-        self._over = self._over or self._started()
-        if self._over:
+        if self._started():
+            self._since = None
             return False
+        if self._since is None:
+            self._since, self._next = self._clock(), self._first
         waited = self._clock() - self._since
         if self._limit_s is not None and waited >= self._limit_s:
             raise StillWaiting(

@@ -75,7 +75,7 @@ def describe(error: BaseException) -> str:
     """What ended, and why, in one sentence."""
     failures = getattr(error, "worker_failures", None)
     if isinstance(failures, Mapping) and failures:
-        return _of_workers(failures)
+        return of_workers(failures)
     inner = getattr(error, "controller_failure", None)
     if isinstance(inner, BaseException):
         return _of_controller(inner)
@@ -87,8 +87,8 @@ def describe(error: BaseException) -> str:
     return f"the run ended with {_named(error)}"
 
 
-def _of_workers(failures: Mapping[int, BaseException]) -> str:
-    """The rank that ended first, as far as the errors show it, and how."""
+def of_workers(failures: Mapping[int, BaseException]) -> str:
+    """The rank that ended first, as far as the errors show it, and how, in one sentence."""
     errors = {rank: getattr(error, "health_check_failure", error) for rank, error in failures.items()}
 
     def collateral(error: BaseException) -> int:

@@ -37,6 +37,7 @@ WORKER_ENV = {
 }
 ALONE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """For a Ray of this machine's own, whose only node is never preempted; watching costs seconds at the start."""
+LEAVES_AN_ACTOR = "PlacementGroupCleanerCallback"
 RETRIES = 3
 """How often workers are started again after one has ended."""
 POLL_S = 0.3
@@ -131,7 +132,7 @@ def _train(
             keep=config.compute.keep_ray_results,
             progress=folder.progress,
             quiet=quiet,
-            callbacks=[RetryLog(folder.path, name), *callbacks],
+            callbacks=[RetryLog(folder.path, name, RETRIES), *callbacks],
             timeout_s=watchdog.collective_timeout_s(config.compute.stall_s),
             wait_s=config.compute.wait_s,
         )
@@ -233,7 +234,8 @@ def _on_workers(
         shown = nullcontext() if quiet else Follower(progress, Display())
         fewest = count if isinstance(count, int) else count[0]
         started = home / RAY_FOLDER / name / STARTED_FILE
-        waiting = Waiting(fewest, resources.resources, started.exists, limit_s=wait_s, quiet=quiet)
+        run = lambda: started.exists() or not home.exists()  # noqa: E731 - what is gone is the workers' to find out
+        waiting = Waiting(fewest, resources.resources, run, limit_s=wait_s, quiet=quiet)
         with shown, stopping.signals(request.forward) if stoppable else nullcontext():
             failure = _wait_for(trainer.fit, lambda: _begun(waiting, request, home))
     finally:
@@ -253,13 +255,17 @@ def _trainer(
 ) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    torch_config = TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=int(timeout_s))
-    return TorchTrainer(
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            # of a driver that ends while it waits (Ray 2.60); placement groups go with their controller anyway
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ != LEAVES_AN_ACTOR]
+
+    return Trainer(
         loop,
         train_loop_config=arguments,
         scaling_config=scaling,
         run_config=run_config,
-        torch_config=torch_config,
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo", timeout_s=int(timeout_s)),
     )
 
 

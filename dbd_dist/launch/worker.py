@@ -20,9 +20,11 @@ from data_prep.io.json import write_json
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import job as crafting
 from dbd_dist.distributed.world import World
+from dbd_dist.launch.failures import of_workers
 from dbd_dist.runtime import logs, runner, watchdog
 from dbd_dist.runtime.checkpoint import retry_on_oserror, stored_sha256
 from dbd_dist.runtime.machine import versions
+from dbd_dist.runtime.progress import ProgressFile
 from dbd_dist.runtime.reporter import Hook
 from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RUN_FILE, STARTED_FILE, RunFolder
 from dbd_dist.runtime.stopping import Stopped, StopRequest
@@ -134,10 +136,16 @@ class RayGauges(Tracker):
 
 
 class RetryLog(ray.train.UserCallback):
-    """Logs failures of workers to the run's logs/driver.jsonl, before Ray Train starts them again or gives up."""
+    """Logs failures of workers to the run's logs/driver.jsonl, before Ray Train starts them again or gives up; where it
+    starts them again, the command says so, and what they then wait for.
 
-    def __init__(self, folder: Path, run: str):
+    Args:
+        retries: how often workers are started again.
+    """
+
+    def __init__(self, folder: Path, run: str, retries: int):
         self._folder, self._run = folder, run
+        self._failures, self._retries = 0, retries
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         with logs.log_to(self._folder, run=self._run, rank="driver"):
@@ -149,6 +157,16 @@ class RetryLog(ray.train.UserCallback):
                     type=type(error).__name__,
                     message=str(error)[:4000],
                 )
+        self._failures += 1
+        if self._failures > self._retries or (self._folder / ERROR_FILE).exists():
+            return  # the command ends with its own message
+        with suppress(OSError):  # what `_note_start` has left
+            for started in (self._folder / RAY_FOLDER).glob(f"*/{STARTED_FILE}"):
+                started.unlink(missing_ok=True)
+        folder = RunFolder(self._folder)
+        since = f" from {position}" if (position := folder.last_checkpoint()) else ""
+        again = f"the workers are started again{since} (restart {self._failures} of {self._retries})"
+        ProgressFile(folder.progress, check=folder.check).say("", f"{of_workers(worker_exceptions)}; {again}")
 
 
 @contextmanager

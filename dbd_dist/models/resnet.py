@@ -1,4 +1,8 @@
-"""Residual networks (He et al. 2016, arXiv 1512.03385), out of torchvision's blocks."""
+"""Residual networks (He et al. 2016, arXiv 1512.03385).
+
+The blocks are those of torchvision, module by module: names, draws of weights and outputs are the same (tested).
+Importing torchvision takes 2 s of a core, also of a command that only counts a network's bytes.
+"""
 
 from __future__ import annotations
 
@@ -88,6 +92,52 @@ class ResNet50(_Residual):
     block, depths, widths = "bottleneck", (3, 4, 6, 3), (64, 128, 256, 512)
 
 
+def _conv(channels: int, width: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, size, stride=stride, padding=size // 2, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, channels: int, width: int, stride: int, downsample: nn.Module | None):
+        super().__init__()
+        self.conv1 = _conv(channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
+
+
+class Bottleneck(nn.Module):
+    """Convolutions of 1x1, 3x3 (with the stride) and 1x1 beside a shortcut."""
+
+    def __init__(self, channels: int, width: int, stride: int, downsample: nn.Module | None):
+        super().__init__()
+        wide = width * EXPANSION["bottleneck"]
+        self.conv1 = _conv(channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _conv(width, wide, 1)
+        self.bn3 = nn.BatchNorm2d(wide)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
+
+
 class ResidualNetwork(nn.Module):
     """Images (B, 3, H, W) -> features (B, feature_dim).
 
@@ -95,9 +145,6 @@ class ResidualNetwork(nn.Module):
     """
 
     def __init__(self, kind: Block, depths: tuple[int, ...], widths: tuple[int, ...], stem: Stem):
-        # here, since it takes seconds: a command, and Ray Train's controller, build no network
-        from torchvision.models.resnet import BasicBlock, Bottleneck
-
         super().__init__()
         width = widths[0]
         if stem == "cifar":
@@ -109,19 +156,19 @@ class ResidualNetwork(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.stages = len(widths)
-        channels, block = width, {"basic": BasicBlock, "bottleneck": Bottleneck}[kind]
+        channels, block, expansion = width, {"basic": BasicBlock, "bottleneck": Bottleneck}[kind], EXPANSION[kind]
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), start=1):
             blocks = []
             for i in range(depth):
                 stride = 2 if stage > 1 and i == 0 else 1
                 shortcut = None
-                if stride != 1 or channels != width * block.expansion:
+                if stride != 1 or channels != width * expansion:
                     shortcut = nn.Sequential(
-                        nn.Conv2d(channels, width * block.expansion, 1, stride=stride, bias=False),
-                        nn.BatchNorm2d(width * block.expansion),
+                        nn.Conv2d(channels, width * expansion, 1, stride=stride, bias=False),
+                        nn.BatchNorm2d(width * expansion),
                     )
                 blocks.append(block(channels, width, stride, shortcut))
-                channels = width * block.expansion
+                channels = width * expansion
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         he_initialise(self)
 
@@ -135,5 +182,6 @@ class ResidualNetwork(nn.Module):
 def he_initialise(network: nn.Module) -> None:
     """Draw the weights of all convolutions anew (He et al. 2015, arXiv 1502.01852, mode fan_out)."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        # without numbers there is nothing to draw, and torch would import its compiler for it, 2 s
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

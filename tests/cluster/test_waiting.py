@@ -41,8 +41,26 @@ def test_it_is_said_within_ten_seconds_and_every_minute(busy):
     assert said.getvalue().splitlines() == [line] * 3
     started.append(True)
     assert not wait.poll()
+    assert not wait.poll()
+    started.clear()  # lost, and to be started again
+    clock.now += 100
+    assert wait.poll()
+    assert len(said.getvalue().splitlines()) == 3
+    clock.now += 5
+    assert wait.poll()
+    assert said.getvalue().splitlines() == [line] * 4
+
+
+def test_the_limit_counts_anew_for_workers_that_were_lost(busy):
+    clock, started = Clock(), [True]
+    wait = Waiting(2, {"CPU": 1.0}, lambda: bool(started), limit_s=20, quiet=True, clock=clock)
+    assert not wait.poll()
+    clock.now += 100
     started.clear()
-    assert not wait.poll()  # workers that start again do not wait for the first time
+    assert wait.poll()
+    clock.now += 20
+    with pytest.raises(StillWaiting, match="no workers after 20 s"):
+        wait.poll()
 
 
 def test_nothing_is_said_where_there_is_room(busy, monkeypatch):

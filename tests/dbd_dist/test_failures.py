@@ -1,5 +1,6 @@
 """What Ray raises becomes one message that says what ended, where, why, and what to do."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from ray.train.v2._internal.exceptions import (
 
 from dbd_dist.cli import main
 from dbd_dist.launch.failures import RunFailed, run_failed
+from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, STARTED_FILE
 
 CONNECTION_LOST = (
     "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
@@ -167,6 +169,36 @@ def test_the_command_says_it_once_and_exits_with_1(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: runs/mine: the raylet ended. Hint: the same command resumes.\n"
     with pytest.raises(RunFailed):
         main(["train", "smoke", "--debug"])
+
+
+def test_workers_that_are_started_again_are_said_to_be(tmp_path):
+    """Once for each time; not where the command ends with a message of its own."""
+    from dbd_dist.launch.worker import RetryLog
+
+    lost = {0: PEER, 1: health(died("The actor died because its node has died. Node Id: abcdef0123"))}
+    started = tmp_path / RAY_FOLDER / "mine" / STARTED_FILE
+    started.parent.mkdir(parents=True)
+    started.touch()
+    progress = tmp_path / "progress.json"
+    log = RetryLog(tmp_path, "mine", retries=2)
+
+    (tmp_path / ERROR_FILE).write_text("{}")
+    log.after_exception(None, lost)
+    assert started.exists()
+    (tmp_path / ERROR_FILE).unlink()
+    assert not progress.exists()
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "warmup", "epoch": 3}\n')
+    log.after_exception(None, lost)
+    assert not started.exists()
+    assert json.loads(progress.read_text())["says"] == (
+        "rank 1 (and 1 other rank after it) ended with its machine (pid 4711, node 192.0.2.7); the workers are started "
+        "again from about warmup, epoch 3 (restart 2 of 2)"
+    )
+    progress.unlink()
+    log.after_exception(None, lost)  # Ray Train gives up
+    assert not progress.exists()
+    logged = (tmp_path / "logs" / "driver.jsonl").read_text().splitlines()
+    assert [json.loads(line)["failed_rank"] for line in logged] == [0, 1] * 3
 
 
 def test_the_command_needs_no_ray_for_it():
