@@ -25,7 +25,7 @@ from tune_spaces.attack_settings import check_attack, of_training
 from tune_spaces.book import Row
 from tune_spaces.flags import Arguments, seconds
 from tune_spaces.plan import Asha, Plan
-from tune_spaces.space import Distribution, Space, grid
+from tune_spaces.space import Distribution, Space, combinations, grid
 from tune_spaces.spaces import assignments, varied
 from tune_spaces.spaces import space as find_space
 from tune_spaces.sweep import run_sweep
@@ -147,7 +147,8 @@ def _count(arguments: Arguments, space: Space, search: str, vary: Mapping[str, D
     if search == "grid":
         points = len(grid(vary))
         return min(arguments.trials or points, points)
-    return arguments.trials or space.trials
+    asked, most = arguments.trials or space.trials, combinations(vary)
+    return asked if search != "random" or most is None else min(asked, most)
 
 
 def _asha(arguments: Arguments, space: Space, objectives: tuple[metrics.Metric, ...], base: TrainConfig) -> Asha | None:

@@ -12,10 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from tune_spaces.plan import Plan
-from tune_spaces.space import Choice, Distribution
+from tune_spaces.space import Choice, Distribution, combinations, grid
 
 STARTUP = 8
 """Random trials before the estimator is asked."""
+FINITE = 100_000
+"""Up to so many combinations, random search repeats none."""
 
 
 class Search(Protocol):
@@ -70,12 +72,17 @@ class Grid(_Told):
 
 
 class AtRandom(_Told):
-    """Independent draws."""
+    """Independent draws; from listed values alone, every combination once: a trial gives the same numbers again."""
 
     def __init__(self, vary: Mapping[str, Distribution], seed: int):
         self._vary, self._seed = vary, seed
+        size = combinations(vary)
+        self._points = grid(vary) if size is not None and size <= FINITE else None
+        self._order = np.random.default_rng(seed).permutation(len(self._points or ()))
 
     def propose(self, number: int) -> dict[str, Any] | None:
+        if self._points is not None:
+            return self._points[self._order[number]] if number < len(self._points) else None
         shares = np.random.default_rng([self._seed, number]).random(len(self._vary))
         return {field: given.at(float(share)) for (field, given), share in zip(self._vary.items(), shares)}
 

@@ -129,6 +129,13 @@ class Space:
         )
 
 
+def combinations(vary: Mapping[str, Distribution]) -> int | None:
+    """How many there are of listed values; None where a field has a range."""
+    if not all(isinstance(given, Choice) for given in vary.values()):
+        return None
+    return math.prod(len(given.points()) for given in vary.values())
+
+
 def grid(vary: Mapping[str, Distribution]) -> list[dict[str, Any]]:
     """Every combination of the fields' points."""
     return [dict(zip(vary, values)) for values in itertools.product(*(d.points() for d in vary.values()))]

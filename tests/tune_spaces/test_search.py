@@ -39,6 +39,15 @@ def test_random_draws_do_not_depend_on_their_order():
         assert all(given.holds(values[field]) for field, given in VARY.items())
 
 
+def test_random_draws_from_listed_values_repeat_none():
+    vary = {"a": choice(1, 2, 3), "b": choice("x", None)}
+    found = [AtRandom(vary, 3).propose(i) for i in range(7)]
+    assert sorted(map(str, found[:6])) == sorted(map(str, grid(vary)))
+    assert found[6] is None
+    assert found[:6] != grid(vary)
+    assert [AtRandom(vary, 4).propose(i) for i in range(6)] != found[:6]
+
+
 def test_tpe_that_was_cut_off_proposes_as_if_it_had_not_been():
     whole = run(Tpe(VARY, 5, objectives=1), range(16))
     for cut in (3, 12):
