@@ -37,7 +37,6 @@ WORKER_ENV = {
 }
 ALONE_ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """For a Ray of this machine's own, whose only node is never preempted; watching costs seconds at the start."""
-LEAVES_AN_ACTOR = "PlacementGroupCleanerCallback"
 RETRIES = 3
 """How often workers are started again after one has ended."""
 POLL_S = 0.3
@@ -255,12 +254,7 @@ def _trainer(
 ) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    class Trainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            # of a driver that ends while it waits (Ray 2.60); placement groups go with their controller anyway
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ != LEAVES_AN_ACTOR]
-
-    return Trainer(
+    return TorchTrainer(
         loop,
         train_loop_config=arguments,
         scaling_config=scaling,

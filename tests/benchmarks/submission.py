@@ -169,7 +169,7 @@ def main() -> int:
     if arguments.json is not None:
         about = {"command": "python -m tests.benchmarks.submission", "host": host(), "versions": versions()}
         about |= {"commit": commit(), "load_before": load, "goals": {"median": GOAL_S, "own part": GOAL_OWN_S}}
-        about["note"] = "bytecode and data set cached; other work beside; the empty job starts one actor more"
+        about["note"] = "bytecode and data set cached; other work beside"
         arguments.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     return 0
 
