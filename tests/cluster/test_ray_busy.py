@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,25 +62,28 @@ def wait_for(condition: Any) -> Any:
     raise AssertionError(f"nothing happened in {WAIT_S:.0f} s")
 
 
-def left_behind() -> list[str]:
-    """Actors and placement groups that are there or to come, whoever made them; without the fixture's, and without
-    those that Ray makes once for a cluster and keeps."""
+def left_behind(before: Collection[str] = ()) -> dict[str, str]:
+    """Actors and placement groups that are there or to come, by their ids, without those that were there before, the
+    fixture's, and those that Ray makes once for a cluster and keeps."""
     from ray.util.state import list_actors, list_placement_groups
 
     rows: list[Any] = [*list_actors(filters=[("state", "!=", "DEAD")])]
     kept = ("Holder", "TrainStateActor", "_AutoscalingCoordinatorActor")
     actors = [a for a in rows if a.class_name.rpartition(".")[2] not in kept]
     groups: list[Any] = [*list_placement_groups(filters=[("state", "!=", "REMOVED")])]
-    return [f"{a.class_name} {a.state}" for a in actors] + [f"placement group {g.state}" for g in groups]
+    found = {a.actor_id: f"{a.class_name} {a.state}" for a in actors}
+    found |= {g.placement_group_id: f"placement group {g.state}" for g in groups}
+    return {key: what for key, what in found.items() if key not in before}
 
 
 def test_a_busy_cluster_is_named_and_ctrl_c_acts(held, smoke_none, digits, tmp_path):
     output = tmp_path / "output"
     argv = ["train", "smoke", "--method", "none", "--data", str(digits), "--storage", str(tmp_path), "--name", "run"]
+    before = set(left_behind())  # by runs of other tests, whose job lives as long as this process
     driver = start(held, output, *argv, "--supervised.batch", "60", "--compute.workers", "2")
     try:
         wait_for(lambda: driver.poll() is not None or "waiting for" in output.read_text())
-        wait_for(lambda: len(left_behind()) > 1)  # Ray Train's controller, and what it waits for
+        wait_for(lambda: len(left_behind(before)) > 1)  # Ray Train's controller, and what it waits for
         assert re.search(
             r"waiting for 2 CPUs; the cluster has 2, 0 free \(held by 1 \S*Holder of job \w+\)", output.read_text()
         )
@@ -88,9 +91,9 @@ def test_a_busy_cluster_is_named_and_ctrl_c_acts(held, smoke_none, digits, tmp_p
         asked = time.monotonic()
         assert driver.wait(60) == 130, output.read_text()
         ended_s = time.monotonic() - asked
-        while (left := left_behind()) and time.monotonic() - asked < ENDED_S:
+        while (left := left_behind(before)) and time.monotonic() - asked < ENDED_S:
             time.sleep(0.2)
-        assert left == []
+        assert left == {}
         print(f"ended {ended_s:.1f} s after SIGINT, nothing was left after {time.monotonic() - asked:.1f} s")
         assert ended_s < ENDED_S
     finally:
