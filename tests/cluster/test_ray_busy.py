@@ -64,11 +64,12 @@ def wait_for(condition: Any) -> Any:
 
 def left_behind(before: Collection[str] = ()) -> dict[str, str]:
     """Actors and placement groups that are there or to come, by their ids, without those that were there before, the
-    fixture's, and those that Ray makes once for a cluster and keeps."""
+    fixture's, and those that Ray makes once for a cluster and keeps. Ray Train's cleaner, which holds nothing, is
+    not counted either: where this process has trained on the same cluster before, Ray 2.60 leaves it."""
     from ray.util.state import list_actors, list_placement_groups
 
     rows: list[Any] = [*list_actors(filters=[("state", "!=", "DEAD")])]
-    kept = ("Holder", "TrainStateActor", "_AutoscalingCoordinatorActor")
+    kept = ("Holder", "TrainStateActor", "_AutoscalingCoordinatorActor", "PlacementGroupCleaner")
     actors = [a for a in rows if a.class_name.rpartition(".")[2] not in kept]
     groups: list[Any] = [*list_placement_groups(filters=[("state", "!=", "REMOVED")])]
     found = {a.actor_id: f"{a.class_name} {a.state}" for a in actors}
@@ -83,7 +84,7 @@ def test_a_busy_cluster_is_named_and_ctrl_c_acts(held, smoke_none, digits, tmp_p
     driver = start(held, output, *argv, "--supervised.batch", "60", "--compute.workers", "2")
     try:
         wait_for(lambda: driver.poll() is not None or "waiting for" in output.read_text())
-        wait_for(lambda: len(left_behind(before)) > 1)  # Ray Train's controller, and what it waits for
+        wait_for(lambda: len(left_behind(before)) > 0)  # Ray Train's controller, and what it waits for
         assert re.search(
             r"waiting for 2 CPUs; the cluster has 2, 0 free \(held by 1 \S*Holder of job \w+\)", output.read_text()
         )
