@@ -128,6 +128,7 @@ def _difference(name: str, there: object, here: object) -> str:
         if told is None:
             keys = [key for key in (*there, *here) if sha256_json(there.get(key)) != sha256_json(here.get(key))]
             more = f" ({len(set(keys))} settings differ)" if len(set(keys)) > 1 else ""
+            # of an encoding's settings, quality is --jpeg-quality; those of sources and attacks are flags as they are
             flag = f"--{'jpeg-' if name == 'encoding' else ''}{keys[0].replace('_', '-')}"
             return f"{flag} {_given(there.get(keys[0]), here.get(keys[0]))}{more}"
         there, here = there.get(told), here[told]

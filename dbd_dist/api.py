@@ -11,7 +11,7 @@ from data_prep.errors import UserError
 from dbd_dist.config import TrainConfig, override
 from dbd_dist.launch.start import STORAGE, check_before_data, launch_staged, prepare_for, stage_storage
 from dbd_dist.presets import preset as find_preset
-from dbd_dist.runtime.staged import local_folder
+from dbd_dist.runtime.bucket.folder import local_folder
 
 if TYPE_CHECKING:
     from dbd_dist.evaluation.evaluator import EvalResult

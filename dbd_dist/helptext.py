@@ -7,7 +7,6 @@ and of the plugins, by size and time of change.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import shutil
 import sys
@@ -57,8 +56,8 @@ def show(name: str, argv: list[str], make: Callable[[], int]) -> int:
             code = end.code or 0
             raise
         finally:
-            if place is not None and code == 0 and printed.getvalue() and not warned.getvalue():
-                _keep(place, printed.getvalue())
+            if place is not None and code == 0 and printed.text and not warned.text:
+                _keep(place, printed.text)
     return code if isinstance(code, int) else 0
 
 
@@ -111,21 +110,18 @@ def _state(path: str) -> str:
     return f"{path} {at.st_size} {at.st_mtime_ns}"
 
 
-class _Heard(io.StringIO):
-    """Keeps what is printed, and prints it where it would have gone."""
+class _Heard:
+    """A stream, and what is written to it."""
 
     def __init__(self, stream: TextIO):
-        super().__init__()
-        self._stream = stream
+        self._stream, self.text = stream, ""
 
     def write(self, text: str) -> int:
-        self._stream.write(text)
-        return super().write(text)
+        self.text += text
+        return self._stream.write(text)
 
-    def __getattribute__(self, name: str) -> Any:
-        if name in ("flush", "isatty", "fileno", "encoding", "errors", "buffer"):
-            return getattr(self._stream, name)
-        return super().__getattribute__(name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from typing import Any
 
 from dbd_dist.config import TrainConfig, override
 from dbd_dist.fields import to_dict
-from dbd_dist.runtime.machine import commit, host
+from tests.benchmarks.record import record
 from tests.namespaces import ADDRESSES, Pair
 from tests.soak import RUN, configurations, make_data, outcome
 
@@ -215,11 +215,8 @@ def main() -> int:
         measured["said"] = [match.group() for match in LOST.finditer(run.text())]
         rows.append(measured)
         failures += [f"{case}: {what}" for what in wrong]
-        print(json.dumps(measured, indent=1), flush=True)
-    if arguments.json is not None:
-        about = {"command": f"python -m tests.link_cut --epochs {arguments.epochs}", "host": host(), "commit": commit()}
-        note = "two network namespaces of one machine, the driver on the first; the second's link is cut"
-        arguments.json.write_text(json.dumps({**about, "note": note, "rows": rows}, indent=1) + "\n")
+    note = "two network namespaces of one machine, the driver on the first; the second's link is cut"
+    record(arguments.json, rows, command=f"python -m tests.link_cut --epochs {arguments.epochs}", note=note)
     print("\n".join(["failed:", *failures] if failures else ["all as it must be"]))
     return 1 if failures else 0
 

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     """Load model.safetensors without the trainer, measure it, print JSON."""
     arguments = tyro.cli(Arguments, args=argv, prog="dbd evaluate")
     from dbd_dist.evaluation.exported import measure_run
-    from dbd_dist.runtime.staged import local_folder
+    from dbd_dist.runtime.bucket.folder import local_folder
 
     print(json.dumps(dataclasses.asdict(measure_run(local_folder(arguments.run), arguments.data)), indent=2))
     return 0

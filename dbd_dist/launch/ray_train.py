@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -25,10 +26,11 @@ from dbd_dist.craft.job import Job
 from dbd_dist.launch.failures import RunFailed, run_failed
 from dbd_dist.launch.local import prepare_folder
 from dbd_dist.runtime import disk as space
-from dbd_dist.runtime import runner, staged, stopping, watchdog
+from dbd_dist.runtime import runner, stopping, watchdog
+from dbd_dist.runtime.bucket.folder import VARIABLE, is_for_one_node
 from dbd_dist.runtime.checkpoint import retry_on_oserror
 from dbd_dist.runtime.progress import Display, Follower
-from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, STARTED_FILE, RunFolder
+from dbd_dist.runtime.run_folder import ERROR_FILE, RAY_FOLDER, RunFolder
 from dbd_dist.runtime.stopping import StopRequest
 
 WORKER_ENV = {
@@ -103,8 +105,8 @@ def _train(
 
         fewest = config.compute.min_workers
         nodes = topology.selected(topology.from_ray(), config.compute.node_labels)
-        if staged.is_for_one_node(folder.path):
-            topology.check_alone(nodes, staged.VARIABLE)
+        if is_for_one_node(folder.path):
+            topology.check_alone(nodes, VARIABLE)
         resources = _resources_of_a_run(config.compute, nodes)
         most = resources.workers if fewest is None else config.compute.workers or resources.workers
         if cpus_per_worker is not None:
@@ -222,19 +224,19 @@ def _on_workers(
         UserError: the one that a worker left; Stopped among them, also on request while no worker had started;
             StillWaiting.
     """
+    from dbd_dist.launch.worker import do_run
+
     request = StopRequest(home / stopping.FILE)
     request.clear()
     (home / ERROR_FILE).unlink(missing_ok=True)
     shutil.rmtree(home / RAY_FOLDER, ignore_errors=True)  # Ray Train would resume from it; our checkpoints are exact
     _show_on_dashboard()
-    run_config = _run_config(home, name, callbacks)
-    trainer = _trainer(loop, arguments, _scaling_config(resources, count), run_config, timeout_s)
+    scaling, run_config = _scaling_config(resources, count), _run_config(home, name, callbacks)
+    trainer = _trainer(loop, arguments, scaling, run_config, timeout_s)
     try:
         shown = nullcontext() if quiet else Follower(progress, Display())
-        fewest = count if isinstance(count, int) else count[0]
-        started = home / RAY_FOLDER / name / STARTED_FILE
-        run = lambda: started.exists() or not home.exists()  # noqa: E731 - what is gone is the workers' to find out
-        waiting = Waiting(fewest, resources.resources, run, limit_s=wait_s, quiet=quiet)
+        fewest, running = count if isinstance(count, int) else count[0], functools.partial(do_run, home, name)
+        waiting = Waiting(fewest, resources.resources, running, limit_s=wait_s, quiet=quiet)
         with shown, stopping.signals(request.forward) if stoppable else nullcontext():
             failure = _wait_for(trainer.fit, lambda: _begun(waiting, request, home))
     finally:

@@ -15,11 +15,11 @@ from dbd_dist.config import TrainConfig
 from dbd_dist.methods.method import HOLDOUT_CLEAN, Method
 from dbd_dist.models.given import check_weights
 from dbd_dist.presets import Preset
-from dbd_dist.runtime.address import address_of
+from dbd_dist.runtime.bucket.address import address_of
 from dbd_dist.tracking import check_trackers
 
 if TYPE_CHECKING:
-    from dbd_dist.runtime.remote import Staging
+    from dbd_dist.runtime.bucket.staging import Staging
 
 STORAGE: Path = Path(os.environ.get("DBD_STORAGE") or "runs").expanduser()
 """Where run folders lie unless a command says otherwise."""
@@ -95,10 +95,11 @@ def stage_storage(storage: str | Path) -> Staging | None:
         if _is_main():
             check_storage(Path(storage))
         return None
-    from dbd_dist.runtime import remote, staged
+    from dbd_dist.runtime.bucket.folder import check_torchrun
+    from dbd_dist.runtime.bucket.staging import Staging
 
-    staged.check_torchrun()
-    staging = remote.Staging(address)
+    check_torchrun()
+    staging = Staging(address)
     if _is_main():
         staging.check()
     return staging

@@ -89,6 +89,12 @@ def _note_start(home: Path) -> None:
         (folder / STARTED_FILE).touch()
 
 
+def do_run(home: Path, name: str) -> bool:
+    """Whether workers of a run have said that they run, and have not been lost since (`RetryLog`), for the driver. A
+    folder that is gone is theirs to find out."""
+    return (home / RAY_FOLDER / name / STARTED_FILE).exists() or not home.exists()
+
+
 def _reporter(config: TrainConfig, folder: RunFolder) -> Hook:
     """Hands every row to Ray Train, with a pointer to the newest checkpoint: through it Ray's dashboard, Tune and
     `ray.train.Result` see the run. Nothing is read back from it here."""

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import tyro
 
 from data_prep.errors import UserError
-from dbd_dist.runtime.address import address_of
-from dbd_dist.runtime.staged import local_folder
+from dbd_dist.runtime.bucket.address import address_of
+from dbd_dist.runtime.bucket.folder import local_folder
 
 
 @dataclass(frozen=True, kw_only=True)

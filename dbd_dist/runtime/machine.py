@@ -44,7 +44,7 @@ def commit() -> str | None:
 
 
 def host() -> dict[str, Any]:
-    """The machine, without its name."""
+    """The machine, without its name and that of its kernel's builder, which may say whose it is."""
     cpu = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo") as file:
@@ -52,7 +52,10 @@ def host() -> dict[str, Any]:
     except OSError:
         pass
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"system": platform.platform(), "cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
+    release = ".".join(platform.release().split(".")[:2])
+    libc = " ".join(platform.libc_ver())
+    system = f"{platform.system()}-{release}, {platform.machine()}, {libc}".removesuffix(", ")
+    return {"system": system, "cpu": cpu, "cores": os.cpu_count(), "gpus": gpus}
 
 
 def describe(world: World, config: TrainConfig, bf16: bool) -> dict[str, Any]:

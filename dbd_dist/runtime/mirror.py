@@ -16,8 +16,8 @@ from pyarrow import fs
 
 from data_prep.errors import UserError
 from data_prep.io.atomic import temporary
-from dbd_dist.runtime.address import shown
-from dbd_dist.runtime.object_store import OBJECT_STORES, open_address
+from dbd_dist.runtime.bucket.address import shown
+from dbd_dist.runtime.bucket.store import OBJECT_STORES, open_address
 
 log = logging.getLogger(__name__)
 _LOCAL = fs.LocalFileSystem()

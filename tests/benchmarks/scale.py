@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from dbd_dist.models.config import ModelConfig
 from dbd_dist.models.heads import ContrastiveModel
 from dbd_dist.presets import preset
 from dbd_dist.runtime.disk import of_run
-from dbd_dist.runtime.machine import commit, host
+from tests.benchmarks.record import record
 
 PRESET = "imagenet_subset_badnets"
 SETS = {"30 classes": (38_400, 30), "ImageNet-1k": (1_281_167, 1000)}
@@ -101,13 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     block = bytes(1 << 28)
     rate = len(block) / cpu_s(lambda: hashlib.sha256(block).digest()) / 1e9
     rows.append(row("sha256 of a file in memory", rate, "GB/s"))
-    found = {
-        "command": "python -m tests.benchmarks.scale", "host": host(), "commit": commit(),
-        "note": "processor time of one thread; sizes of runs are upper bounds by the formula", "rows": rows,
-    }  # fmt: skip
-    print(json.dumps(found, indent=1))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    note = "processor time of one thread; sizes of runs are upper bounds by the formula"
+    record(arguments.json, rows, command="python -m tests.benchmarks.scale", note=note)
     return 0
 
 

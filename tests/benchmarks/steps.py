@@ -11,7 +11,6 @@ checkpoints, evaluation and what workers wait for each other.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -29,10 +28,10 @@ from dbd_dist.distributed.world import World
 from dbd_dist.models.config import ModelConfig
 from dbd_dist.models.heads import Classifier, ContrastiveModel
 from dbd_dist.presets import preset
-from dbd_dist.runtime.machine import commit, host
 from dbd_dist.stages import Split, Stage
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.split import measure_losses
+from tests.benchmarks.record import record
 
 STEPS = 4
 """Of each stage."""
@@ -158,15 +157,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.process_time()
     rows = measure(arguments.preset, arguments.px, arguments.images, arguments.classes, arguments.batch)
     words = ["python -m tests.benchmarks.steps", *(argv if argv is not None else sys.argv[1:])]
-    found = {
-        "command": " ".join(words), "host": host(), "commit": commit(),
-        "note": "processor seconds of one thread, bf16; run s is predicted",
+    more = {
         "measuring s": time.process_time() - started,
-        "network": network(preset(arguments.preset).model, arguments.px, arguments.classes), "rows": rows,
-    }  # fmt: skip
-    print(json.dumps(found, indent=1))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        "network": network(preset(arguments.preset).model, arguments.px, arguments.classes),
+    }
+    note = "processor seconds of one thread, bf16; run s is predicted"
+    record(arguments.json, rows, command=" ".join(words), note=note, **more)
     return 0
 
 

@@ -24,8 +24,9 @@ from statistics import median
 from typing import Any
 
 from cluster.jobs import EXCLUDES
-from dbd_dist.runtime.machine import commit, host, versions
+from dbd_dist.runtime.machine import versions
 from dbd_dist.runtime.run_folder import RAY_FOLDER, STARTED_FILE
+from tests.benchmarks.record import record
 from tests.soak import Processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,11 +167,10 @@ def main() -> int:
         row["own part"] = round(row["median"] - floor, 2)
         reached = row["median"] <= GOAL_S and row["own part"] <= GOAL_OWN_S
         print(f"{row['name']}: {row['median']} s, own part {row['own part']} s: {'reached' if reached else 'missed'}")
-    if arguments.json is not None:
-        about = {"command": "python -m tests.benchmarks.submission", "host": host(), "versions": versions()}
-        about |= {"commit": commit(), "load_before": load, "goals": {"median": GOAL_S, "own part": GOAL_OWN_S}}
-        about["note"] = "bytecode and data set cached; other work beside"
-        arguments.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    record(
+        arguments.json, rows, command="python -m tests.benchmarks.submission", note="bytecode and data set cached",
+        versions=versions(), load_before=load, goals={"median": GOAL_S, "own part": GOAL_OWN_S},
+    )  # fmt: skip
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from data_prep.errors import UserError
 from data_prep.io import hashcache
 from data_prep.io.hashes import sha256_json
-from dbd_dist.runtime.address import address_of, endpoint_of, shown
+from dbd_dist.runtime.bucket.address import address_of, endpoint_of, shown
 
 if TYPE_CHECKING:
     from dbd_dist.runtime.mirror import Mirror
@@ -68,7 +68,7 @@ def fetch_run(address: str) -> Path:
     Raises:
         UserError: the store cannot be used, or there is no such run.
     """
-    from dbd_dist.runtime.object_store import CHECK_LIMIT_S, within
+    from dbd_dist.runtime.bucket.store import CHECK_LIMIT_S, within
 
     home = staging_folder(address)
     folder = home / Path(address.partition("?")[0]).name
@@ -85,8 +85,8 @@ def fetch_run(address: str) -> Path:
 
 def _mirror_of_run(address: str, folder: Path) -> Mirror:
     """The mirror whose root is the run itself, after one answer of the store."""
+    from dbd_dist.runtime.bucket.store import list_place, open_address
     from dbd_dist.runtime.mirror import Mirror
-    from dbd_dist.runtime.object_store import list_place, open_address
 
     place = open_address(address, request_s=5.0, attempts=2)
     list_place(place)

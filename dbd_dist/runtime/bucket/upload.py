@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from dbd_dist.runtime.bucket.store import reason_of
 from dbd_dist.runtime.checkpoint import STATE_FILE, checkpoint_files
 from dbd_dist.runtime.mirror import Mirror
-from dbd_dist.runtime.object_store import reason_of
 from dbd_dist.runtime.run_folder import ERROR_FILE, RUN_FILE
 from dbd_dist.runtime.stopping import FILE as STOP_FILE
 

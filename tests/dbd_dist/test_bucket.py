@@ -17,10 +17,10 @@ from s3_server import BUCKET, KEYS, Server, free_port
 from data_prep.errors import UserError
 from data_prep.io.hashes import sha256_file
 from dbd_dist.cli import main
-from dbd_dist.runtime.address import address_of
+from dbd_dist.runtime.bucket.address import address_of
+from dbd_dist.runtime.bucket.folder import check_torchrun, is_for_one_node, staging_folder
+from dbd_dist.runtime.bucket.upload import Upload
 from dbd_dist.runtime.mirror import Mirror
-from dbd_dist.runtime.staged import check_torchrun, is_for_one_node, staging_folder
-from dbd_dist.runtime.upload import Upload
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = {"time_s", "images_per_s"}

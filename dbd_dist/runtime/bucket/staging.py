@@ -15,14 +15,14 @@ from pathlib import Path
 from data_prep.errors import UserError
 from data_prep.io import lock
 from dbd_dist.config import TrainConfig
-from dbd_dist.runtime import object_store
-from dbd_dist.runtime.address import shown
+from dbd_dist.runtime.bucket import store
+from dbd_dist.runtime.bucket.address import shown
+from dbd_dist.runtime.bucket.folder import make_folder, staging_folder
+from dbd_dist.runtime.bucket.upload import FOLDERS, RESULT_FILE, Upload
 from dbd_dist.runtime.checkpoint import STATE_FILE, Checkpoints, StageStore, checkpoint_files
 from dbd_dist.runtime.keys import keys_on
 from dbd_dist.runtime.mirror import Mirror
 from dbd_dist.runtime.run_folder import RUN_FILE
-from dbd_dist.runtime.staged import make_folder, staging_folder
-from dbd_dist.runtime.upload import FOLDERS, RESULT_FILE, Upload
 
 log = logging.getLogger(__name__)
 LOCK_FILE = ".staging.lock"
@@ -47,7 +47,7 @@ class Staging:
         Raises:
             UserError: it cannot, or the folder cannot be made.
         """
-        object_store.check(self.address)
+        store.check(self.address)
         make_folder(self.folder)
 
     def run_address(self, name: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from data_prep.errors import UserError
-from dbd_dist.runtime.address import ENDPOINTS, endpoint_of, shown
+from dbd_dist.runtime.bucket.address import ENDPOINTS, endpoint_of, shown
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """pyarrow's names of file systems that have no folders, and where a file appears when it is whole."""

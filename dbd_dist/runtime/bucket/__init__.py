@@ -1,0 +1,1 @@
+"""Runs in a bucket: staged in a folder of this machine, which is all that training knows, fetched and uploaded."""
