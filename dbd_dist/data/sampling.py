@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Draw = Literal["uniform", "balanced"]
 
 
 def epoch_batches(count: int, batch: int, generator: torch.Generator) -> Tensor:
@@ -27,6 +31,36 @@ def cycling_batches(positions: Tensor, steps: int, batch: int, generator: torch.
     passes = -(-wanted // len(positions))
     order = torch.cat([positions[torch.randperm(len(positions), generator=generator)] for _ in range(passes)])
     return order[:wanted].view(steps, batch)
+
+
+def balanced_batches(positions: Tensor, labels_N: Tensor, steps: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Like `cycling_batches`, but every class that is there occurs as often as any other, to within one, and within a
+    class every position.
+
+    Args:
+        labels_N: of all samples, on the CPU.
+
+    Returns:
+        int64 (steps, batch).
+    """
+    own = labels_N[positions]
+    classes = own.unique()
+    class_of = cycling_batches(classes, steps, batch, generator)
+    drawn = torch.empty_like(class_of)
+    for label in classes.tolist():
+        places = class_of == label
+        if count := int(places.sum()):  # there may be more classes than places
+            drawn[places] = cycling_batches(positions[own == label], 1, count, generator).flatten()
+    return drawn
+
+
+def labelled_batches(
+    draw: Draw, positions: Tensor, labels_N: Tensor, steps: int, batch: int, generator: torch.Generator
+) -> Tensor:
+    """Batches of labelled samples, see `cycling_batches` (uniform) and `balanced_batches`."""
+    if draw == "balanced":
+        return balanced_batches(positions, labels_N.cpu(), steps, batch, generator)
+    return cycling_batches(positions, steps, batch, generator)
 
 
 def rank_slice(count: int, rank: int, size: int) -> slice:

@@ -71,6 +71,28 @@ def keep_mixture(losses_N: Tensor, labels_N: Tensor, classes: int, least: float,
     return kept
 
 
+def keep_trusted(wrong_N: Tensor, labels_N: Tensor, classes: int, least: float, most: float, share: float) -> Tensor:
+    """True for the largest part of every given class, the least doubtful first, among which no more than `share` of the
+    labels are expected to be wrong (the false discovery rate as a mean of posteriors, Efron 2007, DOI
+    10.1214/009053606000001460), in each class between the quotas of `least` and `most` (`class_quota`).
+
+    Args:
+        wrong_N: the probability that a label is wrong, see `label_noise.wrong_label_probability`.
+
+    Returns:
+        bool (N,).
+    """
+    low, high = (class_quota(labels_N, classes, fraction) for fraction in (least, most))
+    kept = torch.zeros(len(wrong_N), dtype=torch.bool)
+    for label in range(classes):
+        own = (labels_N == label).nonzero().flatten()
+        own = own[torch.argsort(wrong_N[own], stable=True)]
+        expected = wrong_N[own].double().cumsum(0) / torch.arange(1, len(own) + 1)  # a running mean of rising values
+        count = int((expected <= share).sum())
+        kept[own[: min(max(count, low), high)]] = True
+    return kept
+
+
 def valley(losses_N: Tensor) -> float:
     """Where the lower of two Gaussians, fitted to losses by expectation maximisation, stops being the likelier one.
 

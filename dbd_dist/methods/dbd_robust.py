@@ -1,48 +1,75 @@
-"""DBD that leaves small groups out, keeps an equal count of every given class, and trains against triggers."""
+"""DBD that asks how labels are corrupted, leaves small groups out at first, and trains against triggers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
+from dbd_dist.data.sampling import Draw
 from dbd_dist.methods.method import Method
 from dbd_dist.stages import MixMatch, SimCLR, Split, Stage, UniversalTraining, Warmup
 
+AnyStage = TypeVar("AnyStage", bound=Stage)
+
+# Fields here are declared without the metadata omit_default: keys of stages have to tell them from the published ones.
+
+
+def _from_published(
+    kind: type[AnyStage], published: type[Stage], stages: Mapping[str, Stage], *own: str
+) -> AnyStage | None:
+    """The preset's settings of the published stage, with the defaults of `kind` for the fields `own`."""
+    found = stages.get(published.name)
+    if found is None:
+        return None
+    settings: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(published) if f.name not in own}
+    return kind(**settings)
+
 
 @dataclass(frozen=True, kw_only=True)
-class BalancedSplit(Split):
-    """The filter of `dbd-robust`: samples in small groups of their own are left out; of the others 85 % keep their
-    labels, an equal count of every given class."""
+class TrustedSplit(Split):
+    """The filter of `dbd-robust`: in every given class as many labels are kept as can be trusted; samples that lie in
+    small groups of their own wait for half of the epochs."""
 
-    keep: float = 0.85
+    keep: float = 0.3
+    keep_most: float = 0.9
+    rule: Literal["global", "balanced", "mixture", "trusted"] = "trusted"
+    score: Literal["loss", "neighbours", "both", "label-noise"] = "label-noise"
     leave_out: float = 0.1
-    rule: Literal["global", "balanced", "mixture"] = "balanced"  # without omit_default: keys tell it from the published
+    leave_out_until: float = 0.5
 
     @classmethod
     def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
-        published = stages.get(Split.name)
-        if published is None:
-            return None
-        settings: dict[str, Any] = {f.name: getattr(published, f.name) for f in fields(Split)}
-        return cls(**settings | {"keep": cls.keep, "leave_out": cls.leave_out, "rule": cls.rule})
+        return _from_published(cls, Split, stages, "keep", "keep_most", "rule", "score", "leave_out", "leave_out_until")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancedMixMatch(MixMatch):
+    """MixMatch whose labelled batches hold every class equally often, however few labels of it are trusted."""
+
+    draw: Draw = "balanced"
+
+    @classmethod
+    def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
+        return _from_published(cls, MixMatch, stages, "draw")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustDBD(Method):
     """DBD (Huang et al., ICLR 2022) with the changes that docs/accuracy.md measures.
 
-    A tenth of the samples is left out: those that lie alone or in a small group among the self-supervised features. The
-    split keeps 85 % of the other labels, an equal count of every given class, for DBD's half in one ranking. The
-    fine-tuned model is then trained against universal perturbations and squares of noise on the kept samples, which
-    takes out what a trigger has left behind.
+    How often each label is given to images of other classes is estimated where classes are sure; a label is kept where
+    that rate and the sample's features leave little doubt, between 30 and 90 % of an equal share of every class, for
+    DBD's half in one ranking of losses. A tenth of the samples, those that lie alone or in a small group among the
+    self-supervised features, is left out for half of the fine-tuning. The fine-tuned model is then trained against
+    universal perturbations and squares of noise on the kept samples, which takes out what a trigger has left behind.
     """
 
     name: ClassVar[str] = "dbd-robust"
-    title: ClassVar[str] = "DBD, balanced and hardened"
+    title: ClassVar[str] = "DBD, trusted labels and hardened"
 
     simclr: SimCLR = field(default_factory=SimCLR)
     warmup: Warmup = field(default_factory=Warmup)
-    split: BalancedSplit = field(default_factory=BalancedSplit)
-    mixmatch: MixMatch = field(default_factory=MixMatch)
+    split: TrustedSplit = field(default_factory=TrustedSplit)
+    mixmatch: BalancedMixMatch = field(default_factory=BalancedMixMatch)
     uat: UniversalTraining = field(default_factory=UniversalTraining)

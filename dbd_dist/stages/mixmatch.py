@@ -14,7 +14,7 @@ from torch import Tensor
 from dbd_dist import optim
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
-from dbd_dist.data.sampling import cycling_batches
+from dbd_dist.data.sampling import Draw, cycling_batches, labelled_batches
 from dbd_dist.distributed.world import World
 from dbd_dist.fields import require
 from dbd_dist.losses import probability_mse, sharpen, soft_cross_entropy
@@ -22,7 +22,7 @@ from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.cuda_graph import CUDAGraphedStep
 from dbd_dist.stages.epoch_loop import EpochLoop, fitting, restore, run_epochs
-from dbd_dist.stages.split import ADDED, SampleLoss, Split, find_left_out, measure_losses, split
+from dbd_dist.stages.split import ADDED, SampleLoss, Split, find_left_out, measure_scores, split
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
 
 
@@ -65,6 +65,10 @@ class MixMatch(Stage):
     ema: float = field(default=0.0, metadata=ADDED)
     """Decay a step of an average of the weights, which then makes the splits, is measured and is the result; 0 is none
     (mean teacher, Tarvainen and Valpola 2017, arXiv 1703.01780)."""
+
+    draw: Draw = field(default="uniform", metadata=ADDED)
+    """How labelled images are drawn. uniform: each as often as any other. balanced: each class as often as any other,
+    so that one whose labels are mostly doubted is not forgotten."""
 
     def __post_init__(self):
         require(
@@ -135,7 +139,8 @@ def fine_tune(
     def one(epoch: int, loop: EpochLoop) -> None:
         nonlocal split_state
         if loop.done == 0 and (epoch - 1) % config.refresh == 0:  # else the checkpoint holds this epoch's
-            split_state = renew(split_state, split_rule, sample_loss, judge, context, epoch)
+            apart = epoch <= split_rule.leave_out_until * config.epochs
+            split_state = renew(split_state, split_rule, sample_loss, judge, context, epoch, apart=apart)
         kept = split_state["kept"] & taught
         others = ~kept & ~split_state.get("left_out", torch.zeros_like(kept))
         train_epoch(config, model, backward, optimizer, context, epoch, (kept, others), loop, average)
@@ -162,14 +167,18 @@ def renew(
     model: Classifier,
     context: Context,
     epoch: int,
+    *,
+    apart: bool = True,
 ) -> dict[str, Tensor]:
-    """The split of an epoch, beside the first one of all."""
-    left_out = split_state.get("left_out")
-    if split_rule.leave_out and left_out is None:
+    """The split of an epoch, beside the first one of all; without those that are left out, if `apart`."""
+    left_out = split_state.get("left_out") if apart else None
+    if split_rule.leave_out and left_out is None and apart:
         left_out = find_left_out(split_rule, sample_loss, model, context)
-    losses = measure_losses(split_rule, sample_loss, model, context, epoch)
+    rates = split_state.get("noise_rate")
+    losses, rates = measure_scores(split_rule, sample_loss, model, context, epoch, rates)
     kept = split(losses, context.images.labels, context.num_classes, split_rule, left_out)
-    return ({} if left_out is None else {"left_out": left_out}) | {
+    added = {"left_out": left_out, "noise_rate": rates}
+    return {name: value for name, value in added.items() if value is not None} | {
         "loss": losses,
         "kept": kept,
         "first_loss": split_state.get("first_loss", losses),
@@ -220,10 +229,10 @@ def train_epoch(
     mine = context.mine(config.batch)
     ramp_steps = (config.ramp_epochs or config.epochs) * config.steps
     positions = torch.arange(len(images))
-    labelled, unlabelled = (
-        cycling_batches(positions[part], config.steps, config.batch, context.generator("mixmatch", epoch, name))
-        for part, name in zip(parts, ("labelled", "unlabelled"), strict=True)
-    )
+    kept, others = (positions[part] for part in parts)
+    in_turn, unlabelled_draws = (context.generator("mixmatch", epoch, name) for name in ("labelled", "unlabelled"))
+    labelled = labelled_batches(config.draw, kept, images.labels, config.steps, config.batch, in_turn)
+    unlabelled = cycling_batches(others, config.steps, config.batch, unlabelled_draws)
     mixing = context.generator("mixmatch", epoch, "mix", world.rank)
     mixes = _mixing_weights(config, context.generator("mixmatch", epoch, "lambda"))
     chosen = torch.cat([labelled[:, mine], unlabelled[:, mine]], dim=1)

@@ -21,6 +21,7 @@ from dbd_dist.losses import nt_xent
 from dbd_dist.models.heads import ContrastiveModel
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
+from dbd_dist.stages.split import ADDED
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes
 
 Network = Callable[[Tensor], Tensor]
@@ -61,11 +62,15 @@ class SimCLR(Stage):
     """Anchors from both views, as in SimCLR's paper; the released code of DBD takes the first view only."""
     augment: AugmentConfig = field(default_factory=augment.simclr)
     """How a view is made."""
+    overlay: float = field(default=0.0, metadata=ADDED)
+    """Largest share of another image that shines through each view; 0 is none. Features that are to agree whatever
+    lies over an image learn not to look at a trigger that does (`overlay_views`)."""
 
     def __post_init__(self):
         require(
             self, "simclr", epochs=">= 0", schedule_epochs=">= 1", batch=">= 2", lr="> 0", warmup_epochs=">= 0",
             momentum="in [0, 1)", weight_decay=">= 0", temperature="> 0",
+            overlay="in [0, 1)",
         )  # fmt: skip
         if self.chunk is not None and (self.chunk < 2 or self.batch % self.chunk):
             raise UserError(
@@ -145,6 +150,8 @@ def train_epoch(
         ]
         # in one call: on a GPU the launches of two cost more than the work
         views = augment.apply(config.augment, torch.cat([pixels, pixels]), augment.join(both))
+        if config.overlay:
+            views = overlay_views(views, config.overlay, config.batch, mine, loop.draws)
         optimizer.zero_grad()
         if parts == 1:
             loss = backward(network, views, loss_of, context)
@@ -154,6 +161,24 @@ def train_epoch(
         optim.set_lr(optimizer, config.lr * optim.cosine(progress, config.warmup_epochs / schedule))
         optimizer.step()
         loop.add(config.batch, loss=loss)
+
+
+def overlay_views(views: Tensor, most: float, batch: int, mine: Any, draws: torch.Generator) -> Tensor:
+    """Each view blended with a view of another image, whose share is drawn from 0 to `most`; what is to be learnt
+    stays the image with the larger share (images that are mixed without mixing what is learnt: Shen et al. 2022,
+    arXiv 2003.05438, mix two of a batch for SimCLR and MoCo).
+
+    Args:
+        views: (2B, 3, H, W), all first views, then all second; others are found within each half.
+        batch: images a step over all workers.
+        mine: which of them are this worker's.
+        draws: the same on all workers. Other images are of the same worker.
+    """
+    shares = torch.rand(2, batch, generator=draws)[:, mine].flatten() * most
+    here = len(views) // 2
+    shifts = torch.randint(1, max(here, 2), (2,), generator=draws).tolist()
+    others = torch.cat([half.roll(shift, dims=0) for half, shift in zip(views.chunk(2), shifts)])
+    return torch.lerp(views, others, shares.to(views)[:, None, None, None])
 
 
 def backward(network: Network, views: Tensor, loss_of: LossOf, context: Context) -> Tensor:

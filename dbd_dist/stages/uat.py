@@ -13,7 +13,7 @@ from torch import Tensor
 from dbd_dist import optim
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
-from dbd_dist.data.sampling import cycling_batches
+from dbd_dist.data.sampling import Draw, cycling_batches, labelled_batches
 from dbd_dist.fields import require
 from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
@@ -52,6 +52,8 @@ class UniversalTraining(Stage):
     erase: int = 6
     """Squares of noise that the perturbed images get besides, each in a place of its own, of a quarter of the side
     (random erasing, Zhong et al. 2020, arXiv 1708.04896): what a patch covers is then not missed."""
+    draw: Draw = "balanced"
+    """How the images that the model is trained on are drawn, see `MixMatch`."""
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
 
     def __post_init__(self):
@@ -103,7 +105,8 @@ def train(
             found = find_perturbations(config, model, positions, context, epoch)
         assert found is not None
         found = found.to(context.world.device)
-        order = cycling_batches(positions, config.steps, config.batch, context.generator("uat", epoch, "order"))
+        in_turn = context.generator("uat", epoch, "order")
+        order = labelled_batches(config.draw, positions, context.images.labels, config.steps, config.batch, in_turn)
         chosen = order[:, mine]
         here = chosen.to(context.world.device)
         model.train()

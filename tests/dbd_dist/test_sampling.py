@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbd_dist import optim, seeds
-from dbd_dist.data.sampling import cycling_batches, epoch_batches, keep_lowest, rank_slice
+from dbd_dist.data.sampling import balanced_batches, cycling_batches, epoch_batches, keep_lowest, rank_slice
 
 settings.register_profile("samples", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("samples")
@@ -53,6 +53,21 @@ def test_cycling_batches_take_everything_equally_often(positions, steps, batch, 
     for start in range(0, len(drawn), size):  # one whole pass after another
         part = drawn[start : start + size]
         assert len(set(part)) == len(part)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 20), batches, seed_numbers, st.data())
+def test_balanced_batches_take_every_class_and_within_it_everything_equally_often(labels, steps, batch, seed, data):
+    positions = sorted(data.draw(st.sets(st.integers(0, len(labels) - 1), min_size=1)))
+    order = balanced_batches(torch.tensor(positions), torch.tensor(labels), steps, batch, generator(seed))
+    assert order.shape == (steps, batch)
+    drawn = order.flatten().tolist()
+    assert set(drawn) <= set(positions)
+    present = {labels[p] for p in positions}
+    of_classes = [sum(labels[i] == label for i in drawn) for label in present]
+    assert max(of_classes) - min(of_classes) <= 1
+    for label in present:
+        own = [drawn.count(p) for p in positions if labels[p] == label]
+        assert max(own) - min(own) <= 1
 
 
 @given(st.integers(0, 500), st.integers(1, 17))

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from data_prep.errors import UserError
-from dbd_dist.data import augment
+from dbd_dist.data import augment, sampling
 from dbd_dist.data.split_rules import (
     class_quota,
     keep_balanced,
     keep_mixture,
+    keep_trusted,
     neighbour_distance,
     neighbour_votes,
     valley,
@@ -48,6 +49,19 @@ def test_balanced_keeps_the_lowest_losses_of_every_class():
 def test_balanced_keeps_no_more_of_a_class_that_poisoned_samples_swell():
     labels = make_labels(100, 100, 170)
     assert torch.bincount(labels[keep_balanced(torch.rand(370), labels, 3, 0.6)]).tolist() == [74, 74, 74]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.2, 0.9])
+def test_trusted_keeps_as_many_of_every_class_as_may_be_expected_wrong(share):
+    labels = make_labels(30, 60, 10)
+    wrong = torch.rand(100, generator=torch.Generator().manual_seed(8)) ** 3
+    kept = keep_trusted(wrong, labels, 3, 0.2, 0.7, share)
+    low, high = (class_quota(labels, 3, fraction) for fraction in (0.2, 0.7))
+    for label in range(3):
+        own = sorted((float(wrong[i]), i) for i in range(100) if labels[i] == label)
+        most = max((n for n in range(1, len(own) + 1) if sum(w for w, _ in own[:n]) / n <= share), default=0)
+        count = min(max(most, low), high)
+        assert {i for i in range(100) if kept[i] and labels[i] == label} == {i for _, i in own[:count]}
 
 
 def two_heaps(low: int, high: int, seed: int = 0) -> torch.Tensor:
@@ -121,8 +135,9 @@ def test_a_small_group_of_its_own_is_far_from_others_and_a_large_one_is_not():
 
 def test_left_out_samples_are_neither_kept_nor_drawn_without_labels(alone, monkeypatch):
     drawn: list[torch.Tensor] = []
-    cycling = mixmatch.cycling_batches
-    monkeypatch.setattr(mixmatch, "cycling_batches", lambda p, *rest: drawn.append(p) or cycling(p, *rest))
+    cycling = sampling.cycling_batches
+    for module in (sampling, mixmatch):
+        monkeypatch.setattr(module, "cycling_batches", lambda p, *rest: drawn.append(p) or cycling(p, *rest))
     context = tiny.make_context(alone, tiny.make_images())
     rule = replace(tiny.SPLIT, leave_out=0.25, rule="balanced")
     model = tiny.make_classifier(context)
@@ -132,6 +147,45 @@ def test_left_out_samples_are_neither_kept_nor_drawn_without_labels(alone, monke
     labelled, unlabelled = map(set, (positions.tolist() for positions in drawn))
     assert labelled == set(found["kept"].nonzero().flatten().tolist())
     assert labelled | unlabelled == set((~found["left_out"]).nonzero().flatten().tolist())
+
+
+def test_left_out_samples_come_back_when_the_network_knows_more(alone, monkeypatch):
+    drawn: list[torch.Tensor] = []
+    cycling = mixmatch.cycling_batches
+    monkeypatch.setattr(mixmatch, "cycling_batches", lambda p, *rest: drawn.append(p) or cycling(p, *rest))
+    context = tiny.make_context(alone, tiny.make_images())
+    rule = replace(tiny.SPLIT, leave_out=0.25, leave_out_until=0.5, rule="balanced")
+    config = replace(tiny.MIXMATCH, epochs=4, steps=1)
+    _, found = mixmatch.fine_tune(config, rule, tiny.SAMPLE_LOSS, tiny.make_classifier(context), None, context, None)
+    there = len(context.images)
+    unlabelled = [len(positions) for positions in drawn]
+    assert unlabelled[0] == unlabelled[1] < unlabelled[2] == unlabelled[3] == there - int(found["kept"].sum())
+    assert "left_out" not in found
+
+
+@pytest.mark.parametrize("draw", ["uniform", "balanced"])
+def test_fine_tuning_draws_classes_as_it_is_told(alone, draw):
+    images = tiny.make_images(60)
+    images.labels = (torch.arange(60) >= 50).long()
+    rule = replace(tiny.SPLIT, keep=0.9)
+    seen: list[int] = []
+
+    class Watched(type(images)):
+        def batches(self, chunks):
+            chunks = list(chunks)
+            seen.extend(int(i) for chunk in chunks for i in chunk[: len(chunk) // 2])
+            return super().batches(chunks)
+
+    context = tiny.make_context(alone, images)
+    model = tiny.make_classifier(context)
+    kept = mixmatch.renew({}, rule, tiny.SAMPLE_LOSS, model, context, 1)["kept"]
+    images.__class__ = Watched
+    mixmatch.fine_tune(replace(tiny.MIXMATCH, draw=draw, epochs=1, steps=20), rule, tiny.SAMPLE_LOSS, model, None,
+                       context, None)  # fmt: skip
+    labelled = [int(images.labels[i]) for i in seen if kept[i]]
+    share = sum(labelled) / len(labelled)
+    expected = 0.5 if draw == "balanced" else float(images.labels[kept].float().mean())
+    assert abs(share - expected) < 0.05
 
 
 def test_scores_of_the_split(alone):
@@ -158,14 +212,44 @@ def test_scores_of_the_split(alone):
     assert torch.equal(for_given[order], for_given.sort(descending=True).values)
 
 
-@pytest.mark.parametrize("rule", ["balanced", "mixture"])
-@pytest.mark.parametrize("score", ["neighbours", "both"])
+@pytest.mark.parametrize(
+    ("rule", "score"),
+    [
+        ("balanced", "neighbours"),
+        ("balanced", "both"),
+        ("mixture", "neighbours"),
+        ("mixture", "both"),
+        ("balanced", "label-noise"),
+        ("trusted", "label-noise"),
+    ],
+)
 def test_rules_and_scores_on_two_ranks(alone, two_ranks, rule, score):
     for found in two_ranks(tiny.kept_by, rule, score):
         assert torch.equal(torch.as_tensor(found), tiny.kept_by(alone, rule, score))
 
 
+def test_rates_of_label_noise_are_those_of_the_first_split(alone):
+    """A network that learnt the kept labels is surest of them: among its anchors no dropped label is left."""
+    context = tiny.make_context(alone, tiny.make_images(60))
+    rule = replace(tiny.SPLIT, score="label-noise", rule="trusted", keep=0.3)
+    model = tiny.make_classifier(context)
+    first = mixmatch.renew({}, rule, tiny.SAMPLE_LOSS, model, context, 1)
+    with torch.no_grad():
+        model.head.weight.add_(torch.randn(model.head.weight.shape, generator=torch.Generator().manual_seed(1)))
+    second = mixmatch.renew(first, rule, tiny.SAMPLE_LOSS, model, context, 2)
+    assert torch.equal(second["noise_rate"], first["noise_rate"])
+    assert torch.equal(second["first_loss"], first["loss"])
+    logits = split.measure(rule, tiny.SAMPLE_LOSS, model, context, 2, features=True).logits_NK
+    own = logits.softmax(dim=1)[torch.arange(60), context.images.labels]
+    rate = first["noise_rate"]
+    torch.testing.assert_close(second["loss"], (1 - own) * rate / (own + (1 - own) * rate))
+
+
 def test_settings_that_contradict_each_other():
+    with pytest.raises(UserError, match="the rule trusted does not know"):
+        Split(rule="trusted")
+    with pytest.raises(UserError, match="keep_most is"):
+        Split(rule="trusted", score="label-noise", keep=0.8, keep_most=0.7)
     with pytest.raises(UserError, match="keep_most is"):
         Split(rule="mixture", keep=0.8, keep_most=0.7)
     assert Split(rule="balanced", keep=0.95, keep_most=0.7).bounds() == (0.95, 0.95)
@@ -175,5 +259,5 @@ def test_new_fields_leave_the_keys_of_the_published_split_as_they_were():
     assert set(Split().key_values()) == {"keep", "augment", "batch"}
     assert Split(rule="balanced").key_values() != Split().key_values()
     robust = preset("demo").config("dbd-robust").method.split
-    assert robust.key_values() == Split(keep=0.85, leave_out=0.1, rule="balanced", augment=robust.augment).key_values()
+    assert {"rule", "score", "keep_most", "leave_out_until"} <= set(robust.key_values())
     assert robust.augment == preset("demo").config("dbd").method.split.augment
