@@ -28,19 +28,23 @@ def _from_published(
 
 @dataclass(frozen=True, kw_only=True)
 class TrustedSplit(Split):
-    """The filter of `dbd-robust`: in every given class as many labels are kept as can be trusted; samples that lie in
-    small groups of their own wait for half of the epochs."""
+    """The filter of `dbd-robust`: images with a pattern that marks their label are done without; of the others as many
+    labels of every class are kept as can be trusted; samples in small groups of their own wait for half of the
+    epochs."""
 
     keep: float = 0.3
     keep_most: float = 0.9
     rule: Literal["global", "balanced", "mixture", "trusted"] = "trusted"
     score: Literal["loss", "neighbours", "both", "label-noise"] = "label-noise"
+    scan: bool = True
     leave_out: float = 0.1
     leave_out_until: float = 0.5
 
     @classmethod
     def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
-        return _from_published(cls, Split, stages, "keep", "keep_most", "rule", "score", "leave_out", "leave_out_until")
+        return _from_published(
+            cls, Split, stages, "keep", "keep_most", "rule", "score", "scan", "leave_out", "leave_out_until"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class BalancedMixMatch(MixMatch):
 class RobustDBD(Method):
     """DBD (Huang et al., ICLR 2022) with the changes that docs/accuracy.md measures.
 
+    Images that carry a pattern which marks their label, as a linear function of the pixels sees it, are done without.
     How often each label is given to images of other classes is estimated where classes are sure; a label is kept where
     that rate and the sample's features leave little doubt, between 30 and 90 % of an equal share of every class, for
     DBD's half in one ranking of losses. A tenth of the samples, those that lie alone or in a small group among the

@@ -22,7 +22,7 @@ from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.cuda_graph import CUDAGraphedStep
 from dbd_dist.stages.epoch_loop import EpochLoop, fitting, restore, run_epochs
-from dbd_dist.stages.split import ADDED, SampleLoss, Split, find_left_out, measure_scores, split
+from dbd_dist.stages.split import ADDED, SampleLoss, Split, find_left_out, find_marked, measure_scores, split
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
 
 
@@ -142,7 +142,7 @@ def fine_tune(
             apart = epoch <= split_rule.leave_out_until * config.epochs
             split_state = renew(split_state, split_rule, sample_loss, judge, context, epoch, apart=apart)
         kept = split_state["kept"] & taught
-        others = ~kept & ~split_state.get("left_out", torch.zeros_like(kept))
+        others = ~kept & ~without(split_state, len(kept))
         train_epoch(config, model, backward, optimizer, context, epoch, (kept, others), loop, average)
 
     def more() -> dict[str, Any]:
@@ -174,16 +174,26 @@ def renew(
     left_out = split_state.get("left_out") if apart else None
     if split_rule.leave_out and left_out is None and apart:
         left_out = find_left_out(split_rule, sample_loss, model, context)
+    marked = split_state.get("marked")
+    if split_rule.scan and marked is None:
+        marked = find_marked(context)
     rates = split_state.get("noise_rate")
-    losses, rates = measure_scores(split_rule, sample_loss, model, context, epoch, rates)
-    kept = split(losses, context.images.labels, context.num_classes, split_rule, left_out)
-    added = {"left_out": left_out, "noise_rate": rates}
-    return {name: value for name, value in added.items() if value is not None} | {
+    losses, rates = measure_scores(split_rule, sample_loss, model, context, epoch, rates, marked)
+    added = {"left_out": left_out, "marked": marked, "noise_rate": rates}
+    here = {name: value for name, value in added.items() if value is not None}
+    kept = split(losses, context.images.labels, context.num_classes, split_rule, without(here, len(losses)))
+    return here | {
         "loss": losses,
         "kept": kept,
         "first_loss": split_state.get("first_loss", losses),
         "first_kept": split_state.get("first_kept", kept),
     }
+
+
+def without(split_state: Mapping[str, Tensor], count: int) -> Tensor:
+    """bool (count,): the samples that training does without."""
+    nobody = torch.zeros(count, dtype=torch.bool)
+    return split_state.get("left_out", nobody) | split_state.get("marked", nobody)
 
 
 class Backward(Protocol):

@@ -13,6 +13,7 @@ from data_prep.errors import UserError
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.label_noise import FLOOR, held_out_probabilities, noise_rates, wrong_label_probability
+from dbd_dist.data.linear_patterns import pattern_scores, shrink, stand_out
 from dbd_dist.data.sampling import keep_lowest, rank_slice
 from dbd_dist.data.split_rules import keep_balanced, keep_mixture, keep_trusted, neighbour_distance, neighbour_votes
 from dbd_dist.fields import require
@@ -22,6 +23,9 @@ from dbd_dist.stages.stage import Stage
 
 ADDED = {"omit_default": True}
 """Of fields that came after version 0.1: at their defaults, keys of stages are what they were."""
+
+SCANNED = 512
+"""Images that are read at a time where no network sees them."""
 
 BETWEEN = ("mixture", "trusted")
 """Rules that keep between `keep` and `keep_most`."""
@@ -60,6 +64,9 @@ class Split(Stage):
     label is wrong, by what the surest samples of other classes are labelled (`dbd_dist.data.label_noise`)."""
     neighbours: int = field(default=20, metadata=ADDED)
     """How many neighbours vote."""
+    scan: bool = field(default=False, metadata=ADDED)
+    """Do without the images that carry a pattern which marks their label, labelled or not
+    (`dbd_dist.data.linear_patterns`)."""
     leave_out: float = field(default=0.0, metadata=ADDED)
     """Fraction of the samples that training does without, labelled or not: those that lie alone, or in a small group of
     their own, among the features of the first split."""
@@ -145,11 +152,13 @@ def measure_scores(
     context: Context,
     epoch: int,
     rates_N: Tensor | None = None,
+    marked_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The score of every training sample by `config.score`, low where its label fits.
 
     Args:
         rates_N: what an earlier call returned beside the scores.
+        marked_N: `find_marked`; what labels say is asked of the others, and these are as doubtful as can be.
 
     Returns:
         float32 (N,) on the CPU, the same on all ranks; and, for the score label-noise, how often samples of other
@@ -160,14 +169,19 @@ def measure_scores(
         return losses.cpu(), None
     labels = context.images.labels
     if config.score == "label-noise":
-        return _label_noise(logits, features, context, epoch, rates_N)
+        return _label_noise(logits, features, context, epoch, rates_N, marked_N)
     votes = neighbour_votes(features, labels, context.num_classes, config.neighbours)  # of all, on every rank
     of_votes = sample_loss(votes.clamp_min(1e-7).log(), labels)
     return (of_votes if config.score == "neighbours" else (losses + of_votes) / 2).cpu(), None
 
 
 def _label_noise(
-    logits_NK: Tensor, features_ND: Tensor, context: Context, epoch: int, rates_N: Tensor | None
+    logits_NK: Tensor,
+    features_ND: Tensor,
+    context: Context,
+    epoch: int,
+    rates_N: Tensor | None,
+    marked_N: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The probability that each label is wrong, and the rates at which labels are given to samples of other classes.
 
@@ -178,19 +192,35 @@ def _label_noise(
     labels, classes = context.images.labels, context.num_classes
     if rates_N is None:
         dealer = context.generator("split", epoch, "folds")
-        probabilities = held_out_probabilities(features_ND, labels, classes, dealer)
-        rates_K = noise_rates(probabilities, labels)
+        there = torch.ones_like(labels, dtype=torch.bool) if marked_N is None else ~marked_N.to(labels.device)
+        probabilities = features_ND.new_full((len(labels), classes), 1 / classes)
+        probabilities[there] = held_out_probabilities(features_ND[there], labels[there], classes, dealer)
+        rates_K = noise_rates(probabilities[there], labels[there])
     else:
         probabilities = logits_NK.softmax(dim=1)
         rates_K = probabilities.new_full((classes,), FLOOR).scatter(0, labels, rates_N.to(labels.device))
     # regressions on two machines may round differently; the split has to be one
     wrong_N = wrong_label_probability(probabilities, labels, rates_K)
+    if marked_N is not None:
+        wrong_N[marked_N.to(wrong_N.device)] = 1.0
     return context.world.broadcast((wrong_N.cpu(), rates_K[labels].cpu()))
 
 
 def measure_losses(config: Split, sample_loss: SampleLoss, model: Classifier, context: Context, epoch: int) -> Tensor:
     """The scores alone, see `measure_scores`."""
     return measure_scores(config, sample_loss, model, context, epoch)[0]
+
+
+@torch.no_grad()
+def find_marked(context: Context) -> Tensor:
+    """bool (N,) on the CPU: the samples that carry a pattern which marks their label, the same on all ranks."""
+    world, images = context.world, context.images
+    mine = torch.arange(len(images))[rank_slice(len(images), world.rank, world.size)]
+    parts = [shrink(pixels) for pixels in images.batches(mine.split(SCANNED))]
+    pixels_NP = world.gather(torch.cat(parts).to(world.device))
+    scores = pattern_scores(pixels_NP, images.labels, context.num_classes, context.generator("split", "scan"))
+    marked = stand_out(scores.cpu(), images.labels.cpu(), context.num_classes)
+    return world.broadcast(marked)  # discriminants on two machines may round differently
 
 
 def find_left_out(config: Split, sample_loss: SampleLoss, model: Classifier, context: Context) -> Tensor:
@@ -207,7 +237,7 @@ def find_left_out(config: Split, sample_loss: SampleLoss, model: Classifier, con
 def split(losses_N: Tensor, labels_N: Tensor, classes: int, config: Split, left_out: Tensor | None = None) -> Tensor:
     """bool (N,) on the CPU: which samples keep their labels; fractions count those that are not `left_out`."""
     labels_N = labels_N.cpu()
-    if left_out is not None:
+    if left_out is not None and left_out.any():
         kept = torch.zeros_like(left_out)
         kept[~left_out] = split(losses_N[~left_out], labels_N[~left_out], classes, config)
         return kept
