@@ -130,3 +130,12 @@ def test_marked_samples_are_neither_trained_on_nor_counted_among_the_labels(alon
     assert torch.equal(mixmatch.without(first, len(marked)), marked)
     later = mixmatch.renew(first, rule, tiny.SAMPLE_LOSS, model, context, 2, apart=False)
     assert torch.equal(later["marked"], marked)
+
+
+def test_two_ranks_mark_the_same(alone, two_ranks):
+    images, _ = poisoned_images(1001)
+    pixels = next(iter(images.batches([torch.arange(1001)]))).permute(0, 2, 3, 1).contiguous()
+    expected = tiny.marked_by(alone, pixels, images.labels)
+    assert expected.any()
+    for found in two_ranks(tiny.marked_by, pixels, images.labels):
+        assert torch.equal(torch.as_tensor(found), expected)

@@ -314,6 +314,11 @@ def kept_by(world: World, rule: str, score: str) -> Tensor:
     return split.split(losses, context.images.labels, CLASSES, config)
 
 
+def marked_by(world: World, pixels_NHWC: Tensor, labels_N: Tensor) -> Tensor:
+    """Who carries a pattern that marks its label."""
+    return split.find_marked(make_context(world, ResidentImages(pixels_NHWC, labels_N)))
+
+
 def perturbations(world: World) -> Tensor:
     """Of the unlearning stage, for a random classifier."""
     context = make_context(world, make_images())
