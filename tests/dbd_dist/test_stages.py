@@ -276,7 +276,7 @@ def fine_tune(world, labels: Tensor | None = None, **options: Any) -> dict[str, 
 def fixed_split(monkeypatch) -> Tensor:
     """The filter ranks by the given labels, so it is held still to see what else they do: bool (48,), the kept."""
     losses = torch.rand(48, generator=torch.Generator().manual_seed(7))
-    monkeypatch.setattr(mixmatch, "measure_losses", lambda *_: losses)
+    monkeypatch.setattr(mixmatch, "measure_scores", lambda *_: (losses, None))
     kept = split.split(losses, tiny.make_images().labels, tiny.CLASSES, tiny.SPLIT)
     assert kept.sum() == 24
     return kept
@@ -528,9 +528,9 @@ def test_the_split_is_renewed_every_so_many_epochs(alone, monkeypatch):
     renewed: list[int] = []
     renew = mixmatch.renew
 
-    def watch(split_state, split_rule, sample_loss, model, context, epoch):
+    def watch(split_state, split_rule, sample_loss, model, context, epoch, **options):
         renewed.append(epoch)
-        return renew(split_state, split_rule, sample_loss, model, context, epoch)
+        return renew(split_state, split_rule, sample_loss, model, context, epoch, **options)
 
     monkeypatch.setattr(mixmatch, "renew", watch)
     context = tiny.make_context(alone, tiny.make_images())
