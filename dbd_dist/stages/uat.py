@@ -19,7 +19,7 @@ from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
 from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
 from dbd_dist.stages.mixmatch import MixMatch
-from dbd_dist.stages.split import Split
+from dbd_dist.stages.split import ADDED, Split
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
 
 
@@ -52,7 +52,7 @@ class UniversalTraining(Stage):
     erase: int = 6
     """Squares of noise that the perturbed images get besides, each in a place of its own, of a quarter of the side
     (random erasing, Zhong et al. 2020, arXiv 1708.04896): what a patch covers is then not missed."""
-    draw: Draw = "balanced"
+    draw: Draw = field(default="uniform", metadata=ADDED)
     """How the images that the model is trained on are drawn, see `MixMatch`."""
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
 
