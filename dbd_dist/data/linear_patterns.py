@@ -16,7 +16,7 @@ from torch import Tensor
 from dbd_dist.data.split_rules import valley
 
 SIDE = 32
-"""Larger images are averaged down to so many pixels: triggers that people would not see are lost, covariances fit."""
+"""Larger images are averaged down to so many pixels a side: covariances have to fit, and smaller patches are lost."""
 RIDGE = 0.1
 """Added to the diagonal of the covariance, in mean variances."""
 FAR = 5.0
@@ -25,8 +25,8 @@ BEYOND = 1.5
 """Times the lower quartile: a label that is told apart as a whole has scores of any size, one half's unlike the
 other's."""
 LOW, QUARTILE = 0.05, 0.25
-APART = 0.97
-"""Standard deviations between the two quantiles, of a normal distribution."""
+BETWEEN_THEM = 0.97
+"""Standard deviations from the one quantile to the other, of a normal distribution."""
 LEAST = 0.02
 """Share of a label's images that lie as far as that before there is a trigger to speak of."""
 
@@ -43,7 +43,7 @@ def shrink(images_BCHW: Tensor) -> Tensor:
     return images.flatten(1)
 
 
-def pattern_scores(pixels_NP: Tensor, labels_N: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+def pattern_scores(pixels_NP: Tensor, labels_N: Tensor, generator: torch.Generator) -> Tensor:
     """How much of what is linear about its label each image has: the ridge discriminant of the label against all others
     (after Fisher 1936, DOI 10.1111/j.1469-1809.1936.tb02137.x, with the covariance of the others), fitted to the half
     that the image is not in.
@@ -97,7 +97,7 @@ def stand_out(scores_N: Tensor, labels_N: Tensor, classes: int) -> Tensor:
             continue
         scores = scores_N[own].double()
         low, quartile = (float(scores.quantile(q)) for q in (LOW, QUARTILE))
-        limit = BEYOND * max(quartile, 0.0) + FAR * max((quartile - low) / APART, 1.0)
+        limit = BEYOND * max(quartile, 0.0) + FAR * max((quartile - low) / BETWEEN_THEM, 1.0)
         if int((scores > limit).sum()) > LEAST * len(own):
             found[own] = scores > valley(scores)
     return found

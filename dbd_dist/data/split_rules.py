@@ -7,6 +7,7 @@ itself, so that classes that are hard to learn keep samples too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -44,10 +45,18 @@ def keep_balanced(losses_N: Tensor, labels_N: Tensor, classes: int, fraction: fl
         bool (N,).
     """
     quota = class_quota(labels_N, classes, fraction)
-    kept = torch.zeros(len(losses_N), dtype=torch.bool)
+    return _lowest_of_each(losses_N, labels_N, classes, lambda _: quota)
+
+
+def _lowest_of_each(scores_N: Tensor, labels_N: Tensor, classes: int, count: Callable[[Tensor], int]) -> Tensor:
+    """bool (N,): the lowest scores of every given class; `count` says how many of its scores, float64, rising."""
+    kept = torch.zeros(len(scores_N), dtype=torch.bool)
     for label in range(classes):
         own = (labels_N == label).nonzero().flatten()
-        kept[own[torch.argsort(losses_N[own], stable=True)[:quota]]] = True
+        if len(own) == 0:
+            continue
+        order = torch.argsort(scores_N[own], stable=True)
+        kept[own[order[: count(scores_N[own[order]].double())]]] = True
     return kept
 
 
@@ -60,15 +69,11 @@ def keep_mixture(losses_N: Tensor, labels_N: Tensor, classes: int, least: float,
         bool (N,).
     """
     low, high = (class_quota(labels_N, classes, fraction) for fraction in (least, most))
-    kept = torch.zeros(len(losses_N), dtype=torch.bool)
-    for label in range(classes):
-        own = (labels_N == label).nonzero().flatten()
-        if len(own) == 0:
-            continue
-        losses = losses_N[own].double()
-        count = int((losses <= valley(losses)).sum())
-        kept[own[torch.argsort(losses, stable=True)[: min(max(count, low), high)]]] = True
-    return kept
+
+    def count(losses: Tensor) -> int:
+        return min(max(int((losses <= valley(losses)).sum()), low), high)
+
+    return _lowest_of_each(losses_N, labels_N, classes, count)
 
 
 def keep_trusted(wrong_N: Tensor, labels_N: Tensor, classes: int, least: float, most: float, share: float) -> Tensor:
@@ -83,14 +88,12 @@ def keep_trusted(wrong_N: Tensor, labels_N: Tensor, classes: int, least: float, 
         bool (N,).
     """
     low, high = (class_quota(labels_N, classes, fraction) for fraction in (least, most))
-    kept = torch.zeros(len(wrong_N), dtype=torch.bool)
-    for label in range(classes):
-        own = (labels_N == label).nonzero().flatten()
-        own = own[torch.argsort(wrong_N[own], stable=True)]
-        expected = wrong_N[own].double().cumsum(0) / torch.arange(1, len(own) + 1)  # a running mean of rising values
-        count = int((expected <= share).sum())
-        kept[own[: min(max(count, low), high)]] = True
-    return kept
+
+    def count(wrong: Tensor) -> int:
+        expected = wrong.cumsum(0) / torch.arange(1, len(wrong) + 1)  # rises, as means of rising values do
+        return min(max(int((expected <= share).sum()), low), high)
+
+    return _lowest_of_each(wrong_N, labels_N, classes, count)
 
 
 def valley(losses_N: Tensor) -> float:

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from dbd_dist.data.sampling import Draw
 from dbd_dist.methods.method import Method
-from dbd_dist.stages import MixMatch, SimCLR, Split, Stage, UniversalTraining, Warmup
+from dbd_dist.stages import MixMatch, SimCLR, Split, UniversalTraining, Warmup
 
-AnyStage = TypeVar("AnyStage", bound=Stage)
-
-# Fields here are declared without the metadata omit_default: keys of stages have to tell them from the published ones.
-
-
-def _from_published(
-    kind: type[AnyStage], published: type[Stage], stages: Mapping[str, Stage], *own: str
-) -> AnyStage | None:
-    """The preset's settings of the published stage, with the defaults of `kind` for the fields `own`."""
-    found = stages.get(published.name)
-    if found is None:
-        return None
-    settings: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(published) if f.name not in own}
-    return kind(**settings)
+# Fields of the variants are declared without the metadata omit_default: keys have to tell them from the published ones.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +26,12 @@ class TrustedSplit(Split):
     leave_out: float = 0.1
     leave_out_until: float = 0.5
 
-    @classmethod
-    def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
-        return _from_published(
-            cls, Split, stages, "keep", "keep_most", "rule", "score", "scan", "leave_out", "leave_out_until"
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class BalancedMixMatch(MixMatch):
     """MixMatch whose labelled batches hold every class equally often, however few labels of it are trusted."""
 
     draw: Draw = "balanced"
-
-    @classmethod
-    def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
-        return _from_published(cls, MixMatch, stages, "draw")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,6 @@ class MixMatch(Stage):
     ema: float = field(default=0.0, metadata=ADDED)
     """Decay a step of an average of the weights, which then makes the splits, is measured and is the result; 0 is none
     (mean teacher, Tarvainen and Valpola 2017, arXiv 1703.01780)."""
-
     draw: Draw = field(default="uniform", metadata=ADDED)
     """How labelled images are drawn. uniform: each as often as any other. balanced: each class as often as any other,
     so that one whose labels are mostly doubted is not forgotten."""
@@ -139,8 +138,8 @@ def fine_tune(
     def one(epoch: int, loop: EpochLoop) -> None:
         nonlocal split_state
         if loop.done == 0 and (epoch - 1) % config.refresh == 0:  # else the checkpoint holds this epoch's
-            apart = epoch <= split_rule.leave_out_until * config.epochs
-            split_state = renew(split_state, split_rule, sample_loss, judge, context, epoch, apart=apart)
+            early = epoch <= split_rule.leave_out_until * config.epochs
+            split_state = renew(split_state, split_rule, sample_loss, judge, context, epoch, leave_out=early)
         kept = split_state["kept"] & taught
         others = ~kept & ~without(split_state, len(kept))
         train_epoch(config, model, backward, optimizer, context, epoch, (kept, others), loop, average)
@@ -168,12 +167,14 @@ def renew(
     context: Context,
     epoch: int,
     *,
-    apart: bool = True,
+    leave_out: bool = True,
 ) -> dict[str, Tensor]:
-    """The split of an epoch, beside the first one of all; without those that are left out, if `apart`."""
-    left_out = split_state.get("left_out") if apart else None
-    if split_rule.leave_out and left_out is None and apart:
-        left_out = find_left_out(split_rule, sample_loss, model, context)
+    """The split of an epoch, beside the first one of all; `leave_out`: are those left out that the rule leaves out?"""
+    left_out = None
+    if split_rule.leave_out and leave_out:
+        left_out = split_state.get("left_out")
+        if left_out is None:
+            left_out = find_left_out(split_rule, sample_loss, model, context)
     marked = split_state.get("marked")
     if split_rule.scan and marked is None:
         marked = find_marked(context)

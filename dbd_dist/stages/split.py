@@ -199,10 +199,10 @@ def _label_noise(
     else:
         probabilities = logits_NK.softmax(dim=1)
         rates_K = probabilities.new_full((classes,), FLOOR).scatter(0, labels, rates_N.to(labels.device))
-    # regressions on two machines may round differently; the split has to be one
     wrong_N = wrong_label_probability(probabilities, labels, rates_K)
     if marked_N is not None:
         wrong_N[marked_N.to(wrong_N.device)] = 1.0
+    # regressions on two machines may round differently; the split has to be one
     return context.world.broadcast((wrong_N.cpu(), rates_K[labels].cpu()))
 
 
@@ -218,7 +218,7 @@ def find_marked(context: Context) -> Tensor:
     mine = torch.arange(len(images))[rank_slice(len(images), world.rank, world.size)]
     parts = [shrink(pixels) for pixels in images.batches(mine.split(SCANNED))]
     pixels_NP = world.gather(torch.cat(parts).to(world.device))
-    scores = pattern_scores(pixels_NP, images.labels, context.num_classes, context.generator("split", "scan"))
+    scores = pattern_scores(pixels_NP, images.labels, context.generator("split", "scan"))
     marked = stand_out(scores.cpu(), images.labels.cpu(), context.num_classes)
     return world.broadcast(marked)  # discriminants on two machines may round differently
 
@@ -234,12 +234,13 @@ def find_left_out(config: Split, sample_loss: SampleLoss, model: Classifier, con
     return left_out
 
 
-def split(losses_N: Tensor, labels_N: Tensor, classes: int, config: Split, left_out: Tensor | None = None) -> Tensor:
-    """bool (N,) on the CPU: which samples keep their labels; fractions count those that are not `left_out`."""
+def split(losses_N: Tensor, labels_N: Tensor, classes: int, config: Split, without_N: Tensor | None = None) -> Tensor:
+    """bool (N,) on the CPU: which samples keep their labels; fractions count those that training does not do
+    without."""
     labels_N = labels_N.cpu()
-    if left_out is not None and left_out.any():
-        kept = torch.zeros_like(left_out)
-        kept[~left_out] = split(losses_N[~left_out], labels_N[~left_out], classes, config)
+    if without_N is not None and without_N.any():
+        kept = torch.zeros_like(without_N)
+        kept[~without_N] = split(losses_N[~without_N], labels_N[~without_N], classes, config)
         return kept
     if config.rule == "balanced":
         return keep_balanced(losses_N, labels_N, classes, config.keep)

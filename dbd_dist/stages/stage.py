@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from data_prep.errors import UserError
@@ -69,8 +70,16 @@ class Stage:
 
     @classmethod
     def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
-        """The settings that follow from those of a preset's own stages, by name; None where they do not."""
-        return None
+        """The settings that follow from those of a preset's own stages, by name; None where they do not.
+
+        A variant of a stage that the preset has (a subclass, under the same name) takes its settings, but for the
+        fields that it declares itself.
+        """
+        found = stages.get(cls.name)
+        if found is None or not issubclass(cls, type(found)):
+            return None
+        own = inspect.get_annotations(cls)
+        return cls(**{f.name: getattr(found, f.name) for f in fields(found) if f.name not in own})
 
     def offers(self) -> dict[str, Any]:
         """What the stage gives that follows from its settings alone, by name; never stored."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -92,11 +92,6 @@ class SupervisedWarmup(Warmup):
     """Stage 2 on the backbone of a classifier that was trained with labels (the article's ablation)."""
 
     reads: ClassVar[tuple[str, ...]] = ("model",)
-
-    @classmethod
-    def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
-        found = stages.get(cls.name)
-        return cls(**{f.name: getattr(found, f.name) for f in fields(Warmup)}) if found is not None else None
 
     def backbone(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         prefix = "backbone."

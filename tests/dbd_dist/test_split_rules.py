@@ -259,5 +259,16 @@ def test_new_fields_leave_the_keys_of_the_published_split_as_they_were():
     assert set(Split().key_values()) == {"keep", "augment", "batch"}
     assert Split(rule="balanced").key_values() != Split().key_values()
     robust = preset("demo").config("dbd-robust").method.split
-    assert {"rule", "score", "keep_most", "leave_out_until"} <= set(robust.key_values())
+    published = Split(keep=0.3, rule="trusted", score="label-noise", scan=True, leave_out=0.1, leave_out_until=0.5,
+                      augment=robust.augment)  # fmt: skip
+    assert robust.key_values() == published.key_values() | {"keep_most": 0.9}
     assert robust.augment == preset("demo").config("dbd").method.split.augment
+
+
+@pytest.mark.parametrize("name", ["demo", "cifar10_cpu", "imagenet_subset_badnets"])
+def test_variants_of_a_stage_take_the_settings_of_the_preset_but_for_their_own(name):
+    robust, plain = (preset(name).config(method).method for method in ("dbd-robust", "dbd"))
+    assert robust.mixmatch == type(robust.mixmatch)(**vars(plain.mixmatch) | {"draw": "balanced"})
+    assert robust.mixmatch.key_values() == plain.mixmatch.key_values() | {"draw": "balanced"}
+    own = {"keep", "keep_most", "rule", "score", "scan", "leave_out", "leave_out_until"}
+    assert {f for f in vars(plain.split) if getattr(robust.split, f) != getattr(plain.split, f)} == own - {"keep_most"}
