@@ -7,7 +7,7 @@ ADAPTIVE = Space(
         "craft.optimise": choice("pattern", "pattern-and-mask"),
         "craft.patch_px": choice(None, 4, 8),
         "craft.alpha": loguniform(0.05, 1.0),
-        "craft.mask_budget": loguniform(0.02, 0.3),
+        "craft.mask_budget": loguniform(0.005, 0.3),
         "craft.distance": choice("l2", "cosine"),
         "craft.separation": uniform(0.0, 2.0),
         "craft.steps": integer(100, 1000),

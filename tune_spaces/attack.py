@@ -65,8 +65,17 @@ def _one(values: Mapping[str, Any], seed: int, name: str, job: Mapping[str, Any]
         result = run_one(config, f"{name}/{method}", job, reports=False)
         found |= {f"{key}{prefix}": result[key] for key in ("asr", "clean_acc") if key in result}
         if not prefix:
-            found |= {key: result[key] for key in ("kept_poisoned", "poisoned") if key in result}
+            found |= {key: result[key] for key in ("kept_poisoned", "poisoned") if key in result} | _on_the_way(result)
     return found, [storage / name / method for method in (job["method"], "none")]
+
+
+def _on_the_way(result: Mapping[str, Any]) -> dict[str, float]:
+    """How far the attack came under a defence with a warm-up and a split."""
+    found = {
+        "asr_warmup": result.get("after_warmup", {}).get("asr"),
+        "first_auroc": result.get("split_quality", {}).get("first", {}).get("auroc"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _config(method: str, values: Mapping[str, Any], data: Path, seed: int, job: Mapping[str, Any]) -> TrainConfig:

@@ -14,10 +14,14 @@ TRUTH = {"score": True, "clean_acc": True, "asr": False, "robust_acc": True, "ke
 """Metrics that need true labels or poison flags -> whether higher is better. score: clean_acc minus asr."""
 DEFENDER = {"withheld_agreement": True, "split_stability": True, "loss_gap": True, "knn_agreement": True}
 """Metrics without the truth, see `dbd_dist.evaluation.defender`."""
-ATTACK = {"asr": True, "asr_none": True, "clustering": False, "psnr_db": True, "ssim": True, "clean_acc": False}
-"""Metrics of trials that vary an attack, for the attacker. asr: under the defence; asr_none: without one; clustering:
-distance of poisoned features to their own centre over that centre's distance to the benign ones; comparable among
-trials with one craft.distance."""
+ATTACK = {
+    "asr": True, "asr_none": True, "asr_warmup": True, "first_auroc": False, "clustering": False, "psnr_db": True,
+    "ssim": True, "clean_acc": False,
+}  # fmt: skip
+"""Metrics of trials that vary an attack, for the attacker. asr: under the defence; asr_none: without one; asr_warmup:
+of the defence's warm-up; first_auroc: how well its first split tells poisoned samples from others, which says how near
+an attack comes where none gets through; clustering: distance of poisoned features to their own centre over that
+centre's distance to the benign ones, comparable among trials with one craft.distance."""
 WITHHELD = 0.1
 """Share of the labels that `--truth none` withholds from fine-tuning."""
 

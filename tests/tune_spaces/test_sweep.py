@@ -190,7 +190,7 @@ def test_an_attack_is_crafted_trained_on_and_kept(undisturbed, capsys, tmp_path)
     said = capsys.readouterr().out
     found = {row["values"]["craft.alpha"]: row for row in rows(undisturbed.storage / "attack")}
     row = found[0.1]
-    assert {"asr", "asr_none", "psnr_db", "ssim", "clustering"} <= set(row["metrics"])
+    assert {"asr", "asr_none", "asr_warmup", "first_auroc", "psnr_db", "ssim", "clustering"} <= set(row["metrics"])
     assert row["metrics"]["psnr_db"] >= 15
     assert row["against"]["none"]["asr"] == row["metrics"]["asr_none"]
     if 1.0 in found:  # the whole image replaced: below the bound, not trained on
