@@ -13,7 +13,7 @@ from torch import Tensor
 from dbd_dist import optim
 from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
-from dbd_dist.data.sampling import Draw, cycling_batches, labelled_batches
+from dbd_dist.data.sampling import Draw, cycling_batches, labelled_batches, rank_slice
 from dbd_dist.fields import require
 from dbd_dist.models.heads import Classifier
 from dbd_dist.stages.context import Context
@@ -21,6 +21,9 @@ from dbd_dist.stages.epoch_loop import EpochLoop, restore, run_epochs
 from dbd_dist.stages.mixmatch import MixMatch
 from dbd_dist.stages.split import ADDED, Split
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
+
+AT_A_TIME = 128
+"""Images whose mean is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,9 @@ class UniversalTraining(Stage):
     erase: int = 6
     """Squares of noise that the perturbed images get besides, each in a place of its own, of a quarter of the side
     (random erasing, Zhong et al. 2020, arXiv 1708.04896): what a patch covers is then not missed."""
+    patterns: bool = True
+    """Half of the perturbed images get, in place of a perturbation, what the images that a scan found have in common
+    (`Split.scan`): the trigger is known by then, and its images can be shown with their right labels."""
     draw: Draw = field(default="uniform", metadata=ADDED)
     """How the images that the model is trained on are drawn, see `MixMatch`."""
     augment: AugmentConfig = field(default_factory=augment.weak_pad)
@@ -75,7 +81,9 @@ class UniversalTraining(Stage):
         model = context.classifier("uat", "weights")
         model.load_state_dict(inputs["model"])
         model = context.prepare(model)
-        train(self, model, inputs["split"]["kept"], context, resume)
+        split = inputs["split"]
+        known = find_patterns(split["marked"], context) if self.patterns and "marked" in split else None
+        train(self, model, split["kept"], known, context, resume)
         return {"model": model.state_dict()}
 
     def check(self, images: int, image_px: int, workers: int, others: Sequence[Stage]) -> None:
@@ -88,10 +96,47 @@ class UniversalTraining(Stage):
         return StageBytes(checkpoint=3 * networks.classifier, kept=networks.classifier)
 
 
+@torch.no_grad()
+def find_patterns(marked_N: Tensor, context: Context) -> Tensor | None:
+    """What the marked samples of a label show that others do not: their mean less that of all samples without a mark.
+
+    Args:
+        marked_N: bool.
+
+    Returns:
+        float32 (K, 3, H, W) in 0-1, one of each label that has marked samples; the same on all ranks. None where there
+        is none.
+    """
+    world, images = context.world, context.images
+    marked = marked_N.to(images.labels.device)
+    labels = images.labels[marked].unique()
+    if len(labels) == 0:
+        return None
+    group_N = torch.where(marked, torch.searchsorted(labels, images.labels), len(labels))
+    mine = torch.arange(len(images))[rank_slice(len(images), world.rank, world.size)]
+    chunks = list(mine.split(AT_A_TIME))
+    sums: Tensor | None = None
+    for index, pixels in zip(chunks, images.batches(chunks), strict=True):
+        if sums is None:
+            sums = torch.zeros(len(labels) + 1, *pixels.shape[1:], dtype=torch.float64, device=world.device)
+        # integers, so that the order of summing and the number of ranks change nothing
+        sums.index_add_(0, group_N[index.to(group_N.device)].to(world.device), pixels.double())
+    assert sums is not None
+    counts = torch.bincount(group_N, minlength=len(labels) + 1).to(world.device)
+    means = world.sum(sums) / counts.clamp_min(1)[:, None, None, None]
+    return ((means[:-1] - means[-1:]) / 255).float()
+
+
 def train(
-    config: UniversalTraining, model: Classifier, kept_N: Tensor, context: Context, resume: dict[str, Any] | None
+    config: UniversalTraining,
+    model: Classifier,
+    kept_N: Tensor,
+    known_KCHW: Tensor | None,
+    context: Context,
+    resume: dict[str, Any] | None,
 ) -> None:
-    """Train `model` in place on the samples that `kept_N` (N,) says."""
+    """Train `model` in place on the samples that `kept_N` (N,) says; `known_KCHW`: patterns to see through, of
+    `find_patterns`."""
     optimizer = optim.adam(model.parameters(), config.lr)
     restore(resume, model, optimizer)
     network = context.world.data_parallel(model)
@@ -105,6 +150,9 @@ def train(
             found = find_perturbations(config, model, positions, context, epoch)
         assert found is not None
         found = found.to(context.world.device)
+        deltas = found
+        if known_KCHW is not None:
+            deltas = torch.cat([found, known_KCHW[torch.arange(max(len(found), len(known_KCHW))) % len(known_KCHW)]])
         in_turn = context.generator("uat", epoch, "order")
         order = labelled_batches(config.draw, positions, context.images.labels, config.steps, config.batch, in_turn)
         chosen = order[:, mine]
@@ -113,7 +161,7 @@ def train(
         left = context.images.batches(chosen[loop.done :])
         for step, pixels in enumerate(loop.steps(left, config.steps), start=loop.done):
             views = draw_views(config, pixels, mine, loop.draws)
-            seen = perturb(config, views, found, mine)
+            seen = perturb(config, views, deltas, mine)
             if config.erase:
                 seen = erase(config, seen, mine, loop.draws)
             both = torch.cat([views, seen])

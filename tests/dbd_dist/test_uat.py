@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,25 @@ def loss_of(model, images: Tensor, labels: Tensor) -> float:
     model.eval()
     with torch.no_grad():
         return float(F.cross_entropy(model(images), labels))
+
+
+def planted(world):
+    """Images where only brightness tells the classes, and behind them the same with a bright corner, which means class
+    0: both together, their context, and what share of the others' images a model takes for class 0 for their corner."""
+    images = tiny.make_images(96)
+    pixels = next(images.batches([torch.arange(96)])).permute(0, 2, 3, 1).clone()
+    labels = images.labels.clone()
+    triggered = pixels.clone()
+    triggered[:, :4, :4] = 255
+    poisoned = tiny.ResidentImages(torch.cat([pixels, triggered]), torch.cat([labels, torch.zeros_like(labels)]))
+
+    def success(model) -> float:
+        model.eval()
+        with torch.no_grad():
+            views = augment.normalise(PLAIN.augment, triggered.permute(0, 3, 1, 2)[labels > 0])
+            return float((model(views).argmax(dim=1) == 0).float().mean())
+
+    return tiny.make_context(world, poisoned), success
 
 
 def test_a_shortened_perturbation_lies_on_the_ball_and_a_short_one_is_left():
@@ -62,31 +82,52 @@ def test_two_ranks_find_the_same_perturbations(alone, two_ranks):
         torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-3, atol=1e-5)
 
 
+def test_patterns_are_the_means_of_marked_samples_less_that_of_the_others(alone, two_ranks):
+    images = tiny.make_images(37)
+    pixels = next(images.batches([torch.arange(37)])).numpy().astype(float) / 255
+    groups: dict[int, list] = {0: [], 1: [], -1: []}
+    for i, label in enumerate(images.labels.tolist()):
+        groups[label if i % 5 == 0 and label < 2 else -1].append(pixels[i])
+    expected = np.stack([np.mean(groups[label], axis=0) - np.mean(groups[-1], axis=0) for label in (0, 1)])
+    found = tiny.patterns(alone)
+    assert found is not None
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    for other in two_ranks(tiny.patterns):
+        assert np.array_equal(other, found)
+
+
+def test_without_marked_samples_there_is_no_pattern(alone):
+    images = tiny.make_images(37)
+    assert uat.find_patterns(torch.zeros(37, dtype=torch.bool), tiny.make_context(alone, images)) is None
+
+
 @pytest.mark.slow
-def test_a_planted_backdoor_is_unlearnt(alone):
-    """A classifier that learnt a bright corner as class 0, on images where nothing else tells the classes but
-    brightness: before, the corner decides; after, it does not."""
-    images = tiny.make_images(96)
-    pixels = next(images.batches([torch.arange(96)])).permute(0, 2, 3, 1).clone()
-    labels = images.labels.clone()
-    triggered = pixels.clone()
-    triggered[:, :4, :4] = 255
-    poisoned = tiny.ResidentImages(torch.cat([pixels, triggered]), torch.cat([labels, torch.zeros_like(labels)]))
-    context = tiny.make_context(alone, poisoned)
+def test_a_known_pattern_is_unlearnt_and_no_other(alone):
+    """As below, but with nothing to go by except the pattern: perturbations are too small to find anything."""
+    context, success = planted(alone)
     model = tiny.make_classifier(context)
     tiny.run_supervised(replace(tiny.SUPERVISED, epochs=15, augment=augment.none()), context, model)
+    assert success(model) > 0.9
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    config = replace(PLAIN, epochs=10, steps=20, ascent_steps=1, lr=0.003, radius=1e-6, erase=0)
+    after = []
+    for known in (None, uat.find_patterns(torch.arange(192) >= 96, context)):
+        model.load_state_dict(start)
+        uat.train(config, model, torch.arange(192) < 96, known, context, None)
+        after.append(success(model))
+    assert after[1] < 0.3 < after[0]
 
-    def success() -> float:
-        model.eval()
-        with torch.no_grad():
-            views = augment.normalise(PLAIN.augment, triggered.permute(0, 3, 1, 2)[labels > 0])
-            return float((model(views).argmax(dim=1) == 0).float().mean())
 
-    before = success()
+@pytest.mark.slow
+def test_a_planted_backdoor_is_unlearnt(alone):
+    context, success = planted(alone)
+    model = tiny.make_classifier(context)
+    tiny.run_supervised(replace(tiny.SUPERVISED, epochs=15, augment=augment.none()), context, model)
+    before = success(model)
     config = replace(PLAIN, epochs=10, steps=20, ascent_steps=15, lr=0.003, radius=14.0, erase=0)
-    uat.train(config, model, torch.arange(192) < 96, tiny.make_context(alone, poisoned), None)
+    uat.train(config, model, torch.arange(192) < 96, None, context, None)
     assert before > 0.9
-    assert success() < 0.3
+    assert success(model) < 0.3
 
 
 def test_squares_of_noise_lie_inside_and_leave_the_rest():

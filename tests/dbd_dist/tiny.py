@@ -130,7 +130,7 @@ def run_unlearning(config: Unlearning, context: Context, model: Any, resume: dic
 
 
 def run_uat(config: UniversalTraining, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
-    uat.train(config, model, torch.arange(len(context.images)) % 3 > 0, context, resume)
+    uat.train(config, model, torch.arange(len(context.images)) % 3 > 0, uat_patterns(context), context, resume)
 
 
 def run_dpsgd(config: DPSGD, context: Context, model: Any, resume: dict[str, Any] | None = None) -> None:
@@ -323,6 +323,17 @@ def perturbations(world: World) -> Tensor:
     """Of the unlearning stage, for a random classifier."""
     context = make_context(world, make_images())
     return uat.find_perturbations(UAT, make_classifier(context), torch.arange(30), context, epoch=2)
+
+
+def uat_patterns(context: Context) -> Tensor | None:
+    """Of marked samples of two labels."""
+    here = torch.arange(len(context.images))
+    return uat.find_patterns((here % 5 == 0) & (context.images.labels.cpu() < 2), context)
+
+
+def patterns(world: World) -> Tensor | None:
+    """What marked samples have in common."""
+    return uat_patterns(make_context(world, make_images(37)))
 
 
 def examine(world: World, folder: Path) -> list[Any]:
