@@ -244,3 +244,16 @@ def test_registries_name_what_they_hold():
     for method in METHODS.values():  # flags of another method's stages are told from mistyped ones by their names
         assert all(kind.name == name for name, kind in method.stage_kinds().items())
         assert set(method.stage_kinds()) <= set(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "expected"),
+    [(190, 1024, 48), (80, 1024, 20), (15, 200, 15), (30, 40, 30), (16, 1000, 4), (8, 1000, 3), (100, 100, 30)],
+)
+def test_the_robust_method_fine_tunes_a_quarter_as_long_but_3000_steps_where_there_are_so_many(epochs, steps, expected):
+    changed = preset("demo").change(mixmatch={"epochs": epochs, "steps": steps, "lr_schedule": "constant"})
+    full, short = (changed.config(name).method.stages()[3] for name in ("dbd", "dbd-robust"))
+    assert (full.epochs, full.lr_schedule) == (epochs, "constant")
+    assert (short.epochs, short.steps) == (expected, steps)
+    assert short.lr_schedule == ("constant" if expected == epochs else "cosine")
+    assert short.augment == full.augment
