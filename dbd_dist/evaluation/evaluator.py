@@ -31,13 +31,16 @@ class EvalResult:
 
     ``asr`` (attack success rate) and ``robust_acc`` are taken over the triggered test images of the classes other
     than the target (all of them where every class aims at the next): the share that is called what the attacker wants,
-    and the share that is still called what it is. None without an attack.
+    and the share that is still called what it is. ``asr_untriggered`` is what an attack success would be if the trigger
+    did nothing: the share of the *clean* test images of those classes that is called what the attacker wants, by the
+    mistakes that any model makes. None without an attack.
     """
 
     clean_acc: float
     per_class_acc: list[float]
     asr: float | None
     robust_acc: float | None
+    asr_untriggered: float | None
 
 
 class Evaluator:
@@ -93,8 +96,12 @@ class Evaluator:
         of = torch.bincount(labels, minlength=self._classes)
         none = torch.bincount(labels[predictions < 0], minlength=self._classes)
         counts = self._world.sum(torch.stack([right, of, none]).double())
-        asr = robust = None
+        asr = robust = untriggered = None
         if self._triggered is not None:
+            wanted = self._manifest.attack_labels(labels)
+            mistaken = torch.stack([((predictions == wanted) & (labels != wanted)).sum(), (labels != wanted).sum()])
+            mistakes, of_all = self._world.sum(mistaken.double()).tolist()
+            untriggered = mistakes / of_all
             images, labels = self._triggered
             attack_labels = self._manifest.attack_labels(labels)
             others = labels != attack_labels
@@ -118,6 +125,7 @@ class Evaluator:
             per_class_acc=[r / n if n else 0.0 for r, n in zip(right, of, strict=True)],
             asr=asr,
             robust_acc=robust,
+            asr_untriggered=untriggered,
         )
 
     def count_kept(self, kept_N: Tensor) -> dict[str, int | None]:

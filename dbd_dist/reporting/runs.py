@@ -20,7 +20,7 @@ from dbd_dist.reporting import names
 from dbd_dist.reporting.arrays import LARGEST, Features, Split, read_features, read_split
 from dbd_dist.reporting.wording import printable
 
-_FRACTIONS = ("clean_acc", "asr", "robust_acc")
+_FRACTIONS = ("clean_acc", "asr", "robust_acc", "asr_untriggered")
 _COUNTS = ("kept", "kept_poisoned", "poisoned", "train_size", "world_size", "seed")
 _RATES = ("tpr", "fpr", "auroc", "class_tpr", "class_fpr")
 """Of what a detector flagged."""

@@ -71,12 +71,14 @@ def _rates(row: Row) -> str:
     return "–" if stats == [None, None] else " / ".join("–" if s is None else f"{100 * s.mean:.1f}" for s in stats)
 
 
+UNTRIGGERED = "untriggered %"
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "attack": lambda row: printable(row.attack),
     "method": lambda row: printable(row.method) + (f" {tables.CLEAN}" if row.needs_clean else ""),
     "n": lambda row: str(len(row.results)),
     "clean acc. %": _percent("clean_acc"),
     "ASR %": _percent("asr"),
+    UNTRIGGERED: _percent("asr_untriggered"),
     "article: acc. / ASR %": _stated(article.ACCURACY_ASR),
     "poisoned kept": _kept,
     "dropped or flagged: poisoned / clean, %": _rates,
@@ -117,6 +119,11 @@ def notes(made: Made) -> list[str]:
     if made.about["holdout_clean"]:
         lines.append(
             f"{100 * made.about['holdout_clean']:g} % of the training images are set aside clean in every data set."
+        )
+    if UNTRIGGERED in head:
+        lines.append(
+            "Untriggered: share of the clean test images of the other classes that are taken for the target, which is "
+            "what ASR would be if the trigger did nothing."
         )
     if any(name.startswith("article") for name in head):
         lines.append(article.WHAT)
@@ -202,7 +209,8 @@ def as_latex(made: Made) -> str:
     return "\n".join(lines) + "\n"
 
 
-NUMBERS = ("clean_acc", "asr", "robust_acc", "kept_poisoned", "poisoned", "seconds", "split_quality.first.auroc",
+NUMBERS = ("clean_acc", "asr", "robust_acc", "asr_untriggered", "kept_poisoned", "poisoned", "seconds",
+           "split_quality.first.auroc",
            "split_quality.last.auroc", "split_quality.last.tpr", "split_quality.last.fpr",
            "split_quality.last.most_suspect.0.1", "split_quality.last.most_suspect.1.1",
            "split_quality.last.most_suspect.2.1", "flagged.tpr", "flagged.fpr", "flagged.auroc")  # fmt: skip

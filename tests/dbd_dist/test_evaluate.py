@@ -46,15 +46,21 @@ def measured_and_counted(mapping: Any, folder: Path) -> tuple[EvalResult, dict[s
     _, labels, _ = read_beton(dataset.test)
     clean, triggered = rng.integers(0, 10, (2, len(labels)))
     triggered[::2] = 3
-    hits = kept = total = 0
-    for true, answer in zip(labels, triggered):
+    hits = kept = total = mistaken = 0
+    for true, answer, untriggered in zip(labels, triggered, clean):
         aim = 3 if mapping == "all-to-one" else (true + 1) % 10
         if aim != true:
             total += 1
             hits += answer == aim
             kept += answer == true
+            mistaken += untriggered == aim
     measured = Evaluator(dataset, World(), augment.none(), bf16=False).measure(Says(np.concatenate([clean, triggered])))
-    counted = {"asr": hits / total, "robust_acc": kept / total, "clean_acc": (clean == labels).mean()}
+    counted = {
+        "asr": hits / total,
+        "asr_untriggered": mistaken / total,
+        "robust_acc": kept / total,
+        "clean_acc": (clean == labels).mean(),
+    }
     return measured, counted, total
 
 

@@ -341,7 +341,7 @@ def examine(world: World, folder: Path) -> list[Any]:
     dataset = open_dataset(folder)
     model = seeded(lambda: Classifier(MODEL, dataset.manifest.num_classes), seeds.generator(3, "examine"))
     measured = Evaluator(dataset, world, augment.none(), bf16=False).measure(model)
-    return [measured.clean_acc, measured.per_class_acc, measured.asr, measured.robust_acc]
+    return [measured.clean_acc, measured.per_class_acc, measured.asr, measured.robust_acc, measured.asr_untriggered]
 
 
 def collectives(world: World) -> dict[str, Any]:
