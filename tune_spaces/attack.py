@@ -11,6 +11,7 @@ from typing import Any
 from data_prep.artefacts import Artefact
 from data_prep.config import PrepareConfig
 from data_prep.dataset.manifest import Dataset, open_dataset
+from data_prep.io.json import read_json
 from data_prep.pipeline import prepare
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import job as crafting
@@ -65,15 +66,16 @@ def _one(values: Mapping[str, Any], seed: int, name: str, job: Mapping[str, Any]
         result = run_one(config, f"{name}/{method}", job, reports=False)
         found |= {f"{key}{prefix}": result[key] for key in ("asr", "clean_acc") if key in result}
         if not prefix:
-            found |= {key: result[key] for key in ("kept_poisoned", "poisoned") if key in result} | _on_the_way(result)
+            found |= {key: result[key] for key in ("kept_poisoned", "poisoned") if key in result}
+            found |= on_the_way(read_json(storage / name / method / "result.json"))
     return found, [storage / name / method for method in (job["method"], "none")]
 
 
-def _on_the_way(result: Mapping[str, Any]) -> dict[str, float]:
-    """How far the attack came under a defence with a warm-up and a split."""
+def on_the_way(result: Mapping[str, Any]) -> dict[str, float]:
+    """How far the attack came under a defence with a warm-up and a split, from result.json."""
     found = {
-        "asr_warmup": result.get("after_warmup", {}).get("asr"),
-        "first_auroc": result.get("split_quality", {}).get("first", {}).get("auroc"),
+        "asr_warmup": (result.get("after_warmup") or {}).get("asr"),
+        "first_auroc": ((result.get("split_quality") or {}).get("first") or {}).get("auroc"),
     }
     return {name: value for name, value in found.items() if value is not None}
 

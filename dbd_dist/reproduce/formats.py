@@ -122,8 +122,8 @@ def notes(made: Made) -> list[str]:
         )
     if UNTRIGGERED in head:
         lines.append(
-            "Untriggered: share of the clean test images of the other classes that are taken for the target, which is "
-            "what ASR would be if the trigger did nothing."
+            "Untriggered: what ASR would be if the trigger did nothing, which is the share of the same images without "
+            "it that are called what the attacker wants."
         )
     if any(name.startswith("article") for name in head):
         lines.append(article.WHAT)

@@ -37,6 +37,7 @@ class UniversalTraining(Stage):
     reads: ClassVar[tuple[str, ...]] = ("model", "split")
     gives: ClassVar[tuple[str, ...]] = ("model",)
     evaluates: ClassVar[bool] = True
+    revision: ClassVar[int] = 1
 
     epochs: int = 15
     """Perturbations are found anew before every epoch."""
@@ -123,8 +124,8 @@ def find_patterns(marked_N: Tensor, context: Context) -> Tensor | None:
         sums.index_add_(0, group_N[index.to(group_N.device)].to(world.device), pixels.double())
     assert sums is not None
     counts = torch.bincount(group_N, minlength=len(labels) + 1).to(world.device)
-    means = world.sum(sums) / counts.clamp_min(1)[:, None, None, None]
-    return ((means[:-1] - means[-1:]) / 255).float()
+    means = world.sum(sums).div_(255 * counts.clamp_min(1)[:, None, None, None])
+    return means[:-1].sub_(means[-1:]).float()
 
 
 def train(
@@ -150,9 +151,6 @@ def train(
             found = find_perturbations(config, model, positions, context, epoch)
         assert found is not None
         found = found.to(context.world.device)
-        deltas = found
-        if known_KCHW is not None:
-            deltas = torch.cat([found, known_KCHW[torch.arange(max(len(found), len(known_KCHW))) % len(known_KCHW)]])
         in_turn = context.generator("uat", epoch, "order")
         order = labelled_batches(config.draw, positions, context.images.labels, config.steps, config.batch, in_turn)
         chosen = order[:, mine]
@@ -161,7 +159,11 @@ def train(
         left = context.images.batches(chosen[loop.done :])
         for step, pixels in enumerate(loop.steps(left, config.steps), start=loop.done):
             views = draw_views(config, pixels, mine, loop.draws)
-            seen = perturb(config, views, deltas, mine)
+            delta = take_turns(found, mine)
+            if known_KCHW is not None:
+                before = ((epoch - 1) * config.steps + step) * config.batch
+                delta = every_other(delta, known_KCHW, mine, before)
+            seen = perturb(config, views, delta)
             if config.erase:
                 seen = erase(config, seen, mine, loop.draws)
             both = torch.cat([views, seen])
@@ -200,7 +202,7 @@ def find_perturbations(
         views = draw_views(config, pixels, mine, draws)
         delta = found.clone().requires_grad_()
         with context.autocast():
-            logits = model(perturb(config, views, delta, mine))
+            logits = model(perturb(config, views, take_turns(delta, mine)))
         loss = F.cross_entropy(logits.float(), context.images.labels[here.to(world.device)], reduction="sum")
         (slope,) = torch.autograd.grad(loss, delta)
         slope = world.sum(slope)
@@ -224,11 +226,23 @@ def draw_views(config: UniversalTraining, pixels: Tensor, mine: slice, draws: to
     return augment.apply(config.augment, pixels, params[mine])
 
 
-def perturb(config: UniversalTraining, views: Tensor, delta_PCHW: Tensor, mine: slice) -> Tensor:
-    """Normalised images with perturbations added, which take turns over the global batch; pixels stay in 0-1."""
-    turn = torch.arange(mine.start, mine.stop, device=views.device) % len(delta_PCHW)
+def take_turns(delta_PCHW: Tensor, mine: slice) -> Tensor:
+    """The perturbation of each of this rank's images: (b, 3, H, W). They take turns over the global batch."""
+    return delta_PCHW[torch.arange(mine.start, mine.stop, device=delta_PCHW.device) % len(delta_PCHW)]
+
+
+def every_other(delta_BCHW: Tensor, known_KCHW: Tensor, mine: slice, before: int) -> Tensor:
+    """The same with a known pattern in place of every other perturbation of the global batch; patterns take turns, and
+    go on with it after the `before` images of earlier batches."""
+    place = torch.arange(mine.start, mine.stop, device=delta_BCHW.device)
+    patterns = known_KCHW[((before + place) // 2) % len(known_KCHW)]
+    return torch.where((place % 2 == 1)[:, None, None, None], patterns, delta_BCHW)
+
+
+def perturb(config: UniversalTraining, views: Tensor, delta_BCHW: Tensor) -> Tensor:
+    """Normalised images with perturbations added, one each; pixels stay in 0-1."""
     mean, std = (views.new_tensor(v)[:, None, None] for v in (config.augment.mean, config.augment.std))
-    return torch.clamp(views + delta_PCHW[turn] / std, -mean / std, (1 - mean) / std)
+    return torch.clamp(views + delta_BCHW / std, -mean / std, (1 - mean) / std)
 
 
 def erase(config: UniversalTraining, views: Tensor, mine: slice, draws: torch.Generator) -> Tensor:

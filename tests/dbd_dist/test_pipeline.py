@@ -84,7 +84,8 @@ def result_of(storage: Path) -> dict[str, Any]:
 # -- what a run leaves
 
 DOCUMENTED = {
-    "method", "dataset", "attack", "seed", "clean_acc", "asr", "robust_acc", "per_class_acc", "kept_poisoned", "kept",
+    "method", "dataset", "attack", "seed", "clean_acc", "asr", "robust_acc", "asr_untriggered", "per_class_acc",
+    "kept_poisoned", "kept",
     "poisoned", "train_size", "seconds", "world_size", "device", "commit", "versions", "preset",
 }  # fmt: skip
 """Fields of result.json in docs/design.md."""

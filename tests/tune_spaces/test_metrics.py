@@ -10,6 +10,7 @@ import pytest
 from data_prep.errors import UserError
 from dbd_dist.evaluation import defender
 from tune_spaces import metrics
+from tune_spaces.attack import on_the_way
 from tune_spaces.metrics import Metric
 
 
@@ -44,6 +45,13 @@ def test_directions():
 def test_metrics_that_cannot_be(names, truth, attacks, message):
     with pytest.raises(UserError, match=message):
         metrics.find(names, truth=truth, attacks=attacks)
+
+
+def test_how_far_an_attack_came_is_read_from_a_result():
+    quality = {"first": {"auroc": 0.75, "tpr": 1.0}, "last": {"auroc": 0.5}}
+    whole = {"asr": 0.0, "after_warmup": {"clean_acc": 0.9, "asr": 0.25}, "split_quality": quality}
+    assert on_the_way(whole) == {"asr_warmup": 0.25, "first_auroc": 0.75}
+    assert on_the_way({"asr": 1.0, "split_quality": None}) == {}  # no defence, or nobody knows the truth
 
 
 def test_means_over_seeds():
