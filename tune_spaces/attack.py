@@ -31,6 +31,7 @@ ARTEFACT, DATA = "artefact", "data"
 def craft_and_train(number: int, values: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
     """An attack for each seed, and the runs under it."""
     began, results, folders = time.monotonic(), [], []
+    values = {**job["attack"], **values}
     for seed, name in run_names(job["name"], number, [int(seed) for seed in job["datas"]]).items():
         found, ran = _one(values, seed, name, job)
         results.append(found)

@@ -23,6 +23,11 @@ def of_training(values: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in values.items() if field.partition(".")[0] not in ("craft", "prepare")}
 
 
+def of_attack(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The others: what belongs to the craft and to `dbd prepare`."""
+    return {field: value for field, value in values.items() if field not in of_training(values)}
+
+
 def craft_of(values: Mapping[str, Any], *, target: int, seed: int) -> Adaptive:
     """The craft with these values; those that its kind of mask does not have are left out.
 

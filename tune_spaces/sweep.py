@@ -25,6 +25,7 @@ from dbd_dist.runtime import stopping
 from dbd_dist.runtime.stopping import Stopped
 from tune_spaces import plan as plans
 from tune_spaces import search as searches
+from tune_spaces.attack_settings import of_attack
 from tune_spaces.book import Book, Row
 from tune_spaces.plan import Plan
 from tune_spaces.show import Show
@@ -123,6 +124,7 @@ def job_of(plan: Plan, size: Size) -> dict[str, Any]:
     )
     return {
         "base": dataclasses.replace(plan.base, compute=compute).to_dict(),
+        "attack": of_attack(plan.fixed),
         "preset": plan.base.preset,
         "method": plan.base.method.name,
         "datas": {str(seed): str(folder) for seed, folder in plan.datas.items()},

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from data_prep.io.json import read_json
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig
 from dbd_dist.launch.local import run_local
@@ -185,7 +186,7 @@ def test_trials_that_fall_behind_are_stopped_early(undisturbed, capsys):
 def test_an_attack_is_crafted_trained_on_and_kept(undisturbed, capsys, tmp_path):
     argv = ["tune", "adaptive", "--smoke", "--storage", str(undisturbed.storage), "--name", "attack", "--seeds", "0"]
     argv += ["--search", "tpe", "--trials", "2", "--min-psnr", "15", "--against", "none"]
-    argv += ["--vary", "craft.alpha=choice(0.1, 1.0)"]
+    argv += ["--vary", "craft.alpha=choice(0.1, 1.0)", "--fix", "craft.separation=0.25", "--fix", "prepare.rate=0.08"]
     assert main(argv) == 0
     said = capsys.readouterr().out
     found = {row["values"]["craft.alpha"]: row for row in rows(undisturbed.storage / "attack")}
@@ -196,5 +197,9 @@ def test_an_attack_is_crafted_trained_on_and_kept(undisturbed, capsys, tmp_path)
     if 1.0 in found:  # the whole image replaced: below the bound, not trained on
         assert "asr" not in found[1.0]["metrics"]
         assert "too visible" in said
+    for trial in (undisturbed.storage / "attack").glob("trial-*"):
+        assert read_json(trial / "artefact" / "artefact.json")["settings"]["separation"] == 0.25
+    result = read_json(undisturbed.storage / "attack" / f"trial-{row['number']:04d}" / "dbd" / "result.json")
+    assert result["poisoned"] == round(0.08 * result["train_size"])
     artefact = undisturbed.storage / "attack" / "best-artefact"
     assert main(["prepare", "digits", "adaptive", "--artefact", str(artefact), "--datasets", str(tmp_path)]) == 0
