@@ -265,10 +265,14 @@ def test_new_fields_leave_the_keys_of_the_published_split_as_they_were():
     assert robust.augment == preset("demo").config("dbd").method.split.augment
 
 
-@pytest.mark.parametrize("name", ["demo", "cifar10_cpu", "imagenet_subset_badnets"])
-def test_variants_of_a_stage_take_the_settings_of_the_preset_but_for_their_own(name):
+QUARTER = {"epochs": 20, "lr_schedule": "cosine"}
+
+
+@pytest.mark.parametrize(("name", "shorter"), [("demo", {}), ("cifar10_cpu", {}), ("imagenet_subset_badnets", QUARTER)])
+def test_variants_of_a_stage_take_the_settings_of_the_preset_but_for_their_own(name, shorter):
     robust, plain = (preset(name).config(method).method for method in ("dbd-robust", "dbd"))
-    assert robust.mixmatch == type(robust.mixmatch)(**vars(plain.mixmatch) | {"draw": "balanced"})
-    assert robust.mixmatch.key_values() == plain.mixmatch.key_values() | {"draw": "balanced"}
+    own_values = {"draw": "balanced"} | shorter
+    assert robust.mixmatch == type(robust.mixmatch)(**vars(plain.mixmatch) | own_values)
+    assert robust.mixmatch.key_values() == plain.mixmatch.key_values() | own_values
     own = {"keep", "keep_most", "rule", "score", "scan", "leave_out", "leave_out_until"}
     assert {f for f in vars(plain.split) if getattr(robust.split, f) != getattr(plain.split, f)} == own - {"keep_most"}
