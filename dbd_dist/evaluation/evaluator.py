@@ -99,18 +99,17 @@ class Evaluator:
         asr = robust = untriggered = None
         if self._triggered is not None:
             wanted = self._manifest.attack_labels(labels)
-            mistaken = torch.stack([((predictions == wanted) & (labels != wanted)).sum(), (labels != wanted).sum()])
-            mistakes, of_all = self._world.sum(mistaken.double()).tolist()
-            untriggered = mistakes / of_all
+            mistaken = (predictions == wanted) & (labels != wanted)
             images, labels = self._triggered
             attack_labels = self._manifest.attack_labels(labels)
             others = labels != attack_labels
             predictions = self._predict(model, images)
             hit, kept = (predictions == attack_labels) & others, (predictions == labels) & others
-            hits = torch.stack([hit.sum(), kept.sum(), others.sum(), (predictions < 0).sum()])
-            success, correct, total, lost = self._world.sum(hits.double()).tolist()
+            # the same images with and without the trigger: one total
+            hits = torch.stack([hit.sum(), kept.sum(), mistaken.sum(), others.sum(), (predictions < 0).sum()])
+            success, correct, mistakes, total, lost = self._world.sum(hits.double()).tolist()
             counts[2] += lost
-            asr, robust = success / total, correct / total
+            asr, robust, untriggered = success / total, correct / total, mistakes / total
         for part, training in modes:
             part.training = training
         if counts[2].any():

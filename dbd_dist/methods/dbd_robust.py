@@ -12,7 +12,8 @@ from dbd_dist.methods.method import Method
 from dbd_dist.stages import MixMatch, SimCLR, Split, Stage, UniversalTraining, Warmup
 
 LEAST_STEPS = 3000
-"""Of fine-tuning. On 15,000 photographs a quarter of so many cost five points of accuracy (docs/accuracy.md)."""
+"""Of fine-tuning, below which it is not shortened: 750 in place of 3,000 cost five points of accuracy on 14,250
+photographs (docs/accuracy.md)."""
 
 # Fields of the variants are declared without the metadata omit_default: keys have to tell them from the published ones.
 
@@ -43,8 +44,8 @@ class BalancedMixMatch(MixMatch):
 
     @classmethod
     def from_preset(cls, stages: Mapping[str, Stage]) -> Stage | None:
-        """The preset's settings; a quarter of its epochs where that leaves `LEAST_STEPS` steps, and never fewer steps
-        than those where the preset has them."""
+        """The preset's settings with a quarter of its epochs, or as many as `LEAST_STEPS` need, and no more than it
+        has."""
         full = super().from_preset(stages)
         if not isinstance(full, BalancedMixMatch):
             return full
@@ -62,7 +63,8 @@ class RobustDBD(Method):
     DBD's half in one ranking of losses. A tenth of the samples, those that lie alone or in a small group among the
     self-supervised features, is left out for half of the fine-tuning. The fine-tuned model is then trained against
     universal perturbations, squares of noise and the patterns that were found, on the kept samples, which takes out
-    what a trigger has left behind. Of a long fine-tuning a quarter is enough: most labels are kept.
+    what a trigger has left behind. Of a long fine-tuning a quarter is done, since
+    most labels are kept.
     """
 
     name: ClassVar[str] = "dbd-robust"

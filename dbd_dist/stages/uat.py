@@ -23,7 +23,7 @@ from dbd_dist.stages.split import ADDED, Split
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes, check_batch, find_stage
 
 AT_A_TIME = 128
-"""Images whose mean is taken."""
+"""Images that are added up at a time, for their mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
