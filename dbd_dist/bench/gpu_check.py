@@ -3,10 +3,10 @@
     python -m dbd_dist.bench.gpu_check --out FOLDER [--images FOLDER] [--work FOLDER] [--budget-s 1500] [--scale 1.0]
 
 For a host with PyTorch that need have neither network, Ray, FFCV nor tyro. --images names a folder of train.parquet and
-test.parquet (Hugging Face layout, CIFAR-10); the recipe is run on it, under BadNets and Blended, without defence and
-with DBD. FOLDER/gpu_check.json is written anew after every piece, with hardware, versions, commit and seed; pieces that
-are in it are not run again, and recipes resume from the checkpoints in --work. When the budget is spent it stops
-within about a second of training, with a checkpoint.
+test.parquet (Hugging Face layout, CIFAR-10); the recipe is run on it, under BadNets and Blended, without defence, with
+DBD and with dbd-robust. FOLDER/gpu_check.json is written anew after every piece, with hardware, versions, commit and
+seed; pieces that are in it are not run again, and recipes resume from the checkpoints in --work. When the budget is
+spent it stops within about a second of training, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from data_prep.errors import UserError
 NEEDED = ("torch", "torchvision", "numpy", "PIL", "pyarrow", "numba", "scipy", "safetensors", "tensorboard")
 BENCHES = ("augmentation", "simclr", "mixmatch", "split", "memory", "loader", "epoch")
 RECIPES = ("cifar10_badnets", "cifar10_blended")
+METHODS = ("none", "dbd", "dbd-robust")
+"""In this order: the last two share pretraining and warm-up, so that they differ in the fine-tuning."""
 CHECKPOINT_S = 30.0
 """Between two checkpoints of a recipe; one is written too when the budget is spent."""
 
@@ -124,6 +126,8 @@ def recipe(name: str, method: str, arguments: argparse.Namespace, until: float) 
         progress=False,
     )
     config = shortened(chosen, arguments).config(method)
+    if arguments.quick and hasattr(config.method, "uat"):  # of one method, so that presets have no settings of it
+        config = replace(config, method=replace(config.method, uat=replace(config.method.uat, epochs=1, batch=12)))
     # checkpoints of some 100 MB: an epoch of a few seconds would wait for them
     compute = replace(
         config.compute, checkpoint_s=CHECKPOINT_S, compile=arguments.compile, cuda_graphs=arguments.cuda_graphs
@@ -187,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=["correctness", "bench", "recipe"],
                         default=["correctness", "bench", "recipe"])  # fmt: skip
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="of the recipes")
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="of the recipes")
     parser.add_argument("--cuda-graphs", choices=["auto", "on", "off"], default="auto", help="of the recipes")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu tries the command out")
@@ -253,7 +258,7 @@ def everything(arguments: argparse.Namespace, record: Record, scratch: Path, unt
             record.piece("bench", name, lambda name=name: [row.as_json() for row in run([name], setup, show)])
     if "recipe" in arguments.parts and arguments.images is not None:
         for name in arguments.recipes:
-            for method in ("none", "dbd"):
+            for method in arguments.methods:
                 label = f"{name}, {method}, scale {arguments.scale:g}, seed {arguments.seed}"
                 record.piece("recipe", label, lambda n=name, m=method: recipe(n, m, arguments, until), enough_s=30)
                 if record.found["recipe"][label].get("unfinished"):

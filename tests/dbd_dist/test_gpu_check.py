@@ -155,5 +155,7 @@ def test_recipes_stop_when_time_is_up_and_go_on(tmp_path, monkeypatch):
     assert check(tmp_path / "out", *flags, "--budget-s", "31") in (0, 3)
     assert check(tmp_path / "out", *flags, "--budget-s", "600") == 0
     found = json.loads((tmp_path / "out" / "gpu_check.json").read_text())["recipe"]
-    assert [value["result"]["method"] for value in found.values()] == ["none", "dbd"]
+    results = {value["result"]["method"]: value["result"] for value in found.values()}
+    assert list(results) == ["none", "dbd", "dbd-robust"]
+    assert results["dbd-robust"]["reused_stages"][:2] == ["simclr", "warmup"]  # of dbd's run
     assert all(0 <= value["result"]["clean_acc"] <= 1 for value in found.values())
