@@ -134,12 +134,12 @@ def notes(made: Made) -> list[str]:
         )
     lines.append("Time: training of all stages, those that another run of the table trained among them.")
     found = made.results
-    for what, values in (
-        ("Hardware", {_device(result) for result in found}),
-        ("Commit", {str(result.get("commit")) for result in found if result.get("commit")}),
+    for what, values, between in (
+        ("Hardware", {_device(result) for result in found}, "; "),  # a device has commas of its own
+        ("Commit", {str(result.get("commit")) for result in found if result.get("commit")}, ", "),
     ):
         if values:
-            lines.append(f"{what}: {', '.join(sorted(values))}.")
+            lines.append(f"{what}: {between.join(sorted(values))}.")
     gaps = missing(made)
     return [*lines, *([f"Without a result: {'; '.join(gaps)}."] if gaps else [])]
 

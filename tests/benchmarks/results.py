@@ -163,7 +163,7 @@ class Page:
         """A table of `dbd reproduce`, its notes and where it comes from."""
         made = self.tables[name]
         source = (
-            f"[{name}](results/{name}): `{made.about['command']}`; {name}/{made.about['table']}.md has every command."
+            f"[{name}](results/{name}): `{made.about['command']}`; the files there have the commands of every cell."
         )
         return f"{formats.as_markdown(made, with_commands=False)}\n{source}"
 

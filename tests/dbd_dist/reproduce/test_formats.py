@@ -43,6 +43,12 @@ def test_values_that_lie_far_apart_are_listed(write_table):
     assert body[0][head.index("ASR %")] == "90.0, 10.0, 15.0"
 
 
+def test_several_devices_are_told_apart(write_table):
+    devices = {("badnets", "dbd", 0): {"device": "a CPU, 2 cores"}, ("badnets", "dbd", 1): {"device": "a GPU"}}
+    text = formats.as_markdown(read(write_table(devices)))
+    assert "Hardware: a CPU, 2 cores, fp32; a GPU, fp32." in text
+
+
 def test_notes_and_commands(made):
     text = formats.as_markdown(made)
     for part in (
