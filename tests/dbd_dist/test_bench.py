@@ -60,6 +60,7 @@ def test_steps_report_a_floor(setup, name):
     assert all(row.floor and row.floor > 0 for row in rows if row.unit != "fraction")
 
 
+@pytest.mark.slow
 def test_command_writes_what_it_shows(digits, tmp_path, capsys):
     out = tmp_path / "bench.json"
     assert main(["bench", "--quick", "--only", "loader", "--data", str(digits), "--json", str(out)]) == 0
@@ -71,6 +72,7 @@ def test_command_writes_what_it_shows(digits, tmp_path, capsys):
     assert {"host", "versions", "commit", "command", "device"} <= found.keys()
 
 
+@pytest.mark.slow
 def test_jpeg_is_measured_beside_raw_and_beside_files(setup):
     rows = run.run(["jpeg"], setup, lambda row: None)
     assert len(rows) == 8

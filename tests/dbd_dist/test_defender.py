@@ -63,6 +63,7 @@ def test_withheld_is_drawn_with_the_seed(share, count):
     assert share == 0 or not torch.equal(first, other)
 
 
+@pytest.mark.slow
 def test_a_run_reports_them_and_its_numbers_stay(smoke_config, tmp_path):
     """Measuring changes no number; withholding labels does."""
     fast = override(smoke_config, {"simclr.epochs": 1, "warmup.epochs": 1, "mixmatch.epochs": 3, "mixmatch.steps": 2})

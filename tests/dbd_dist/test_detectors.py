@@ -232,6 +232,7 @@ def test_a_step_of_unlearning_by_hand(alone, bound):
     assert rows[0]["loss_isolated"] == pytest.approx(min(losses[1].item(), bound), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_unlearning_ends_however_long_it_goes_on(alone):
     context = tiny.make_context(alone, tiny.make_images())
     model = tiny.make_classifier(context)

@@ -147,6 +147,7 @@ def test_images_with_triggers_pixel_by_pixel():
                         assert found[a, b, c, y, x] == pytest.approx(expected.item(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_all_classes_at_once_find_what_each_finds_alone():
     classify = linear()
     together = invert(QUICK, classify, RAW, range(5), starts(5), batches(QUICK))
@@ -215,6 +216,7 @@ def test_without_a_found_target_the_model_stays(alone):
 # -- a whole run
 
 
+@pytest.mark.slow
 def test_a_run_leaves_triggers_and_their_picture(tmp_path, with_holdout: Path):
     config = preset("smoke").config("nc")
     settings = {

@@ -39,6 +39,7 @@ def test_ranks_draw_the_shares_of_their_part():
     assert float(apart.max()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", [0.0, 0.4])
 def test_overlays_change_what_is_learnt_and_none_leaves_it(alone, overlay):
     weights = []

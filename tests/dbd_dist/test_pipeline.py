@@ -248,6 +248,7 @@ def test_crash_and_resume_equal_an_uninterrupted_run(k, defended, smoke_config, 
         assert (tmp_path / RUN / name).read_bytes() == (defended / RUN / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_crash_and_resume_without_defence(undefended, smoke_none, tmp_path, monkeypatch):
     config = smoke_none
     with monkeypatch.context() as patch:
@@ -261,13 +262,14 @@ def test_crash_and_resume_without_defence(undefended, smoke_none, tmp_path, monk
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_numbers(defended, smoke_config, tmp_path):
     """The control of the tests above: their comparison can fail."""
     train(replace(smoke_config, seed=1), tmp_path)
     assert rows(tmp_path / RUN) != rows(defended / RUN)
 
 
-@pytest.mark.parametrize("k", [1, 2, 4, 7, 11])
+@pytest.mark.parametrize("k", [4, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 7, 11))])
 def test_crash_inside_an_epoch_loses_no_step_after_the_last_state(k, defended, smoke_config, tmp_path, monkeypatch):
     config = replace(smoke_config, compute=replace(smoke_config.compute, checkpoint_steps=1))
     with monkeypatch.context() as patch:
@@ -297,7 +299,13 @@ def test_crash_inside_an_epoch_loses_no_step_after_the_last_state(k, defended, s
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("after", [("simclr", 1, 2), ("warmup", 2, 1), ("mixmatch", 1, 1), ("mixmatch", 2, 4)])
+@pytest.mark.parametrize(
+    "after",
+    [
+        ("mixmatch", 1, 1),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in (("simclr", 1, 2), ("warmup", 2, 1), ("mixmatch", 2, 4))),
+    ],
+)
 def test_a_signal_leaves_a_state_and_the_run_goes_on_from_it(
     number, code, after, defended, smoke_config, tmp_path, monkeypatch, capfd
 ):
@@ -330,6 +338,7 @@ def test_a_signal_leaves_a_state_and_the_run_goes_on_from_it(
     assert (tmp_path / RUN / "model.safetensors").read_bytes() == (defended / RUN / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(smoke_config, tmp_path, monkeypatch):
     def kill(self, *_) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -382,6 +391,7 @@ def test_a_mirror_that_cannot_be_written_is_refused_before_anything_is_trained(s
     assert trained == []
 
 
+@pytest.mark.slow
 def test_event_files_hold_no_epoch_twice(defended, smoke_config, tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -452,6 +462,7 @@ def test_a_stage_that_another_run_finished_brings_all_its_rows(defended, smoke_c
     assert rows(tmp_path / RUN) == rows(defended / RUN)
 
 
+@pytest.mark.slow
 def test_a_stage_whose_file_was_lost_is_there_once_and_spares_later_checkpoints(
     defended, smoke_config, tmp_path, monkeypatch
 ):
@@ -465,6 +476,7 @@ def test_a_stage_whose_file_was_lost_is_there_once_and_spares_later_checkpoints(
     assert sorted(rows(tmp_path / RUN), key=key) == rows(defended / RUN)
 
 
+@pytest.mark.slow
 def test_a_state_of_another_precision_is_refused_and_stays(defended, smoke_config, tmp_path, monkeypatch):
     """`auto` may be another on other hardware."""
     crash(smoke_config, tmp_path, 1, monkeypatch)
@@ -498,6 +510,7 @@ def test_a_checkpoint_that_does_not_fit_its_stage_is_one_message(part, defended,
             train(smoke_config, storage)
 
 
+@pytest.mark.slow
 def test_hidden_files_of_others_stay(smoke_config, tmp_path):
     folder = tmp_path / RUN
     (folder / ".git").mkdir(parents=True)
@@ -509,6 +522,7 @@ def test_hidden_files_of_others_stay(smoke_config, tmp_path):
     assert (folder / ".git" / "HEAD").read_text() == "ref"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_mirror_out_of_reach_matters_only_to_a_run_that_needs_it(damaged, smoke_config, tmp_path, monkeypatch):
     far = tmp_path / "far"
@@ -615,7 +629,7 @@ def test_a_stage_is_not_reused_where_it_depends_on_the_change(
     assert trained == again
 
 
-@pytest.mark.parametrize("stage", ["simclr", "warmup"])
+@pytest.mark.parametrize("stage", [pytest.param("simclr", marks=pytest.mark.slow), "warmup"])
 def test_stop_after_keeps_the_stage_and_gives_no_result(stage, defended, smoke_config, tmp_path, monkeypatch):
     trained = record_epochs(monkeypatch)
     config = replace(smoke_config, stop_after=stage)
@@ -720,6 +734,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint_before(
     assert not (tmp_path / RUN / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_staged_data_set_changes_nothing(defended, smoke_config, digits, tmp_path):
     config = replace(smoke_config, compute=replace(smoke_config.compute, stage=tmp_path / "node"))
     result = train(config, tmp_path / "runs")

@@ -174,6 +174,7 @@ def test_beats_keep_a_watchdog_quiet_and_it_leaves_nothing(tmp_path):
     watchdog.beat()  # there is no watchdog
 
 
+@pytest.mark.slow
 def test_a_process_that_comes_back_is_not_ended(tmp_path):
     """Found stuck, its stacks are written; before it is ended it makes a step."""
     with watchdog.watching(tmp_path, rank=0, limit_s=1.0):

@@ -46,6 +46,7 @@ def test_data_sets_of_every_attack(work):
     agrees("prepare", make.make_prepare(work))
 
 
+@pytest.mark.slow
 def test_one_process(seed_0):
     agrees("local", seed_0)
 

@@ -81,6 +81,7 @@ def test_files_that_are_no_tables(harm, folder):
         assert error.value.where == path / name
 
 
+@pytest.mark.slow
 def test_no_damage_gets_anything_but_a_table_or_a_user_error(folder, rng):
     """Flipped bytes can make invalid strings, which pyarrow reads and then fails on."""
     path, _ = folder

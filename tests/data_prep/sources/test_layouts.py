@@ -557,6 +557,7 @@ def test_hf_without_a_network(tmp_path, monkeypatch):
         HuggingFace(path="a/b/c").open()
 
 
+@pytest.mark.slow
 def test_the_library_is_imported_for_hf_only(run_python):
     code = "import sys, data_prep.cli; data_prep.cli.SOURCES['hf']; print('datasets' in sys.modules)"
     assert run_python(code).stdout.strip() == "False"

@@ -57,6 +57,7 @@ def test_a_method_that_is_not_installed_is_left_out_with_a_note(monkeypatch, cap
     assert "main leaves out no-such-method" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_each_quirk_is_a_change_that_its_flags_make(tmp_path):
     """A row has other settings than every other row of its method, and `all` those of all that a single worker has."""
     table = narrowed(find_table("quirks"), attacks=["badnets"], seeds=[0])
@@ -159,6 +160,7 @@ def test_names_that_are_near(place, capsys):
     assert "did you mean 'dbd'" in message("main", "--methods", "dbdx", capsys=capsys)
 
 
+@pytest.mark.slow
 def test_every_case_fits_the_digits():
     """Their side is known before anything is made."""
     place = Place(storage=Path("runs"))
