@@ -12,7 +12,7 @@ from data_prep.errors import UserError
 from data_prep.io.json import read_json, write_json
 from dbd_dist.reporting import names, tables
 from dbd_dist.reporting.runs import load_run
-from dbd_dist.reproduce.grid import Cell, Plan, Task
+from dbd_dist.reproduce.grid import THREADS, Cell, Plan, Task
 from dbd_dist.reproduce.table import variant_key
 
 ABOUT = "table.json"
@@ -112,8 +112,17 @@ def _result(cell: Cell, making: Mapping[str, Task]) -> dict[str, Any]:
     """A run's result.json, with the commands that made it."""
     run = load_run(cell.folder, arrays=False)
     assert run.result is not None
-    commands = [f"dbd {shlex.join(task.argv)}" for task in (*_before(cell.task, making), cell.task)]
-    return {**run.result, "commands": commands}
+    argvs = [*(task.argv for task in _before(cell.task, making)), _as_it_ran(cell.task.argv, run.config)]
+    return {**run.result, "commands": [f"dbd {shlex.join(argv)}" for argv in argvs]}
+
+
+def _as_it_ran(argv: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """A run's command with the threads that it had, which are not always those that a plan has for it today."""
+    words, threads = list(argv), (config.get("compute") or {}).get("threads")
+    if THREADS in words:
+        at = words.index(THREADS)
+        words[at : at + 2] = [] if threads is None else [THREADS, str(threads)]
+    return words
 
 
 def _before(task: Task, making: Mapping[str, Task]) -> list[Task]:
@@ -148,6 +157,16 @@ def read(folder: Path) -> Made:
         return Made(about=about, rows=tuple(rows))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"not a table's results ({error})", where=folder) from error
+
+
+def trained_s(results: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of the stages that these runs trained themselves; what one found in the store is another's."""
+    return sum(
+        seconds
+        for result in results
+        for stage, seconds in (result.get("seconds") or {}).items()
+        if stage not in (result.get("reused_stages") or ())
+    )
 
 
 def missing(made: Made) -> Sequence[str]:

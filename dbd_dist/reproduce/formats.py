@@ -14,7 +14,7 @@ from dbd_dist.reporting import tables, wording
 from dbd_dist.reporting.page import environment, write_file
 from dbd_dist.reporting.wording import printable
 from dbd_dist.reproduce import article, claims
-from dbd_dist.reproduce.collect import Made, Row, missing
+from dbd_dist.reproduce.collect import Made, Row, missing, trained_s
 
 APART = 0.2
 """Standard deviation of a share from which the runs are listed instead: a mean of 90 and 15 % misleads."""
@@ -133,6 +133,7 @@ def notes(made: Made) -> list[str]:
             "500 and 1,000 of 50,000 training images or as many in proportion."
         )
     lines.append("Time: training of all stages, those that another run of the table trained among them.")
+    lines += _cost(made)
     found = made.results
     for what, values, between in (
         ("Hardware", {_device(result) for result in found}, "; "),  # a device has commas of its own
@@ -142,6 +143,26 @@ def notes(made: Made) -> list[str]:
             lines.append(f"{what}: {between.join(sorted(values))}.")
     gaps = missing(made)
     return [*lines, *([f"Without a result: {'; '.join(gaps)}."] if gaps else [])]
+
+
+def _cost(made: Made) -> list[str]:
+    """What sharing stages spares: the table, against each run by itself and against DBD alone."""
+    whole = sum(sum((result.get("seconds") or {}).values()) for result in made.results)
+    trained = trained_s(made.results)
+    if trained >= whole:
+        return []
+    cells = {(row.case, result["seed"]) for row in made.rows for result in row.results if row.variant == "dbd"}
+    beside = [r for row in made.rows for r in row.results if (row.case, r["seed"]) in cells]
+    alone = sum(sum(r["seconds"].values()) for row in made.rows if row.variant == "dbd" for r in row.results)
+    against = (
+        f"; where DBD was run, all methods take {trained_s(beside) / alone:.2f} times as long as DBD alone"
+        if alone
+        else ""
+    )
+    return [
+        f"With each shared stage trained once, all runs took {wording.duration(trained)}, without sharing it would be "
+        f"{wording.duration(whole)}{against}."
+    ]
 
 
 def _device(result: Any) -> str:

@@ -31,6 +31,7 @@ from dbd_dist.runtime.keys import keys_on, method_hash
 
 FOLDER = "reproduce"
 """Below the storage."""
+THREADS = "--compute.threads"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +272,7 @@ def _cell(
     argv = ["train", table.preset, "--method", variant.method, "--seed", str(config.seed), "--data", str(folder)]
     argv += ["--storage", str(place.storage), "--name", name, "--launcher", place.launcher]
     if place.launcher == "local" and place.threads is not None:
-        argv += ["--compute.threads", str(place.threads)]
+        argv += [THREADS, str(place.threads)]
     if place.launcher == "ray" and place.cpus_per_worker is not None:
         argv += ["--cpus-per-worker", str(place.cpus_per_worker)]
     argv += [*table.flags, *variant.flags]

@@ -49,6 +49,25 @@ def test_several_devices_are_told_apart(write_table):
     assert "Hardware: a CPU, 2 cores, fp32; a GPU, fp32." in text
 
 
+def test_the_cost_of_a_table_counts_shared_stages_once(write_table):
+    results = {
+        ("badnets", "none", 0): {"seconds": {"supervised": 5.0}},
+        ("badnets", "ssl-ce", 0): {"seconds": {"simclr": 60.0, "warmup": 10.0}, "reused_stages": []},
+        ("badnets", "dbd", 0): {
+            "seconds": {"simclr": 60.0, "warmup": 5.0, "mixmatch": 35.0}, "reused_stages": ["simclr"]
+        },
+        ("blended", "none", 0): {"seconds": {"supervised": 30.0}},
+    }  # fmt: skip
+    text = formats.as_markdown(read(write_table(results)))
+    # 5 + 70 + 40 of 5 + 70 + 100 under BadNets, and 30 under Blended, which DBD was not run on
+    assert "all runs took 2 min 25 s, without sharing it would be 3 min 25 s; where DBD" in text
+    assert "all methods take 1.15 times as long as DBD alone" in text
+
+
+def test_a_table_that_shares_nothing_says_nothing_of_it(made):
+    assert "sharing" not in formats.as_markdown(made)
+
+
 def test_notes_and_commands(made):
     text = formats.as_markdown(made)
     for part in (

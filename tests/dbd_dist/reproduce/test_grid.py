@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.errors import UserError
 from dbd_dist.cli import main
-from dbd_dist.reproduce import cost
+from dbd_dist.reproduce import collect, cost
 from dbd_dist.reproduce.grid import Place, plan
 from dbd_dist.reproduce.table import Variant, find_table, narrowed
 
@@ -63,6 +63,22 @@ def test_a_run_that_is_finished_with_other_settings_is_refused(table, tmp_path):
     (cell.folder / "run.json").write_text(json.dumps({"config": config}))
     with pytest.raises(UserError, match="with other settings than the table's"):
         plan(table, Place(storage=tmp_path))
+
+
+@pytest.mark.parametrize("threads", [3, None])
+def test_a_cells_command_has_the_threads_that_its_run_had(threads, table, tmp_path):
+    cell = plan(table, Place(storage=tmp_path, threads=2)).cells[0]
+    config = cell.config.to_dict()
+    config["compute"]["threads"] = threads
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "run.json").write_text(json.dumps({"config": config}))
+    (cell.folder / "result.json").write_text(json.dumps({"method": "none", "dataset": "d", "clean_acc": 0.5}))
+    (cell.folder / "metrics.jsonl").touch()
+    collect.write_results(plan(table, Place(storage=tmp_path, threads=2)), tmp_path / "out", "dbd reproduce")
+    [written] = (tmp_path / "out" / collect.RESULTS).iterdir()
+    command = json.loads(written.read_text())["commands"][-1]
+    assert ("--compute.threads" in command) == (threads is not None)
+    assert threads is None or f"--launcher local --compute.threads {threads}" in command
 
 
 def test_clean_images_are_needed_and_none_are_set_aside(table, tmp_path, monkeypatch):
