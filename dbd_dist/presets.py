@@ -82,7 +82,7 @@ def demo() -> Preset:
             Split(augment=weak),
             MixMatch(epochs=30, steps=40, lr_schedule="cosine", continue_optimizer=False, augment=weak),
             Supervised(epochs=30, batch=64, schedule="cosine", augment=weak),
-            # 72 clean images: at the paper's rate 10 and 20 epochs of them change nothing
+            # 70 clean images: at the paper's rate 10 and 20 epochs of them change nothing
             Teacher(epochs=30, batch=16, lr=0.1, augment=weak),
             Distillation(epochs=60, batch=16, lr=0.1, augment=weak),
         ),
