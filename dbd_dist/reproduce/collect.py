@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,14 +159,19 @@ def read(folder: Path) -> Made:
         raise UserError(f"not a table's results ({error})", where=folder) from error
 
 
-def trained_s(results: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds of the stages that these runs trained themselves; what one found in the store is another's."""
-    return sum(
-        seconds
-        for result in results
-        for stage, seconds in (result.get("seconds") or {}).items()
-        if stage not in (result.get("reused_stages") or ())
-    )
+def trained_s(results: Iterable[tuple[str, Mapping[str, Any]]]) -> float:
+    """Seconds of training with each shared stage once.
+
+    Args:
+        results: of runs, each with the case that it is of.
+    """
+    trained: list[tuple[str, int, str, float]] = []
+    found: set[tuple[str, int, str, float]] = set()  # in the store; with the seconds of the run that trained it
+    for case, result in results:
+        for stage, seconds in (result.get("seconds") or {}).items():
+            one = (case, result["seed"], stage, seconds)
+            found.add(one) if stage in (result.get("reused_stages") or ()) else trained.append(one)
+    return sum(seconds for *_, seconds in [*trained, *(found - set(trained))])
 
 
 def missing(made: Made) -> Sequence[str]:

@@ -102,7 +102,7 @@ DETECTION = (
 def cells(made: Made) -> tuple[list[str], list[list[str]]]:
     """Head and body."""
     shown = [name for name in COLUMNS if made.about["detects"] or name not in DETECTION]
-    body = [[COLUMNS[name](row) for name in shown] for row in made.rows]
+    body = [[COLUMNS[name](row) for name in shown] for row in made.rows if row.results]  # `notes` name the others
     used = [i for i in range(len(shown)) if i < TEXTS + 1 or any(line[i] not in ("", "–") for line in body)]
     return [shown[i] for i in used], [[line[i] for i in used] for line in body]
 
@@ -146,23 +146,25 @@ def notes(made: Made) -> list[str]:
 
 
 def _cost(made: Made) -> list[str]:
-    """What sharing stages spares: the table, against each run by itself and against DBD alone."""
-    whole = sum(sum((result.get("seconds") or {}).values()) for result in made.results)
-    trained = trained_s(made.results)
-    if trained >= whole:
+    """What sharing stages spares: the table against each run by itself, and against DBD alone where all methods were
+    run on one machine."""
+    runs = [(row.case, result) for row in made.rows for result in row.results]
+    once, apart = wording.duration(trained_s(runs)), wording.duration(sum(_seconds(result) for _, result in runs))
+    if once == apart:
         return []
-    cells = {(row.case, result["seed"]) for row in made.rows for result in row.results if row.variant == "dbd"}
-    beside = [r for row in made.rows for r in row.results if (row.case, r["seed"]) in cells]
-    alone = sum(sum(r["seconds"].values()) for row in made.rows if row.variant == "dbd" for r in row.results)
-    against = (
-        f"; where DBD was run, all methods take {trained_s(beside) / alone:.2f} times as long as DBD alone"
-        if alone
-        else ""
-    )
-    return [
-        f"With each shared stage trained once, all runs took {wording.duration(trained)}, without sharing it would be "
-        f"{wording.duration(whole)}{against}."
-    ]
+    beside = alone = 0.0
+    for case, seed in dict.fromkeys((case, result["seed"]) for case, result in runs):
+        rows = [row for row in made.rows if row.case == case]
+        here = {row.variant: result for row in rows for result in row.results if result["seed"] == seed}
+        if "dbd" in here and len(here) == len(rows) and len({_device(result) for result in here.values()}) == 1:
+            beside += trained_s((case, result) for result in here.values())
+            alone += _seconds(here["dbd"])
+    against = f"; all methods take {beside / alone:.2f} times as long as DBD alone" if alone else ""
+    return [f"With each shared stage trained once, all runs took {once}, without sharing it would be {apart}{against}."]
+
+
+def _seconds(result: Any) -> float:
+    return sum((result.get("seconds") or {}).values())
 
 
 def _device(result: Any) -> str:

@@ -56,11 +56,13 @@ class Peak:
         return int(words["VmHWM"].split()[0]) / 1024
 
 
-def stages(process: subprocess.Popen[str]) -> Iterator[tuple[str, float]]:
-    """Each stage that the run's progress names, with its peak in MiB, as soon as the next one begins."""
+def peaks_of(process: subprocess.Popen[str]) -> Iterator[tuple[str, float]]:
+    """Each stage that the run's progress names, with its peak in MiB, as soon as the next one begins. What the run
+    says is passed on."""
     assert process.stdout is not None
     peak, current = Peak(process.pid), ""
     for line in process.stdout:
+        print(line, end="", file=sys.stderr)
         name, colon, _ = line.partition(": epoch ")
         if colon and name != current:
             if current:
@@ -71,8 +73,8 @@ def stages(process: subprocess.Popen[str]) -> Iterator[tuple[str, float]]:
         if not colon and current:  # the lines at the end, while the process still is
             yield current, peak.take_mib()
             break
-    for _ in process.stdout:
-        pass
+    for line in process.stdout:
+        print(line, end="", file=sys.stderr)
 
 
 def measure(name: str, data: Path, method: str, reading: str, more: Sequence[str]) -> list[dict[str, Any]]:
@@ -86,7 +88,7 @@ def measure(name: str, data: Path, method: str, reading: str, more: Sequence[str
         process = subprocess.Popen(
             [sys.executable, "-m", "dbd_dist", *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        peaks = dict(stages(process))
+        peaks = dict(peaks_of(process))
         if process.wait() != 0:
             raise SystemExit(f"dbd {' '.join(argv)}: exit status {process.returncode}")
         result = json.loads((storage / "run" / "result.json").read_text())

@@ -50,18 +50,44 @@ def test_several_devices_are_told_apart(write_table):
 
 
 def test_the_cost_of_a_table_counts_shared_stages_once(write_table):
+    def case(name: str, **more: str) -> dict:
+        return {
+            (name, "none", 0): {"seconds": {"supervised": 5.0}},
+            (name, "ssl-ce", 0): {"seconds": {"simclr": 60.0, "warmup": 10.0}, "reused_stages": [], **more},
+            (name, "dbd", 0): {
+                "seconds": {"simclr": 60.0, "warmup": 5.0, "mixmatch": 35.0}, "reused_stages": ["simclr"]
+            },
+        }  # fmt: skip
+
+    # 5 + 70 + 40 s against 5 + 70 + 100, twice, and 30 s of a case that DBD was not run on
+    results = case("badnets") | case("wanet", device="a faster one")
+    text = formats.as_markdown(read(write_table(results | {("blended", "none", 0): {"seconds": {"supervised": 30.0}}})))
+    assert "all runs took 4 min 20 s, without sharing it would be 6 min 20 s; all methods" in text
+    assert "all methods take 1.15 times as long as DBD alone" in text  # under BadNets, where one machine ran them
+
+
+def test_methods_of_several_machines_are_not_held_against_dbd(write_table):
     results = {
-        ("badnets", "none", 0): {"seconds": {"supervised": 5.0}},
-        ("badnets", "ssl-ce", 0): {"seconds": {"simclr": 60.0, "warmup": 10.0}, "reused_stages": []},
-        ("badnets", "dbd", 0): {
-            "seconds": {"simclr": 60.0, "warmup": 5.0, "mixmatch": 35.0}, "reused_stages": ["simclr"]
-        },
-        ("blended", "none", 0): {"seconds": {"supervised": 30.0}},
-    }  # fmt: skip
-    text = formats.as_markdown(read(write_table(results)))
-    # 5 + 70 + 40 of 5 + 70 + 100 under BadNets, and 30 under Blended, which DBD was not run on
-    assert "all runs took 2 min 25 s, without sharing it would be 3 min 25 s; where DBD" in text
-    assert "all methods take 1.15 times as long as DBD alone" in text
+        ("badnets", "dbd", 0): {"seconds": {"simclr": 60.0}},
+        ("badnets", "ssl-ce", 0): {"seconds": {"simclr": 60.0}, "reused_stages": ["simclr"], "device": "another"},
+    }
+    assert "all runs took 1 min, without sharing it would be 2 min." in formats.as_markdown(read(write_table(results)))
+
+
+def test_a_stage_that_no_run_of_the_table_trained_counts_once(write_table):
+    found = {"seconds": {"simclr": 60.0, "warmup": 1.0}, "reused_stages": ["simclr"]}
+    results = {("badnets", method, 0): found for method in ("ssl-ce", "ssl-sce")}
+    assert "all runs took 1 min 2 s, without sharing it would be 2 min 2 s." in formats.as_markdown(
+        read(write_table(results))
+    )
+
+
+def test_what_has_no_result_has_no_row_and_is_named(write_table):
+    cases = [{"key": name, "name": name, "title": name.title(), "own": False} for name in ("badnets", "blended")]
+    made = read(write_table({("badnets", "dbd", 0): {}}, cases=cases))
+    _, body = formats.cells(made)
+    assert [line[0] for line in body] == ["Badnets"]
+    assert "Without a result: Blended, dbd (0 of 1)." in formats.as_markdown(made)
 
 
 def test_a_table_that_shares_nothing_says_nothing_of_it(made):
