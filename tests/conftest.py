@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would wait for whatever else runs
 os.environ["RAY_ADDRESS"] = "local"  # a Ray that runs here, of other tests or of anybody else, is not theirs
+
+# A shell without job control has SIGINT ignored for what it runs with "&", and every child inherits it: the commands
+# that tests interrupt would not notice.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def starts_ray(nodeid: str) -> bool:
