@@ -206,7 +206,7 @@ def imagenette_cpu() -> Preset:
         model=ModelConfig(depths=(1, 1, 1, 1), widths=(32, 64, 128, 256), stem="imagenet"),
         stages=(
             SimCLR(
-                epochs=220, batch=256, warmup_epochs=2, temperature=0.2,
+                epochs=160, batch=256, warmup_epochs=2, temperature=0.2,
                 augment=augment.simclr(mean=mean, std=std, blur_p=0.0),
             ),
             Warmup(epochs=15, lr=0.005, augment=weak),
