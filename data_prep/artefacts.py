@@ -138,7 +138,8 @@ def read_artefact(folder: str | os.PathLike[str], kind: str | None, layout: Layo
         content = _description(path)
     except OSError as error:
         what = f"not an artefact: {DESCRIPTION_FILE} cannot be read ({error.strerror})"
-        raise UserError(what, where=folder, hint="make one with dbd craft") from error
+        hint = f"make one with `dbd craft {kind or 'ATTACK'} --data FOLDER --out {folder}`, FOLDER a clean data set"
+        raise UserError(what, where=folder, hint=hint) from error
     except ValueError as error:
         raise UserError(f"not the description of an artefact ({error})", where=path, hint=_AGAIN) from error
     if kind not in (None, content["kind"]):

@@ -27,8 +27,8 @@ RESERVED = ("datasets", "stages")
 """Folders of a storage that are not runs."""
 FILES_OF_RUNS = (
     "checkpoints", "logs", "stalls", "tensorboard", RAY_FOLDER, "stop", ERROR_FILE, "run.json", "metrics.jsonl",
-    "result.json", "progress.json", "split.parquet", "features.npz", "model.json", "model.safetensors", "backbone.json",
-    "backbone.safetensors",
+    "result.json", "progress.json", "split.parquet", "ranking.parquet", "features.npz", "model.json",
+    "model.safetensors", "backbone.json", "backbone.safetensors",
 )  # fmt: skip
 """Names in a run's folder that another run below it cannot have."""
 

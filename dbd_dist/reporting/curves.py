@@ -87,15 +87,22 @@ def _last_stage(run: Run, *fields: str) -> list[Mapping[str, Any]]:
     return [row for row in run.metrics if stages and row["stage"] == stages[-1]]
 
 
+def _measured_rows(run: Run) -> list[Mapping[str, Any]]:
+    """Rows of the last stage in which accuracy was measured; none of a method that changes images at test time, since
+    between epochs the model is measured without that."""
+    return [] if run.changes_input else _last_stage(run, "clean_acc", "asr")
+
+
 def measured_line(run: Run, field: str) -> list[figures.Line]:
-    """A share over the epochs of the last stage in which accuracy was measured, in percent; empty where it was not."""
-    return _line(_last_stage(run, "clean_acc", "asr"), field, "ink", 100)
+    """A share over the epochs of the last stage in which accuracy was measured, in percent; empty where it was not, or
+    is not that of the method."""
+    return _line(_measured_rows(run), field, "ink", 100)
 
 
 def _accuracies(name: str, number: int, members: Sequence[Run]) -> list[Figure]:
     lines: dict[str, list[figures.Line]] = {"clean accuracy": [], "attack success": []}
     for run in members:
-        rows = _last_stage(run, "clean_acc", "asr")
+        rows = _measured_rows(run)
         lines["clean accuracy"] += _line(rows, "clean_acc", "clean", 100)
         lines["attack success"] += _line(rows, "asr", "poisoned", 100)
     found = {what: its for what, its in lines.items() if its}

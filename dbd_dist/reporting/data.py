@@ -77,6 +77,7 @@ def find_data(run: Run) -> Data | str:
         raise UserError("labels of no class", where=folder / SAMPLES)
     for what, found in (
         ("split.parquet", None if run.split is None else len(run.split.loss) != count),
+        ("ranking.parquet", None if run.ranking is None else len(run.ranking.loss) != count),
         ("features.npz", None if run.features is None else run.features.index.max() >= count),
     ):
         if found:

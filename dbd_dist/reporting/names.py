@@ -55,6 +55,16 @@ def needs_clean(record: Mapping[str, Any]) -> bool:
     return record.get("needs_clean") is True
 
 
+def changes_input(method: str, record: Mapping[str, Any]) -> bool:
+    """Does a method change images at test time, so that measures between epochs are not its own?
+
+    Args:
+        record: result.json; early versions had no field `changes_input`.
+    """
+    recorded = record.get("changes_input")
+    return recorded if isinstance(recorded, bool) else method == "shrinkpad"
+
+
 def is_setting(part: str, method: str, record: Mapping[str, Any]) -> bool:
     """Does a result of the method depend on that part of its configuration?
 

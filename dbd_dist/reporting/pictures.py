@@ -13,6 +13,7 @@ from data_prep.beton import BetonStream
 from data_prep.errors import UserError
 from data_prep.io.atomic import replacing
 from dbd_dist.reporting import curves, embedding, figures, plates, tables
+from dbd_dist.reporting.arrays import Split
 from dbd_dist.reporting.data import Data, find_data
 from dbd_dist.reporting.runs import Run, load_run
 from dbd_dist.reporting.wording import joined
@@ -59,6 +60,8 @@ def write_figures(folders: Sequence[Path], out: Path) -> tuple[list[Path], list[
                     notes.append(f"no {kind} of {name}: {made}")
                 else:
                     drawn[f"{kind}-{name}" if len(groups) > 1 else kind] = made
+            for title in dict.fromkeys(run.title() for run in members if run.changes_input):
+                notes.append(f"{title} is not in epochs: between epochs the model is measured without it")
             column = _column(data)
             columns += [] if column is None else [column]
         if columns:
@@ -142,6 +145,11 @@ def _clouds(members: Sequence[Run], data: Found) -> Any:
     return plates.clouds(parts) if parts else "no run left features"
 
 
+def _ranked(run: Run) -> Split | None:
+    """How a run ranks samples, whether it acts on it or not."""
+    return run.ranking if run.split is None else run.split
+
+
 _LOSSES = {"sce": "symmetric cross-entropy (SCE)", "ce": "cross-entropy (CE)"}
 
 
@@ -150,7 +158,7 @@ def _losses(members: Sequence[Run], data: Found) -> Any:
     chosen: dict[str, Run] = {}
     for run in _first_seed(members):
         loss = (run.config.get("warmup") or {}).get("loss", "sce")
-        if run.split is not None and loss in _LOSSES:
+        if _ranked(run) is not None and loss in _LOSSES:
             chosen.setdefault(loss, run)
     parts = []
     for loss, title in _LOSSES.items():
@@ -158,9 +166,10 @@ def _losses(members: Sequence[Run], data: Found) -> Any:
             run = chosen[loss]
             known = _known(run, data)
             poisoned = None if isinstance(known, str) or known.truth is None else known.truth.poisoned
-            assert run.split is not None
-            bins = figures.loss_histogram(run.split.first_loss, run.split.first_kept, poisoned)
-            auroc = None if poisoned is None else _auroc(run.split.first_loss, poisoned)
+            split = _ranked(run)
+            assert split is not None
+            bins = figures.loss_histogram(split.first_loss, split.first_kept, poisoned)
+            auroc = None if poisoned is None else _auroc(split.first_loss, poisoned)
             parts.append((title if auroc is None else f"{title}, AUROC {auroc:.3f}", bins))
     return plates.histograms(parts) if parts else "no run ranks samples after a head warm-up"
 
@@ -175,7 +184,8 @@ def _detection(members: Sequence[Run], data: Found) -> Any:
     """Rankings of the first and the last split of every method that has them."""
     rankings, reasons = [], ["no run ranks samples"]
     for run in _first_seed(members):
-        if run.split is None:
+        split = _ranked(run)
+        if split is None:
             continue
         known = _known(run, data)
         if isinstance(known, str):
@@ -185,8 +195,8 @@ def _detection(members: Sequence[Run], data: Found) -> Any:
         if not known.truth.poisoned.any():
             reasons.append("no sample is poisoned")
             continue
-        for when, loss in (("first split", run.split.first_loss), ("last split", run.split.loss)):
-            if when == "last split" and np.array_equal(loss, run.split.first_loss):
+        for when, loss in (("first split", split.first_loss), ("last split", split.loss)):
+            if when == "last split" and np.array_equal(loss, split.first_loss):
                 continue
             rankings.append(_ranking(f"{run.title()}, {when}", loss, known))
     return plates.detection(rankings) if rankings else reasons[-1]

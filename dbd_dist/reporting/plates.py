@@ -18,17 +18,25 @@ from dbd_dist.reporting.figures import CLASS_COLOURS, Histogram
 from dbd_dist.reporting.wording import printable
 
 _LOOKS: tuple[dict[str, Any], ...] = tuple(
-    {"color": colour, "linestyle": dash, "marker": marker}
-    for colour, dash, marker in (
-        ("#000000", "-", "o"), ("#0072b2", (0, (5, 2)), "s"), ("#d55e00", (0, (1, 1)), "^"),
-        ("#009e73", (0, (5, 1, 1, 1)), "D"), ("#cc79a7", (0, (8, 2)), "v"), ("#56b4e9", "-", "P"),
-        ("#e69f00", (0, (3, 1, 1, 1, 1, 1)), "X"), ("#7f7f7f", (0, (2, 2)), "*"),
+    {"color": colour, "linestyle": dash, "marker": marker, "fillstyle": fill}
+    for fill, colour, dash, marker in (
+        ("full", "#000000", "-", "o"), ("full", "#0072b2", (0, (5, 2)), "s"), ("full", "#d55e00", (0, (1, 1)), "^"),
+        ("full", "#009e73", (0, (5, 1, 1, 1)), "D"), ("full", "#cc79a7", (0, (8, 2)), "v"),
+        ("full", "#56b4e9", "-", "P"), ("full", "#e69f00", (0, (3, 1, 1, 1, 1, 1)), "X"),
+        ("full", "#7f7f7f", (0, (2, 2)), "*"), ("none", "#000000", (0, (5, 2)), "o"), ("none", "#0072b2", "-", "s"),
+        ("none", "#d55e00", (0, (8, 2)), "^"), ("none", "#009e73", (0, (1, 1)), "D"),
+        ("none", "#cc79a7", (0, (5, 1, 1, 1)), "v"), ("none", "#56b4e9", (0, (2, 2)), "P"),
+        ("none", "#e69f00", "-", "X"), ("none", "#7f7f7f", (0, (3, 1, 1, 1, 1, 1)), "*"),
     )
 )  # fmt: skip
+"""No two have the same marker and filling, nor the same marker and dash."""
 _FILLS = (
     ("#404040", ""), ("#ffffff", "////"), ("#b0b0b0", ""), ("#ffffff", "...."), ("#7fb2d9", "\\\\\\\\"),
-    ("#ffffff", "xxxx"), ("#f0d080", "----"), ("#d0d0d0", "oo"),
+    ("#ffffff", "xxxx"), ("#f0d080", "----"), ("#d0d0d0", "oo"), ("#ffffff", "||||"), ("#8c8c8c", "////"),
+    ("#ffffff", ""), ("#ffffff", "++++"), ("#8c8c8c", "...."), ("#ffffff", "----"), ("#8c8c8c", "xxxx"),
+    ("#ffffff", "**"), ("#ffffff", "\\\\\\\\"), ("#8c8c8c", "||||"), ("#ffffff", "oo"), ("#f0d080", "**"),
 )  # fmt: skip
+"""No two have the same hatching and a grey that print does not keep apart."""
 _SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "dbd",  # the same ids for the same figure

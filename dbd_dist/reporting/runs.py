@@ -25,6 +25,7 @@ _COUNTS = ("kept", "kept_poisoned", "poisoned", "train_size", "world_size", "see
 _RATES = ("tpr", "fpr", "auroc", "class_tpr", "class_fpr")
 """Of what a detector flagged."""
 _OPTIONAL = ("result.json", "split.parquet", "features.npz")
+_RANKING = "ranking.parquet"
 _MOST = 2**64
 """Counts and seeds are no larger."""
 
@@ -43,6 +44,8 @@ class Run:
     result: Mapping[str, Any] | None
     """result.json; None while there is none."""
     split: Split | None
+    ranking: Split | None
+    """The split that a run would have begun with that splits nothing (`ssl-ce`, `ssl-sce`); its first is its last."""
     features: Features | None
     files: frozenset[str]
     """Which of `_OPTIONAL` are there."""
@@ -58,6 +61,10 @@ class Run:
     @property
     def defends(self) -> bool:
         return names.defends(self.method, self.result or {})
+
+    @property
+    def changes_input(self) -> bool:
+        return names.changes_input(self.method, self.result or {})
 
     def title(self, name: str | None = None) -> str:
         """Of the method, or of one of its stages."""
@@ -135,6 +142,7 @@ def load_run(folder: Path, *, arrays: bool = True) -> Run:
         left_out=left_out,
         result=_result(folder / "result.json") if "result.json" in files else None,
         split=read_split(folder / "split.parquet") if arrays and "split.parquet" in files else None,
+        ranking=read_split(folder / _RANKING) if arrays and (folder / _RANKING).exists() else None,
         features=read_features(folder / "features.npz") if arrays and "features.npz" in files else None,
         files=files,
     )

@@ -45,16 +45,16 @@ class Row:
         return bool(self.results) and names.needs_clean(self.results[0])
 
     def stat(self, field: str) -> tables.Stat | None:
-        """Over the results that have the field; "seconds" are those of all stages, "a.b.0" is a number inside
-        other fields."""
+        """Over the results that have the field; "seconds" and "images" are those of all stages, "a.b.0" is a number
+        inside other fields."""
         values = [value_of(result, field) for result in self.results]
         return tables.statistics(values)
 
 
 def value_of(result: Mapping[str, Any], field: str) -> float | None:
     """A number of a result.json, by `Row.stat`'s names; None where it has none."""
-    if field == "seconds":
-        return sum(result["seconds"].values()) if result.get("seconds") else None
+    if field in ("seconds", "images"):
+        return sum(result[field].values()) if result.get(field) else None
     value: Any = result
     for name in field.split("."):
         value = value.get(name) if isinstance(value, Mapping) else value[int(name)] if value else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +18,9 @@ from dbd_dist.reproduce.grid import FOLDER, Cell, Plan
 class Speed:
     """How fast a stage ran here, medians over the epochs of finished runs."""
 
-    images_per_s: float
-    images: float
-    """In an epoch."""
+    epoch_s: float
+    whole_s: float
+    """All its epochs: of a stage without a number of them in its settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +34,42 @@ class Cost:
 
 
 def speeds(runs: Iterable[Run]) -> dict[str, Speed]:
-    """Stage -> its speed, from the epochs that the runs trained themselves."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    """Stage -> its speed, from what the runs trained themselves: images a second where the stage counts any, else
+    seconds."""
+    epochs: dict[str, list[tuple[float, float]]] = {}
+    wholes: dict[str, list[float]] = {}
     for run in runs:
+        spent: dict[str, float] = {}
         for row in run.metrics:
             rate, time_s = row.get("images_per_s"), row.get("time_s")
-            if not row.get("reused") and isinstance(rate, int | float) and isinstance(time_s, int | float) and rate > 0:
-                found.setdefault(row["stage"], []).append((float(rate), float(rate) * float(time_s)))
+            if row.get("reused") or not isinstance(time_s, int | float):
+                continue
+            spent[row["stage"]] = spent.get(row["stage"], 0.0) + time_s
+            counts = isinstance(rate, int | float) and rate > 0
+            one = (float(rate), float(rate) * time_s) if counts else (1.0, float(time_s))
+            epochs.setdefault(row["stage"], []).append(one)
+        for stage, seconds in spent.items():
+            wholes.setdefault(stage, []).append(seconds)
     return {
         stage: Speed(
-            images_per_s=statistics.median(rate for rate, _ in epochs),
-            images=statistics.median(images for _, images in epochs),
+            epoch_s=statistics.median(count for _, count in of) / statistics.median(rate for rate, _ in of),
+            whole_s=statistics.median(wholes[stage]),
         )
-        for stage, epochs in found.items()
+        for stage, of in epochs.items()
     }
 
 
-def finished_runs(storage: Path, preset: str) -> list[Run]:
-    """Finished runs of a preset: of any table, and those of `dbd train` directly below the storage."""
+def finished_runs(storage: Path, preset: str, data: str | None = None) -> list[Run]:
+    """Finished runs of a preset: those of tables on `data` (`Plan.data`, the images without their attack) if there are
+    any, else of any table, and of `dbd train` directly below the storage."""
+    below = storage / FOLDER / preset
+    found = [] if data is None else _loaded([below.glob(f"{glob.escape(data)}-*/*/*/result.json")], preset)
+    return found or _loaded([below.glob("*/*/*/result.json"), storage.glob("*/result.json")], preset)
+
+
+def _loaded(paths: Iterable[Iterable[Path]], preset: str) -> list[Run]:
     found = []
-    for path in [*(storage / FOLDER / preset).glob("*/*/*/result.json"), *storage.glob("*/result.json")]:
+    for path in itertools.chain.from_iterable(paths):
         try:
             run = load_run(path.parent, arrays=False)
         except UserError:  # not a run of today's, or damaged: others measure as well
@@ -69,10 +87,10 @@ def cost(cells: Sequence[Cell], known: Mapping[str, Speed]) -> Cost:
             if stage.name not in cell.train:
                 continue
             epochs, speed = getattr(stage, "epochs", None), known.get(stage.name)
-            if speed is None or not isinstance(epochs, int):
+            if speed is None:
                 unknown[f"{cell.variant.name}: {stage.name}"] = None
             else:
-                seconds += epochs * speed.images / speed.images_per_s
+                seconds += epochs * speed.epoch_s if isinstance(epochs, int) else speed.whole_s
     return Cost(seconds=seconds, unknown=tuple(unknown))
 
 
@@ -96,8 +114,8 @@ def describe(plan: Plan) -> list[str]:
     return lines
 
 
-def _where(plan: Plan) -> tuple[Path, str]:
-    return plan.place.storage, plan.table.preset
+def _where(plan: Plan) -> tuple[Path, str, str]:
+    return plan.place.storage, plan.table.preset, plan.data
 
 
 def _cost(missing: Sequence[Cell], known: Mapping[str, Speed]) -> str:

@@ -45,7 +45,9 @@ def _percent(field: str) -> Callable[[Row], str]:
 def _kept(row: Row) -> str:
     of = row.stat("poisoned")
     kept = _spread(row, "kept_poisoned", wording.number)
-    return kept if kept == "–" or of is None else f"{kept} of {wording.number(of.mean)}"
+    if of is None or not of.mean or kept == "–":
+        return "–"
+    return f"{kept} of {wording.number(of.mean)}"
 
 
 def _found(row: Row) -> str:
@@ -66,12 +68,24 @@ def _first(row: Row, fields: Sequence[str]) -> str:
     return next((field for field in fields if row.stat(field) is not None), fields[0])
 
 
+def _both(*fields: str) -> Callable[[Row], str]:
+    """Means of shares beside each other."""
+
+    def cell(row: Row) -> str:
+        stats = [row.stat(field) for field in fields]
+        return "–" if not any(stats) else " / ".join("–" if s is None else f"{100 * s.mean:.1f}" for s in stats)
+
+    return cell
+
+
 def _rates(row: Row) -> str:
-    stats = [row.stat(_first(row, (f"split_quality.last.{rate}", f"flagged.{rate}"))) for rate in ("tpr", "fpr")]
-    return "–" if stats == [None, None] else " / ".join("–" if s is None else f"{100 * s.mean:.1f}" for s in stats)
+    return _both(*(_first(row, (f"split_quality.last.{rate}", f"flagged.{rate}")) for rate in ("tpr", "fpr")))(row)
 
 
 UNTRIGGERED = "untriggered %"
+WARMUP = "after warm-up: acc. / ASR %"
+NEAR = "poisoned near their true / given class, %"
+FLAGGED = "images flagged: poisoned / clean, %"
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "attack": lambda row: printable(row.attack),
     "method": lambda row: printable(row.method) + (f" {tables.CLEAN}" if row.needs_clean else ""),
@@ -81,11 +95,16 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     UNTRIGGERED: _percent("asr_untriggered"),
     "article: acc. / ASR %": _stated(article.ACCURACY_ASR),
     "poisoned kept": _kept,
+    FLAGGED: _both("flagged.tpr", "flagged.fpr"),
+    "classes flagged: right / wrong, %": _both("flagged.class_tpr", "flagged.class_fpr"),
     "dropped or flagged: poisoned / clean, %": _rates,
     "AUROC first split": _auroc("split_quality.first.auroc"),
     "AUROC at the end": _auroc("split_quality.last.auroc", "flagged.auroc"),
     "poisoned among most suspect, %": _found,
     "article: among most suspect, %": _stated(article.FOUND),
+    WARMUP: _both("after_warmup.clean_acc", "after_warmup.asr"),
+    "k-NN acc. %": _both("feature_quality.knn_acc"),
+    NEAR: _both("feature_quality.poisoned_near_true", "feature_quality.poisoned_near_given"),
     "time": lambda row: _spread(row, "seconds", wording.duration),
 }
 """Titles and cells; columns that are empty in every row are left out."""
@@ -96,12 +115,16 @@ DETECTION = (
     "dropped or flagged: poisoned / clean, %",
     SUSPECT,
     "article: among most suspect, %",
+    WARMUP,
+    "k-NN acc. %",
+    NEAR,
 )
 
 
 def cells(made: Made) -> tuple[list[str], list[list[str]]]:
     """Head and body."""
-    shown = [name for name in COLUMNS if made.about["detects"] or name not in DETECTION]
+    left_out = (FLAGGED,) if made.about["detects"] else DETECTION  # one column has what is flagged
+    shown = [name for name in COLUMNS if name not in left_out]
     body = [[COLUMNS[name](row) for name in shown] for row in made.rows if row.results]  # `notes` name the others
     used = [i for i in range(len(shown)) if i < TEXTS + 1 or any(line[i] not in ("", "–") for line in body)]
     return [shown[i] for i in used], [[line[i] for i in used] for line in body]
@@ -132,6 +155,12 @@ def notes(made: Made) -> list[str]:
             "Among most suspect: share of poisoned samples among those of the target class with the highest loss, 250, "
             "500 and 1,000 of 50,000 training images or as many in proportion."
         )
+    if NEAR in head:
+        lines.append(
+            "k-NN acc.: of test images by the votes of their 20 nearest features; near: the share of a poisoned "
+            "sample's 20 nearest that have its true and its given class. Self-supervised features where there are any."
+        )
+    lines += _privacy(made)
     lines.append("Time: training of all stages, those that another run of the table trained among them.")
     lines += _cost(made)
     found = made.results
@@ -161,6 +190,21 @@ def _cost(made: Made) -> list[str]:
             alone += _seconds(here["dbd"])
     against = f"; all methods take {beside / alone:.2f} times as long as DBD alone" if alone else ""
     return [f"With each shared stage trained once, all runs took {once}, without sharing it would be {apart}{against}."]
+
+
+def _privacy(made: Made) -> list[str]:
+    """What training with noise guarantees, where a method says so."""
+    rows = [row for row in made.rows if row.stat("measures.epsilon") is not None]
+    found = []
+    for method in dict.fromkeys(row.method for row in rows):
+        measured = [result["measures"] for row in rows if row.method == method for result in row.results]
+        epsilons = [f"{one['epsilon']:,.1f}" for one in measured if "epsilon" in one]
+        deltas = [f"{one['delta']:g}" for one in measured if "delta" in one]
+        found.append(
+            f"{printable(method)}: differential privacy with epsilon {', '.join(dict.fromkeys(epsilons))} at delta "
+            f"{', '.join(dict.fromkeys(deltas))}; above some 10 it promises little."
+        )
+    return found
 
 
 def _seconds(result: Any) -> float:
@@ -232,11 +276,14 @@ def as_latex(made: Made) -> str:
     return "\n".join(lines) + "\n"
 
 
-NUMBERS = ("clean_acc", "asr", "robust_acc", "asr_untriggered", "kept_poisoned", "poisoned", "seconds",
+NUMBERS = ("clean_acc", "asr", "robust_acc", "asr_untriggered", "kept_poisoned", "poisoned", "seconds", "images",
            "split_quality.first.auroc",
            "split_quality.last.auroc", "split_quality.last.tpr", "split_quality.last.fpr",
            "split_quality.last.most_suspect.0.1", "split_quality.last.most_suspect.1.1",
-           "split_quality.last.most_suspect.2.1", "flagged.tpr", "flagged.fpr", "flagged.auroc")  # fmt: skip
+           "split_quality.last.most_suspect.2.1", "flagged.tpr", "flagged.fpr", "flagged.auroc",
+           "flagged.class_tpr", "flagged.class_fpr", "after_warmup.clean_acc", "after_warmup.asr",
+           "feature_quality.knn_acc", "feature_quality.poisoned_near_true", "feature_quality.poisoned_near_given",
+           "measures.epsilon")  # fmt: skip
 """Columns of the CSV, each as mean and standard deviation; shares in 0-1."""
 
 

@@ -85,6 +85,8 @@ class Plan:
     making: tuple[Task, ...]
     """Data sets and artefacts, each after what it needs."""
     cells: tuple[Cell, ...]
+    data: str
+    """Names the images in the folders of runs, without their attack."""
 
     @property
     def tasks(self) -> list[Task]:
@@ -120,7 +122,7 @@ def plan(table: Table, place: Place) -> Plan:
             for variant in table.variants:
                 config = dataclasses.replace(configs[variant.name], seed=seed)
                 cells.append(_cell(table, place, data, case, variant, config, tasks[-1].name, trained))
-    return Plan(table=table, place=place, making=tuple(making.values()), cells=_leaders_first(cells))
+    return Plan(table=table, place=place, making=tuple(making.values()), cells=_leaders_first(cells), data=data.tag)
 
 
 def _config(table: Table, variant: Variant) -> TrainConfig:
@@ -135,6 +137,8 @@ def _config(table: Table, variant: Variant) -> TrainConfig:
             where=table.name,
             expected="holdout_clean above 0, such as 0.05",
         )
+    for stage in arguments.config.method.stages():
+        stage.check_network(arguments.config.model)
     return arguments.config
 
 

@@ -50,7 +50,7 @@ class Table:
     flags: tuple[str, ...] = ()
     """Of every `dbd train`."""
     detects: bool = False
-    """Shows how well the split ranks poisoned samples."""
+    """Shows how well poisoned samples are ranked and found, and how features group them."""
 
 
 POISON_LABEL = ("badnets", "blended", "wanet")
@@ -74,7 +74,7 @@ BUILT_IN: Mapping[str, tuple[str, tuple[str, ...], tuple[str | Mapping[str, Any]
     "filter": (
         "How well poisoned samples are found",
         ("clean", *ATTACKED, "adaptive"),
-        ("spectral", "activation-clustering", "dbd", "dbd-robust"),
+        ("nc", "spectral", "activation-clustering", "abl", "dbd", "dbd-robust"),
     ),
     "attacks": (
         "Every attack without and with DBD",
@@ -89,7 +89,10 @@ BUILT_IN: Mapping[str, tuple[str, tuple[str, ...], tuple[str | Mapping[str, Any]
 """Name -> title, attacks, and the methods that are wanted, as a table file has them: those that are not installed are
 left out with a note."""
 
-FIELDS = ("title", "preset", "source", "attacks", "methods", "seeds", "holdout_clean", "flags")
+DETECTS = ("ablation", "filter")
+"""Built-in tables with `Table.detects`."""
+
+FIELDS = ("title", "preset", "source", "attacks", "methods", "seeds", "holdout_clean", "flags", "detects")
 """Of a table file."""
 
 
@@ -108,8 +111,12 @@ def find_table(name: str, *, preset_name: str | None = None, source: Sequence[st
     if name in BUILT_IN:
         title, cases, wanted = BUILT_IN[name]
         return _table(
-            name, {"title": title, "attacks": list(cases), "methods": _installed(name, wanted)}, f"the table {name}",
-            preset_name, source,
+            name,
+            {
+                "title": title, "attacks": list(cases), "methods": _installed(name, wanted),
+                "detects": name in DETECTS,
+            },
+            f"the table {name}", preset_name, source,
         )  # fmt: skip
     if path.suffix not in (".toml", ".json") and not path.exists():
         near = difflib.get_close_matches(name, BUILT_IN, n=1)
@@ -173,7 +180,7 @@ def _table(name: str, values: Mapping[str, Any], where: str, preset_name: str | 
         seeds=check_seeds(seeds, f"{where}: seeds"),
         holdout_clean=float(holdout) or None,
         flags=_strings(values, "flags", where),
-        detects=name == "filter",
+        detects=_typed(values, "detects", bool, False, where),
     )
 
 
@@ -203,7 +210,7 @@ def _check_fields(values: Mapping[str, Any], known: Sequence[str], where: str) -
 def _typed(values: Mapping[str, Any], name: str, kind: type, default: Any, where: str) -> Any:
     value = values.get(name, default)
     if not isinstance(value, kind):
-        expected = {str: "a string", list: "a list"}[kind]
+        expected = {str: "a string", list: "a list", bool: "true or false"}[kind]
         raise UserError(f"{name} is {value!r}", where=where, expected=expected)
     return value
 

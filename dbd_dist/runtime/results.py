@@ -76,19 +76,17 @@ class Results:
         features = world.gather(torch.cat(parts).to(world.device)).cpu()
         return {"kind": kind, **self.evaluator.judge_features(backbone, features, positions, images.labels.cpu())}
 
-    def judge_ranking(self, given: dict[str, Any]) -> dict[str, Any] | None:
-        """How well a split by the warm-up's loss would find poisoned samples, of methods that end with the warm-up and
-        split nothing: the comparison of losses of Huang et al. (ICLR 2022, sec. 5.3). It is the first split that DBD
-        with this warm-up makes. Every rank takes part. None where the truth is not known or there is no such loss."""
+    def rank(self, given: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+        """The split that the warm-up's loss would make, of methods that end with the warm-up and split nothing: the
+        comparison of losses of Huang et al. (ICLR 2022, sec. 5.3). It is the first split that DBD with this warm-up
+        makes. Every rank takes part. None of other methods."""
         last = self.config.method.trained()[-1]
-        if not isinstance(last, Warmup) or "split" in given or not self.evaluator.knows_truth:
+        if not isinstance(last, Warmup) or "split" in given:
             return None
         model = self.context.classifier("result")
         model.load_state_dict(given["model"])
         model = self.context.prepare(model)
-        split = renew({}, Split(augment=last.augment), given["sample_loss"], model, self.context, 1)
-        first = {name: split[name] for name in ("first_loss", "first_kept")}
-        return self.evaluator.judge_split(first, self.context.images.labels.cpu())
+        return renew({}, Split(augment=last.augment), given["sample_loss"], model, self.context, 1)
 
     def _feature_backbone(self, given: dict[str, Any]) -> tuple[nn.Module, str]:
         """The network whose features are looked at, and its kind."""
@@ -105,18 +103,20 @@ class Results:
         given: dict[str, Any],
         measured: EvalResult,
         features: dict[str, Any] | None,
-        ranking: dict[str, Any] | None,
+        ranking: dict[str, torch.Tensor] | None,
     ) -> None:
         """Write the model, the tables and, last, the result.
 
         Args:
             given: what the stages gave, by name.
             features: how they group images, see `judge_features`.
-            ranking: how well the loss ranks, see `judge_ranking`.
+            ranking: see `rank`.
         """
         split = given.get("split")
         if split is not None:
             self.write(lambda: self.folder.write_split(split))
+        if ranking is not None:
+            self.write(lambda: self.folder.write_ranking(ranking))
         flagged = given.get("flagged")
         if flagged is not None:
             self.write(lambda: self.folder.write_flagged(flagged))
@@ -127,6 +127,7 @@ class Results:
         result = self._result(split, flagged, given.get("measures", {}), measured)
         result |= self._judged(split, features, ranking)
         self.write(self.folder.write_rows)
+        self.folder.curve_of_result(result)
         self.write(lambda: self.folder.write_result(result))
 
     def _write_features(self, given: dict[str, Any]) -> None:
@@ -140,10 +141,15 @@ class Results:
         self.write(lambda: self.folder.write_features(positions, pooled, kind))
 
     def _judged(
-        self, split: dict[str, Any] | None, features: dict[str, Any] | None, ranking: dict[str, Any] | None
+        self,
+        split: dict[str, Any] | None,
+        features: dict[str, Any] | None,
+        ranking: dict[str, torch.Tensor] | None,
     ) -> dict[str, Any]:
         """What the truth says about the split, the features and the model after the warm-up."""
-        found: dict[str, Any] = {} if ranking is None else {"split_quality": ranking}
+        found: dict[str, Any] = {}
+        if split is None and ranking is not None and self.evaluator.knows_truth:
+            split = {name: ranking[name] for name in ("first_loss", "first_kept")}  # there is no last one
         if split is not None:
             found["split_quality"] = self.evaluator.judge_split(split, self.context.images.labels.cpu())
         if features is not None:
@@ -170,6 +176,7 @@ class Results:
             "method": config.method.name,
             "defends": config.method.defends,
             "needs_clean": config.method.needs_clean,
+            "changes_input": config.method.changes_input,
             "titles": config.method.titles(),
             "preset": config.preset,
             "dataset": manifest.name,
@@ -182,7 +189,13 @@ class Results:
             **({"measures": measures} if measures else {}),
             "train_size": len(images),
             "seconds": {s: round(sum(r["time_s"] for r in self.folder.rows(s)), 2) for s in stages},
+            "images": {s: count for s in stages if (count := self._images(s))},
             "reused_stages": [s for s in stages if any(r.get("reused") for r in self.folder.rows(s))],
             "config_hash": method_hash(config),
             **describe(self.context.world, config, self.context.bf16),
         }
+
+    def _images(self, stage: str) -> int:
+        """How many images a stage trained on, each as often as it was drawn; 0 of stages that count none."""
+        rows = self.folder.rows(stage)
+        return round(sum(row["images_per_s"] * row["time_s"] for row in rows if "images_per_s" in row))

@@ -38,6 +38,11 @@ RAY_FOLDER = "ray"
 """Ray Train's own files: metrics, and pointers to checkpoints. Read by nothing here."""
 STARTED_FILE = "started"
 """In Ray's folder of a run: its workers have come to our code."""
+_MEASURED = (
+    "clean_acc", "asr", "robust_acc", "asr_untriggered", "split_quality", "feature_quality", "after_warmup", "flagged",
+    "measures",
+)  # fmt: skip
+"""Fields of a result that the event files show, too."""
 
 
 class _NoEvents:
@@ -239,24 +244,29 @@ class RunFolder:
         self._behind = False
 
     def _curve(self, row: dict[str, Any]) -> None:
-        try:
-            self._add_scalars(row)
-        except OSError as error:  # curves are in metrics.jsonl too: no reason to end a run, nor to try again
-            logs.event("event files cannot be written", level=logging.WARNING, why=str(error))
-            self._events = _NoEvents()
-
-    def _add_scalars(self, row: dict[str, Any]) -> None:
-        if self._events is None:
-            from dbd_dist.runtime.event_file import EventFile  # half a second to import
-
-            self.check()
-            self._events = EventFile(self.path / "tensorboard")
         values = {
             f"{row['stage']}/{name}": float(value)
             for name, value in row.items()
             if isinstance(value, int | float) and name not in ("epoch", "epochs", "reused")
         }
-        self._events.add_scalars(values, row["epoch"])
+        self._add_scalars(values, row["epoch"])
+
+    def curve_of_result(self, result: dict[str, Any]) -> None:
+        """A point of every measure of the result in the event files."""
+        measures = {name: result[name] for name in _MEASURED if result.get(name) is not None}
+        self._add_scalars(dict(_numbers(measures, "result")), self._rows[-1]["epoch"] if self._rows else 0)
+
+    def _add_scalars(self, values: dict[str, float], step: int) -> None:
+        try:
+            if self._events is None:
+                from dbd_dist.runtime.event_file import EventFile  # half a second to import
+
+                self.check()
+                self._events = EventFile(self.path / "tensorboard")
+            self._events.add_scalars(values, step)
+        except OSError as error:  # they are in other files too: no reason to end a run, nor to try again
+            logs.event("event files cannot be written", level=logging.WARNING, why=str(error))
+            self._events = _NoEvents()
 
     def last_checkpoint(self) -> str | None:
         """Up to where metrics.jsonl goes, for people: "mixmatch, epoch 3"."""
@@ -272,6 +282,10 @@ class RunFolder:
     def write_split(self, split: dict[str, Tensor]) -> None:
         """split.parquet: the split: loss and label kept of every training sample."""
         self._write_columns("split.parquet", split)
+
+    def write_ranking(self, split: dict[str, Tensor]) -> None:
+        """ranking.parquet: as split.parquet, of a run that ranks samples and splits nothing."""
+        self._write_columns("ranking.parquet", split)
 
     def write_flagged(self, flagged: Flagged) -> None:
         """flagged.parquet: what a detector flagged of the training samples, and its scores where it has any."""
@@ -356,6 +370,19 @@ class RunFolder:
         if self._events is not None:
             with suppress(OSError):
                 self._events.close()
+
+
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    """The numbers inside, by their path; a pair [N, number] of a list is called N."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{name}/{key}")
+    elif isinstance(value, list | tuple):
+        for pair in value:
+            if isinstance(pair, list | tuple) and len(pair) == 2:
+                yield from _numbers(pair[1], f"{name}/{pair[0]}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, float(value)
 
 
 def _place(path: Path) -> tuple[int, int]:

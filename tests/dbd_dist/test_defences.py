@@ -106,6 +106,21 @@ def test_the_ablation_keeps_what_the_first_split_of_dbd_keeps(results, storage):
 
 
 @pytest.mark.slow
+def test_the_ranking_of_methods_without_a_split_is_that_of_the_first_split_of_dbd(results, storage, capsys, tmp_path):
+    ranking, whole = (pq.read_table(storage / name) for name in ("ssl-sce/ranking.parquet", "dbd/split.parquet"))
+    for column in ("loss", "first_loss"):
+        assert ranking[column].to_pylist() == whole["first_loss"].to_pylist()
+    for column in ("kept", "first_kept"):
+        assert ranking[column].to_pylist() == whole["first_kept"].to_pylist()
+    names = [str(storage / name) for name in ("ssl-sce", "ssl-ce", "none")]
+    assert main(["report", *names, "--figures", str(tmp_path / "f")]) == 0
+    text = (tmp_path / "f" / "losses.svg").read_text()
+    assert "symmetric cross-entropy (SCE), AUROC" in text
+    assert ">cross-entropy (CE), AUROC" in text
+    assert not (storage / "dbd" / "ranking.parquet").exists()
+
+
+@pytest.mark.slow
 def test_methods_without_a_split_say_how_well_their_loss_ranks(results):
     first = results["dbd"]["split_quality"]["first"]
     assert results["ssl-sce"]["split_quality"] == {"first": first}

@@ -85,6 +85,7 @@ def result_of(storage: Path) -> dict[str, Any]:
 
 DOCUMENTED = {
     "method", "dataset", "attack", "seed", "clean_acc", "asr", "robust_acc", "asr_untriggered", "per_class_acc",
+    "images", "changes_input",
     "kept_poisoned", "kept",
     "poisoned", "train_size", "seconds", "world_size", "device", "commit", "versions", "preset",
 }  # fmt: skip
@@ -405,6 +406,15 @@ def test_event_files_hold_no_epoch_twice(defended, smoke_config, tmp_path, monke
     events.Reload()
     for stage in ("simclr", "warmup", "mixmatch"):
         assert [event.step for event in events.Scalars(f"{stage}/loss")] == [1, 2]
+    result = result_of(tmp_path)
+    for name, value in (
+        ("clean_acc", result["clean_acc"]), ("split_quality/first/auroc", result["split_quality"]["first"]["auroc"]),
+        ("feature_quality/knn_acc", result["feature_quality"]["knn_acc"]),
+        ("after_warmup/asr", result["after_warmup"]["asr"]),
+    ):  # fmt: skip
+        (event,) = events.Scalars(f"result/{name}")
+        assert event.value == pytest.approx(value)
+    assert result["images"]["simclr"] % 2 == 0
 
 
 def test_storage_that_is_gone_for_a_while_changes_nothing(defended, smoke_config, tmp_path, monkeypatch):

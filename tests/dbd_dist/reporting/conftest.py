@@ -141,7 +141,10 @@ def write_run(folder: Path, dataset: Dataset, spec: Spec) -> None:
     if spec.method != "none":
         columns = {"index": np.arange(n), "loss": last.astype(np.float32), "kept": kept["kept"]}
         columns |= {"first_loss": first.astype(np.float32), "first_kept": kept["first_kept"]}
-        pq.write_table(pa.table(columns), folder / "split.parquet")
+        if spec.method in ("ssl-ce", "ssl-sce"):  # which rank samples and split nothing
+            columns |= {"loss": columns["first_loss"], "kept": columns["first_kept"]}
+        name = "ranking" if spec.method in ("ssl-ce", "ssl-sce") else "split"
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
     true = rng.integers(0, manifest.num_classes, n) if truth is None else truth.true_label
     centres = np.random.default_rng(9).normal(0, 3, (manifest.num_classes + 1, 12))
     place = true if spec.method != "none" else np.where(bad, manifest.num_classes, true)

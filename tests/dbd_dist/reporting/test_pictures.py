@@ -59,11 +59,52 @@ def test_losses_under_both_kinds_of_cross_entropy(make_run, poisoned, tmp_path):
     assert ">cross-entropy (CE), AUROC" in text
 
 
-def test_lines_differ_without_colour():
-    looks = [(str(look["linestyle"]), look["marker"]) for look in plates._LOOKS]
-    assert len(set(looks)) == len(looks)
-    luminance = {(fill[0], fill[1]) for fill in plates._FILLS}
-    assert len(luminance) == len(plates._FILLS)
+def test_the_ranking_of_a_run_without_a_split_is_in_the_detection_figure(make_run, poisoned, tmp_path):
+    folders = [make_run(poisoned), make_run(poisoned, name="ce", method="ssl-ce")]
+    for folder in folders:
+        (folder / "features.npz").unlink()
+    pictures.write_figures(folders, tmp_path / "f")
+    text = (tmp_path / "f" / "detection.svg").read_text()
+    assert "ssl-ce, first split" in text
+    assert "ssl-ce, last split" not in text
+
+
+def test_a_method_that_changes_images_has_no_curve_of_the_model_without_that(make_run, poisoned, tmp_path):
+    folders = [make_run(poisoned, method="none", asr=1.0), make_run(poisoned, method="shrinkpad", asr=0.02)]
+    for folder in folders:
+        (folder / "features.npz").unlink()
+    _, notes = pictures.write_figures(folders, tmp_path / "f")
+    text = (tmp_path / "f" / "epochs.svg").read_text()
+    assert "No defence" in text
+    assert "shrinkpad" not in text
+    assert any("shrinkpad is not in epochs" in note for note in notes)
+
+
+def test_lines_and_fillings_differ_without_colour():
+    looks = [(look["marker"], look["fillstyle"]) for look in plates._LOOKS]
+    dashes = [(look["marker"], str(look["linestyle"])) for look in plates._LOOKS]
+    assert len(set(looks)) == len(set(dashes)) == len(plates._LOOKS)
+    for colour, hatch in plates._FILLS:
+        near = [grey(other) for other, same in plates._FILLS if same == hatch and other != colour]
+        assert all(abs(grey(colour) - other) > 0.15 for other in near), (colour, hatch)
+    assert len(set(plates._FILLS)) == len(plates._FILLS)
+
+
+def grey(colour: str) -> float:
+    """Luminance in 0-1 (Rec. 601)."""
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def test_no_look_is_used_twice_in_a_figure_of_the_main_table():
+    from dbd_dist.methods import METHODS
+    from dbd_dist.presets import preset
+    from dbd_dist.reproduce.table import DEFENCES
+
+    stages = {stage.name for name in DEFENCES for stage in preset("demo").config(name).method.trained()}
+    assert len(METHODS) >= len(DEFENCES)
+    assert len(DEFENCES) <= len(plates._LOOKS)
+    assert len(stages) <= len(plates._FILLS)
 
 
 def test_out_and_figures_exclude_each_other(make_run, poisoned, tmp_path, capsys):

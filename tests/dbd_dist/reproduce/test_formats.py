@@ -161,6 +161,46 @@ def test_detection_is_shown_where_the_table_is_about_it(write_table):
     } == dict(zip(head, body[0]))  # fmt: skip
     assert body[1][head.index("dropped or flagged: poisoned / clean, %")] == "50.0 / 5.0"
     assert body[1][head.index("AUROC at the end")] == "0.700"
+    assert "images flagged: poisoned / clean, %" not in head  # once is enough
+
+
+def test_the_model_after_the_warm_up_and_the_features_are_part_of_detection(write_table):
+    values = {
+        "after_warmup": {"clean_acc": 0.9, "asr": 0.125, "robust_acc": 0.8},
+        "feature_quality": {"knn_acc": 0.75, "poisoned_near_true": 0.5, "poisoned_near_given": 0.0625},
+        "images": {"a": 100, "b": 20},
+    }
+    results = {("badnets", "dbd", seed): values for seed in (0, 1)}
+    made = read(write_table(results, detects=True))
+    head, (line,) = formats.cells(made)
+    shown = dict(zip(head, line))
+    assert shown["after warm-up: acc. / ASR %"] == "90.0 / 12.5"
+    assert shown["k-NN acc. %"] == "75.0"
+    assert shown["poisoned near their true / given class, %"] == "50.0 / 6.2"
+    (row,) = csv.DictReader(io.StringIO(formats.as_csv(made)))
+    assert (row["images_mean"], row["after_warmup_asr_mean"]) == ("120.0", "0.125")
+    assert row["feature_quality_knn_acc_std"] == "0.0"
+
+
+def test_false_alarms_stand_in_every_table_that_has_a_detector(write_table):
+    of_images = {"tpr": None, "fpr": 0.057, "class_tpr": None, "class_fpr": 0.2, "samples": 78}
+    of_classes = {"tpr": None, "fpr": None, "class_tpr": 1.0, "class_fpr": 0.0, "samples": None}
+    results = {
+        ("clean", "activation-clustering", 0): {"flagged": of_images},
+        ("badnets", "nc", 0): {"flagged": of_classes},
+    }
+    head, body = formats.cells(read(write_table(results)))
+    first, last = (dict(zip(head, line)) for line in body)
+    assert first["images flagged: poisoned / clean, %"] == "– / 5.7"
+    assert first["classes flagged: right / wrong, %"] == "– / 20.0"
+    assert last["images flagged: poisoned / clean, %"] == "–"
+    assert last["classes flagged: right / wrong, %"] == "100.0 / 0.0"
+
+
+def test_epsilon_is_said_below_the_table(write_table):
+    results = {("badnets", "dpsgd", seed): {"measures": {"epsilon": 14212.6, "delta": 1e-5}} for seed in (0, 1)}
+    text = formats.as_markdown(read(write_table(results)))
+    assert "dpsgd: differential privacy with epsilon 14,212.6 at delta 1e-05" in text
 
 
 def test_a_folder_that_is_no_table(tmp_path):

@@ -108,10 +108,31 @@ def test_cost_against_numbers_worked_out_by_hand(table, tmp_path):
     finished(tmp_path / "elsewhere", "demo", [row("mixmatch", 1, 1)])
     whole = plan(table, Place(storage=tmp_path))
     known = cost.speeds(cost.finished_runs(tmp_path, "smoke"))
-    assert known == {"supervised": cost.Speed(images_per_s=200, images=1000)}
+    assert known == {"supervised": cost.Speed(epoch_s=5, whole_s=19)}
     found = cost.cost(whole.cells, known)
     assert found.seconds == 4 * 2 * 1000 / 200  # four runs of two epochs
     assert found.unknown == ("dbd: simclr", "dbd: warmup", "dbd: mixmatch")
+
+
+def test_a_stage_that_counts_no_images_costs_what_it_took(tmp_path):
+    inversion = {"stage": "inversion", "epoch": 1, "epochs": 1, "time_s": 50.0, "flagged_classes": 0}
+    for number, time_s in enumerate((50.0, 60.0, 80.0)):
+        finished(tmp_path / str(number), "smoke", [{**inversion, "time_s": time_s}])
+    assert cost.speeds(cost.finished_runs(tmp_path, "smoke")) == {"inversion": cost.Speed(epoch_s=60, whole_s=60)}
+    whole = plan(narrowed(find_table("main", preset_name="smoke"), attacks=["badnets"], methods=["nc"], seeds=[0]),
+                 Place(storage=tmp_path))  # fmt: skip
+    found = cost.cost(whole.cells, cost.speeds(cost.finished_runs(tmp_path, "smoke")))
+    assert found.seconds == 60
+    assert "nc: inversion" not in found.unknown
+
+
+def test_runs_on_the_same_images_tell_more_than_others(table, tmp_path):
+    whole = plan(table, Place(storage=tmp_path))
+    row = {"stage": "supervised", "epoch": 1, "images_per_s": 100, "time_s": 10}
+    finished(tmp_path / "larger-images", "smoke", [{**row, "time_s": 1000}])
+    finished(whole.cells[0].folder, "smoke", [row])
+    known = cost.speeds(cost.finished_runs(tmp_path, "smoke", whole.data))
+    assert known == {"supervised": cost.Speed(epoch_s=10, whole_s=10)}
 
 
 def test_dry_run_makes_nothing(tmp_path, monkeypatch, capsys):

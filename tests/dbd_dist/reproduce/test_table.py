@@ -106,15 +106,23 @@ def test_a_rate_in_a_name_reaches_prepare_and_crafts_of_chosen_images():
 def test_toml_and_json_give_the_same_table(place):
     variant = {"name": "dbd-0.3", "method": "dbd", "flags": ["--split.keep", "0.3"]}
     attack = {"name": "weak", "attack": "wanet", "flags": ["--strength", "1"], "title": "weak WaNet"}
-    write(place / "mine.json", attacks=["badnets", attack], methods=["none", variant], seeds=[4, 2], title="Mine")
+    write(
+        place / "mine.json",
+        attacks=["badnets", attack],
+        methods=["none", variant],
+        seeds=[4, 2],
+        title="Mine",
+        detects=True,
+    )
     (place / "mine.toml").write_text(
-        'title = "Mine"\npreset = "smoke"\nseeds = [4, 2]\n'
+        'title = "Mine"\npreset = "smoke"\nseeds = [4, 2]\ndetects = true\n'
         'attacks = ["badnets", {name = "weak", attack = "wanet", flags = ["--strength", "1"], title = "weak WaNet"}]\n'
         'methods = ["none", {name = "dbd-0.3", method = "dbd", flags = ["--split.keep", "0.3"]}]\n'
     )
     table = find_table(str(place / "mine.json"))
     assert table == find_table(str(place / "mine.toml"))
     assert table.seeds == (4, 2)
+    assert table.detects
     assert table.cases[1].own
     assert table.cases[1].key.startswith("weak-")
     assert table.cases[0].key == "badnets"
@@ -135,6 +143,8 @@ def test_toml_and_json_give_the_same_table(place):
         ({"seeds": [0, "1"]}, "whole numbers from 0"),
         ({"seeds": []}, "at least one"),
         ({"holdout_clean": 1.5}, "a share from 0"),
+        ({"detects": "yes"}, "true or false"),
+        ({"methods": [{"name": "x", "method": "dpsgd", "flags": ["--model.norm", "batch"]}]}, "batch norm"),
         ({"attacks": ["badnets", "badnets"]}, "is there twice"),
         ({"attacks": [{"name": "../x", "attack": "badnets"}]}, "names no folder"),
         ({"attacks": [{"name": "x", "attack": "badnets", "flags": ["--rate", "2"]}]}, "rate"),
