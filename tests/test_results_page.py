@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.benchmarks import results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,8 +20,16 @@ def test_page_is_current():
     )
 
 
-def test_readme_has_the_small_table():
-    assert results.Page(FOLDER).readme() in (ROOT / "README.md").read_text()
+def test_readme_has_its_tables():
+    text = (ROOT / "README.md").read_text()
+    assert results.with_tables(text, results.Page(FOLDER).readme()) == text, "run python -m tests.benchmarks.results"
+
+
+def test_a_page_gets_its_tables_between_its_comments():
+    text = "a\n<!-- x -->\n\nold\n\n<!-- end -->\nb <!-- end -->\n"
+    assert results.with_tables(text, {"x": "new"}) == "a\n<!-- x -->\n\nnew\n\n<!-- end -->\nb <!-- end -->\n"
+    with pytest.raises(ValueError, match="no place for the table 'y'"):
+        results.with_tables(text, {"y": "new"})
 
 
 def test_cells_against_numbers_worked_out_by_hand():

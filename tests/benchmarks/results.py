@@ -5,7 +5,8 @@
 Every number of the page comes from a file. A file that the text does not name, such as a new gpu_*.json, is shown as a
 plain table. A file is an object with `command`, `device` and `commit`, and one of: `results` (contents of
 result.json), `rows` (objects with the same fields, those of `dbd bench` among them), `figures` (numbers for the text).
-A folder that `dbd reproduce TABLE --out docs/results/NAME` wrote becomes a section with its table.
+A folder that `dbd reproduce TABLE --out docs/results/NAME` wrote becomes a section with its table. The small tables of
+the README, between comments that name them, are written too.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dbd_dist.reporting import names, tables, wording
 from dbd_dist.reproduce import formats
-from dbd_dist.reproduce.collect import ABOUT, Made, read
+from dbd_dist.reproduce.collect import ABOUT, Made, Row, read
 
 FRACTIONS = ("clean_acc", "asr", "robust_acc")
+PHOTOGRAPHED = {
+    "badnets": "BadNets", "blended": "Blended", "wanet": "WaNet", "label-consistent": "label-consistent",
+}  # fmt: skip
+"""Attacks of the README's table of photographs."""
+DEFENCES = ("none", "dpsgd", "shrinkpad", "nc", "nad", "dbd", "dbd-robust")
 APART = 0.2
 """Standard deviation of attack success from which the runs are listed instead: a mean of 90 and 15 % misleads."""
 
@@ -178,7 +184,7 @@ class Page:
         head = ["", "clean accuracy %", "attack success %", "robust accuracy %", "poisoned images kept, by seed"]
         return markdown_table(head, cells)
 
-    def readme(self) -> str:
+    def digits_and_gpu(self) -> str:
         """The small table at the top of the README."""
         cells = []
         for row in tables.aggregate(self.file("demo")["results"]):
@@ -191,6 +197,39 @@ class Page:
             cells.append([images, names.title(run["method"], run), *measures])
         head = ["images under BadNets, 5 % poisoned", "training", "clean accuracy %", "attack success %"]
         return markdown_table([*head, "poisoned images kept"], cells, text_columns=2)
+
+
+    def photographs(self) -> str:
+        """`cifar10_cpu`, a row a method: accuracy / attack success under each attack."""
+        made = self.tables["cifar10_main"]
+        rows = {(row.case, row.variant): row for row in made.rows}
+        cells = []
+        for method in DEFENCES:
+            shown = [_pair(rows.get((case, method))) for case in PHOTOGRAPHED]
+            named = next((row.method for (_, name), row in rows.items() if name == method and row.results), method)
+            clean = any(row.needs_clean for (_, name), row in rows.items() if name == method)
+            cells.append([named + (f" {tables.CLEAN}" if clean else ""), *shown])
+        return markdown_table(["accuracy / attack success %", *PHOTOGRAPHED.values()], cells)
+
+    def readme(self) -> dict[str, str]:
+        """The README's tables, by the comment that stands before them."""
+        return {"digits and gpu": self.digits_and_gpu(), "photographs": self.photographs()}
+
+
+def _pair(row: Row | None) -> str:
+    stats = [] if row is None else [row.stat(field) for field in ("clean_acc", "asr")]
+    return " / ".join(f"{100 * stat.mean:.1f}" for stat in stats if stat is not None) or "–"
+
+
+def with_tables(text: str, made: Mapping[str, str]) -> str:
+    """A page with its tables anew, each between a comment with its name and `<!-- end -->`."""
+    for name, table in made.items():
+        before, found, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not found or not end:
+            raise ValueError(f"the page has no place for the table {name!r}")
+        text = f"{before}{found}\n{table}\n\n{end}{after}"
+    return text
 
 
 def _rows(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -234,6 +273,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if current else 1
     out.write_text(text)
     print(out)
+    readme = arguments.folder.resolve().parents[1] / "README.md"
+    if readme.exists():
+        readme.write_text(with_tables(readme.read_text(), Page(arguments.folder).readme()))
     return 0
 
 
