@@ -7,8 +7,8 @@ filter from the authors' reply to its reviewers.
 from __future__ import annotations
 
 WHAT = (
-    "The article: CIFAR-10 with ResNet-18, 5 % poisoned; numbers of BadNets and Blended as the README of its code states "
-    "them, most suspect samples as its authors told its reviewers."
+    "The article: CIFAR-10 with ResNet-18, 5 % poisoned; numbers of BadNets and Blended as the README of its code "
+    "states them, most suspect samples as its authors told its reviewers."
 )
 
 ACCURACY_ASR = {

@@ -198,7 +198,6 @@ class Page:
         head = ["images under BadNets, 5 % poisoned", "training", "clean accuracy %", "attack success %"]
         return markdown_table([*head, "poisoned images kept"], cells, text_columns=2)
 
-
     def photographs(self) -> str:
         """`cifar10_cpu`, a row a method: accuracy / attack success under each attack."""
         made = self.tables["cifar10_main"]
