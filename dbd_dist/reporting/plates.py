@@ -37,6 +37,8 @@ _FILLS = (
     ("#ffffff", "**"), ("#ffffff", "\\\\\\\\"), ("#8c8c8c", "||||"), ("#ffffff", "oo"), ("#f0d080", "**"),
 )  # fmt: skip
 """No two have the same hatching and a grey that print does not keep apart."""
+AMONG_LINES = 3
+"""Entries of a legend that hides no line."""
 _SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "dbd",  # the same ids for the same figure
@@ -73,6 +75,17 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1, **opti
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, **options))
+
+
+def _legend(figure: Any, ax: Any, place: str) -> None:
+    """Among the lines where it is small, else above them."""
+    handles, labels = ax.get_legend_handles_labels()
+    if len(handles) <= AMONG_LINES:
+        ax.legend(loc=place, fontsize=7.5)
+        return
+    rows = -(-len(handles) // 3)
+    figure.set_figheight(figure.get_figheight() + 0.17 * rows)
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=7.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +178,7 @@ def detection(rankings: Sequence[Ranking]) -> Any:
     roc.plot([0, 1], [0, 1], color="#909090", linewidth=0.8)
     roc.set(xlabel="clean samples flagged (FPR)", ylabel="poisoned samples flagged (TPR)", title="ROC of the split",
             xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))  # fmt: skip
-    roc.legend(loc="lower right", fontsize=7.5)
+    _legend(figure, roc, "lower right")
     total = {one.poisoned for one in rankings}
     for count in total:
         found.axvline(count, color="#909090", linewidth=0.8, linestyle=(0, (1, 1.5)))
@@ -216,7 +229,7 @@ def epochs(accuracy: Curves, asr: Curves) -> Any:
         ax.set(title=title, xlabel="epoch of the last stage", ylim=(-3, 103))
         ax.xaxis.get_major_locator().set_params(integer=True)
     axes[0][0].set_ylabel("%")
-    axes[0][0].legend(loc="best", fontsize=7.5)
+    _legend(figure, axes[0][0], "best")
     return figure
 
 
