@@ -45,9 +45,9 @@ def speeds(runs: Iterable[Run]) -> dict[str, Speed]:
             if row.get("reused") or not isinstance(time_s, int | float):
                 continue
             spent[row["stage"]] = spent.get(row["stage"], 0.0) + time_s
-            counts = isinstance(rate, int | float) and rate > 0
-            one = (float(rate), float(rate) * time_s) if counts else (1.0, float(time_s))
-            epochs.setdefault(row["stage"], []).append(one)
+            if not isinstance(rate, int | float) or rate <= 0:
+                rate = 1.0
+            epochs.setdefault(row["stage"], []).append((float(rate), float(rate) * time_s))
         for stage, seconds in spent.items():
             wholes.setdefault(stage, []).append(seconds)
     return {

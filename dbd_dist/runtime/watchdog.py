@@ -17,6 +17,7 @@ import faulthandler
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -93,10 +94,31 @@ def watching(folder: Path, *, rank: int, limit_s: float) -> Iterator[None]:
     watchdog = Watchdog(folder, rank, limit_s)
     _current = watchdog
     try:
-        yield
+        with _ctrl_z(watchdog):
+            yield
     finally:
         _current = None
         watchdog.stop()
+
+
+@contextmanager
+def _ctrl_z(watchdog: Watchdog) -> Iterator[None]:
+    """While a terminal has stopped the process (SIGTSTP), it is not hung. A SIGSTOP cannot be seen: after one that is
+    longer than a run allows, the run ends as if it had hung."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTSTP) != signal.SIG_DFL:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        with watchdog.paused():
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    signal.signal(signal.SIGTSTP, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
 
 
 @dataclass(frozen=True)
@@ -121,7 +143,7 @@ class Watchdog:
         self._poll = min(limit_s / 10, 5.0)
         self._linger = min(max(limit_s / 5, 2 * self._poll), 30.0)
         self._ready = _ready_file(folder, rank)
-        self._armed = 0.0
+        self._paused, self._arming = False, threading.RLock()
         self._stop = threading.Event()
         self._arm()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -137,6 +159,17 @@ class Watchdog:
     def beat(self) -> None:
         self._beats += 1
         self._last = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, time does not count."""
+        with self._arming:
+            self._paused = True
+            faulthandler.cancel_dump_traceback_later()
+        yield
+        self._last = time.monotonic()
+        self._paused = False
+        self._arm()
 
     def stop(self) -> None:
         self._stop.set()
@@ -155,6 +188,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._poll):
+            if self._paused:
+                continue
             beats, waited = self._beats, time.monotonic() - self._last
             if waited < self._limit_now:
                 self._arm()
@@ -171,15 +206,18 @@ class Watchdog:
 
     def _arm(self) -> None:
         """Restart the timer of the C thread. Called from this thread: beats stay cheap, a held GIL ends the calls."""
-        if self._ready is None:
-            return
+        with self._arming:
+            if self._ready is not None and not self._paused:
+                self._arm_with(self._ready)
+
+    def _arm_with(self, ready: TextIO) -> None:
         after = self._limit_now + self._linger + 2 * self._poll
         with suppress(OSError):
-            self._ready.seek(0)
-            self._ready.truncate()
-            self._ready.write(self._header(f"no beat for {after:.0f} s, and C code holds the interpreter"))
-            self._ready.flush()
-        faulthandler.dump_traceback_later(after, exit=True, file=self._ready)
+            ready.seek(0)
+            ready.truncate()
+            ready.write(self._header(f"no beat for {after:.0f} s, and C code holds the interpreter"))
+            ready.flush()
+        faulthandler.dump_traceback_later(after, exit=True, file=ready)
 
     def _header(self, what: str) -> str:
         return (

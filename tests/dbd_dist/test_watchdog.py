@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -109,6 +110,36 @@ def test_a_process_that_hangs_leaves_its_stacks_and_ends(tmp_path):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert str(stacks) in done.stderr
+
+
+PAUSED = """
+import sys, time
+from pathlib import Path
+from dbd_dist.runtime import watchdog
+
+with watchdog.watching(Path(sys.argv[1]), rank=0, limit_s=1.0):
+    for step in range(1, 16):
+        watchdog.ticking(None)("warmup", 1, 1, step, 15)
+        print(step, flush=True)
+        time.sleep(0.2)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_z_is_no_hang(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", PAUSED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    process.send_signal(signal.SIGTSTP)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(4)  # longer than all that a watchdog allows: the limit, what it lingers and twice its poll
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=60)[0].split()[-1] == "15"
+    assert process.returncode == 0
+    assert watchdog.stacks(tmp_path) == []
 
 
 @pytest.mark.slow
