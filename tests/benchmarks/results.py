@@ -199,12 +199,14 @@ class Page:
         return markdown_table([*head, "poisoned images kept"], cells, text_columns=2)
 
     def photographs(self) -> str:
-        """`cifar10_cpu`, a row a method: accuracy / attack success under each attack."""
+        """`cifar10_cpu`, a row a method that has results: accuracy / attack success under each attack."""
         made = self.tables["cifar10_main"]
         rows = {(row.case, row.variant): row for row in made.rows}
         cells = []
         for method in DEFENCES:
             shown = [_pair(rows.get((case, method))) for case in PHOTOGRAPHED]
+            if set(shown) == {"–"}:
+                continue
             named = next((row.method for (_, name), row in rows.items() if name == method and row.results), method)
             clean = any(row.needs_clean for (_, name), row in rows.items() if name == method)
             cells.append([named + (f" {tables.CLEAN}" if clean else ""), *shown])
