@@ -159,6 +159,14 @@ def test_a_sealed_state_of_other_content_is_passed_over(change, tmp_path, caplog
     assert "checkpoint_000001.pt: not a state of a run" in caplog.text
 
 
+def test_what_a_detector_reports_has_no_loss(tmp_path):
+    row = {name: value for name, value in ROW.items() if name != "loss"}
+    save_state(STATE | {"rows": [ROW, row]}, tmp_path / "checkpoint_000000.pt")
+    found = Checkpoints(tmp_path, is_main=True).newest()
+    assert found is not None
+    assert found[1]["rows"] == [ROW, row]
+
+
 def put_folder(path: Path) -> None:
     path.mkdir()
     (path / "mine").write_text("x")

@@ -341,6 +341,29 @@ def test_runs_share_plain_training_and_say_what_was_flagged(storage, digits):
     assert first["clean_acc"] == rows[-1]["clean_acc"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "stage"),
+    [
+        ("spectral", "spectral"), ("activation-clustering", "clustering"), ("nc", "inversion"), ("nad", "teacher"),
+        ("abl", "isolation"), ("abl", "finetuning"),
+    ],
+)  # fmt: skip
+def test_any_stage_is_taken_over_by_another_run(method, stage, with_holdout, tmp_path):
+    """Detectors report no loss, others no rate: what they leave has to be taken for a state all the same."""
+    config = smoke(method, with_holdout)
+    if method == "nc":
+        config = override(config, {"inversion.rounds": 2, "patching.batch": 10})
+    assert run_local(replace(config, stop_after=stage), storage=tmp_path, name="part", quiet=True) is None
+    found = run_local(config, storage=tmp_path, name="rest", quiet=True)
+    whole = run_local(config, storage=tmp_path / "apart", name="whole", quiet=True)
+    assert found is not None
+    assert whole is not None
+    assert stage in found["reused_stages"]
+    for name in ("clean_acc", "asr", "flagged", "images"):
+        assert found.get(name) == whole.get(name), name
+
+
 def test_anti_backdoor_learning_runs(storage, digits):
     result = train(smoke("abl", digits, **{"unlearning.epochs": 2}), storage)
     assert result["seconds"].keys() == {"isolation", "finetuning", "unlearning"}
