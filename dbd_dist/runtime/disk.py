@@ -22,6 +22,7 @@ from dbd_dist.models.heads import Classifier, ContrastiveModel
 from dbd_dist.runtime.checkpoint import CHECKPOINTS_KEPT
 from dbd_dist.runtime.results import FEATURE_SAMPLES
 from dbd_dist.stages.stage import NetworkBytes
+from dbd_dist.stages.warmup import Warmup
 
 MARGIN = 1.2
 """For what the formulas leave out: containers of the states, blocks of the file system, folders."""
@@ -39,7 +40,7 @@ class RunBytes:
     exports: int
     """Weights for people: model.safetensors, backbone.safetensors."""
     tables: int
-    """split.parquet, features.npz."""
+    """split.parquet or ranking.parquet, features.npz."""
     texts: int
     """metrics.jsonl, event files, descriptions, logs."""
 
@@ -72,7 +73,7 @@ def of_run(config: TrainConfig, dataset: Dataset) -> RunBytes:
     given = {name for stage in stages for name in stage.gives}
     last = config.method.trained()[-1]
     features = min(FEATURE_SAMPLES, images) * (2 * config.model.feature_dim + 8)
-    tables = features + (networks.split if "split" in given else 0)
+    tables = features + (networks.split if "split" in given or isinstance(last, Warmup) else 0)
     return RunBytes(
         checkpoints=(CHECKPOINTS_KEPT + 1) * max(size.checkpoint for size in sizes),
         stages=sum(size.kept for stage, size in zip(stages, sizes) if stage is not last or stage.kept_when_last),

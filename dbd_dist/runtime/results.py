@@ -76,7 +76,7 @@ class Results:
         features = world.gather(torch.cat(parts).to(world.device)).cpu()
         return {"kind": kind, **self.evaluator.judge_features(backbone, features, positions, images.labels.cpu())}
 
-    def rank(self, given: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    def rank_samples(self, given: dict[str, Any]) -> dict[str, torch.Tensor] | None:
         """The split that the warm-up's loss would make, of methods that end with the warm-up and split nothing: the
         comparison of losses of Huang et al. (ICLR 2022, sec. 5.3). It is the first split that DBD with this warm-up
         makes. Every rank takes part. None of other methods."""
@@ -110,7 +110,7 @@ class Results:
         Args:
             given: what the stages gave, by name.
             features: how they group images, see `judge_features`.
-            ranking: see `rank`.
+            ranking: see `rank_samples`.
         """
         split = given.get("split")
         if split is not None:

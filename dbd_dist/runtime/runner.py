@@ -294,7 +294,7 @@ class Runner:
                 return None
         measured = None if config.method.changes_input else self.reporter.measured
         measured = measured or self._results.measure(given)
-        features, ranking = self._results.judge_features(given), self._results.rank(given)
+        features, ranking = self._results.judge_features(given), self._results.rank_samples(given)
         if world.is_main:
             self._checkpoints.flush()
             self._results.finish(given, measured, features, ranking)

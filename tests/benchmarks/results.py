@@ -5,7 +5,8 @@
 Every number of the page comes from a file. A file that the text does not name, such as a new gpu_*.json, is shown as a
 plain table. A file is an object with `command`, `device` and `commit`, and one of: `results` (contents of
 result.json), `rows` (objects with the same fields, those of `dbd bench` among them), `figures` (numbers for the text).
-A folder that `dbd reproduce TABLE --out docs/results/NAME` wrote becomes a section with its table. The small tables of
+A folder that `dbd reproduce TABLE --out docs/results/NAME` wrote becomes a section with its table, and with the `note`
+that its table.json may have. The small tables of
 the README, between comments that name them, are written too.
 """
 
@@ -25,11 +26,8 @@ from dbd_dist.reproduce import formats
 from dbd_dist.reproduce.collect import ABOUT, Made, Row, read
 
 FRACTIONS = ("clean_acc", "asr", "robust_acc")
-PHOTOGRAPHED = {
-    "badnets": "BadNets", "blended": "Blended", "wanet": "WaNet", "label-consistent": "label-consistent",
-}  # fmt: skip
+PHOTOGRAPHED = ("badnets", "blended", "wanet", "label-consistent")
 """Attacks of the README's table of photographs."""
-DEFENCES = ("none", "dpsgd", "shrinkpad", "nc", "nad", "dbd", "dbd-robust")
 APART = 0.2
 """Standard deviation of attack success from which the runs are listed instead: a mean of 90 and 15 % misleads."""
 
@@ -171,7 +169,8 @@ class Page:
         source = (
             f"[{name}](results/{name}): `{made.about['command']}`; the files there have the commands of every cell."
         )
-        return f"{formats.as_markdown(made, with_commands=False)}\n{source}"
+        note = made.about.get("note")
+        return f"{formats.as_markdown(made, with_commands=False)}\n{source}" + (f" Note: {note}." if note else "")
 
     def others(self, start: str = "") -> list[str]:
         """Files that the text has not named so far."""
@@ -201,16 +200,17 @@ class Page:
     def photographs(self) -> str:
         """`cifar10_cpu`, a row a method that has results: accuracy / attack success under each attack."""
         made = self.tables["cifar10_main"]
-        rows = {(row.case, row.variant): row for row in made.rows}
+        titles = {row.case: row.attack for row in made.rows}
+        methods: dict[str, dict[str, Row]] = {}
+        for row in made.rows:
+            if row.results and row.case in PHOTOGRAPHED:
+                methods.setdefault(row.variant, {})[row.case] = row
         cells = []
-        for method in DEFENCES:
-            shown = [_pair(rows.get((case, method))) for case in PHOTOGRAPHED]
-            if set(shown) == {"–"}:
-                continue
-            named = next((row.method for (_, name), row in rows.items() if name == method and row.results), method)
-            clean = any(row.needs_clean for (_, name), row in rows.items() if name == method)
-            cells.append([named + (f" {tables.CLEAN}" if clean else ""), *shown])
-        return markdown_table(["accuracy / attack success %", *PHOTOGRAPHED.values()], cells)
+        for of in methods.values():
+            one = next(iter(of.values()))
+            named = one.method + (f" {tables.CLEAN}" if one.needs_clean else "")
+            cells.append([named, *(_pair(of.get(case)) for case in PHOTOGRAPHED)])
+        return markdown_table(["accuracy / attack success %", *(titles[case] for case in PHOTOGRAPHED)], cells)
 
     def readme(self) -> dict[str, str]:
         """The README's tables, by the comment that stands before them."""
@@ -218,6 +218,7 @@ class Page:
 
 
 def _pair(row: Row | None) -> str:
+    """Accuracy and attack success in percent."""
     stats = [] if row is None else [row.stat(field) for field in ("clean_acc", "asr")]
     return " / ".join(f"{100 * stat.mean:.1f}" for stat in stats if stat is not None) or "–"
 
@@ -266,17 +267,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/results"))
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page is not current")
     arguments = parser.parse_args(argv)
-    out = arguments.folder.with_suffix(".md")
-    text = render(arguments.folder)
-    if arguments.check:
-        current = out.exists() and out.read_text() == text
-        print(f"{out} is {'current' if current else 'not current'}")
-        return 0 if current else 1
-    out.write_text(text)
-    print(out)
-    readme = arguments.folder.resolve().parents[1] / "README.md"
+    out, readme = arguments.folder.with_suffix(".md"), arguments.folder.resolve().parents[1] / "README.md"
+    texts = {out: render(arguments.folder)}
     if readme.exists():
-        readme.write_text(with_tables(readme.read_text(), Page(arguments.folder).readme()))
+        texts[readme] = with_tables(readme.read_text(), Page(arguments.folder).readme())
+    if arguments.check:
+        old = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+        for path in texts:
+            print(f"{path} is {'not current' if path in old else 'current'}")
+        return 1 if old else 0
+    for path, text in texts.items():
+        path.write_text(text)
+        print(path)
     return 0
 
 
