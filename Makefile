@@ -5,6 +5,9 @@ BIN := .venv/bin
 # What Ray would otherwise send home, and what tests must not depend on.
 export RAY_USAGE_STATS_ENABLED := 0
 
+# Where it is set, every process of the tests would compile this project, and pytest its tests, anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick golden soak elastic link-cut fuzz lint bench gpu-check constraints clean
 

@@ -85,7 +85,7 @@ touch "$marker"
 quiet=(-qq)
 [ -t 1 ] && quiet=()
 pip=("$venv/bin/python" -m pip --disable-pip-version-check)
-# Bytecode is written at the first import instead of for all of 5 GB now. Builds use the pinned setuptools, not the newest.
+# Bytecode comes below, from all cores. Builds use the pinned setuptools, not the newest.
 install=("${pip[@]}" install "${quiet[@]}" --no-compile -c constraints.txt)
 say "Python packages (a few minutes and 6 GB of disk the first time)"
 "${install[@]}" pip setuptools wheel
@@ -105,6 +105,12 @@ if ! loads_ffcv 2>/dev/null; then
     loads_ffcv || die "FFCV's library does not load (the lines above say why). Hint: check libopencv-dev and libturbojpeg0-dev"
 fi
 "$venv/bin/python" -c 'import torchvision.ops, cv2' || die "torch, torchvision or OpenCV does not import (the lines above say why)"
+
+# 5. Bytecode. Where PYTHONDONTWRITEBYTECODE is set, as in many container images, no import would ever write it, and every
+#    process, each worker of Ray among them, would compile PyTorch anew. A file that does not compile is nobody's import.
+say "bytecode"
+"$venv/bin/python" -m compileall -qq -j 0 -x '/tests?/|/testing/' \
+    "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
 
 rm -f "$marker"
 printf '%s\n' "$state" >"$stamp"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -57,6 +58,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("ray") and not starts_ray(item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} starts a Ray, and its name does not say so (see starts_ray)")
     items.sort(key=lambda item: 0 if shares_ray(item) else 1 if starts_ray(item.nodeid) else 2)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end: the collector need not go through it again and again."""
+    gc.freeze()
 
 
 def shares_ray(item: pytest.Item | None) -> bool:

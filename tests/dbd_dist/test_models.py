@@ -32,7 +32,11 @@ def images(px: int, count: int = 2) -> torch.Tensor:
     [
         ("resnet18", ModelConfig(stem="imagenet")),
         ("resnet34", ModelConfig(stem="imagenet", depths=(3, 4, 6, 3))),
-        ("resnet50", ModelConfig(stem="imagenet", block="bottleneck", depths=(3, 4, 6, 3))),
+        pytest.param(
+            "resnet50",
+            ModelConfig(stem="imagenet", block="bottleneck", depths=(3, 4, 6, 3)),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_backbone_with_the_weights_of_torchvision_gives_its_outputs(name, config):

@@ -417,6 +417,7 @@ def test_event_files_hold_no_epoch_twice(defended, smoke_config, tmp_path, monke
     assert result["images"]["simclr"] % 2 == 0
 
 
+@pytest.mark.slow
 def test_storage_that_is_gone_for_a_while_changes_nothing(defended, smoke_config, tmp_path, monkeypatch):
     """Whatever is renamed into place fails at first, every time that it is new."""
     calls, rename = Counter(), os.replace
@@ -461,6 +462,7 @@ def crash(config, storage: Path, k: int, monkeypatch) -> None:
             train(config, storage)
 
 
+@pytest.mark.slow
 def test_a_stage_that_another_run_finished_brings_all_its_rows(defended, smoke_config, tmp_path, monkeypatch):
     crash(smoke_config, tmp_path, 1, monkeypatch)
     train(override(smoke_config, {"split.keep": 0.4}), tmp_path, "another")
@@ -639,7 +641,8 @@ def test_a_stage_is_not_reused_where_it_depends_on_the_change(
     assert trained == again
 
 
-@pytest.mark.parametrize("stage", [pytest.param("simclr", marks=pytest.mark.slow), "warmup"])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["simclr", "warmup"])
 def test_stop_after_keeps_the_stage_and_gives_no_result(stage, defended, smoke_config, tmp_path, monkeypatch):
     trained = record_epochs(monkeypatch)
     config = replace(smoke_config, stop_after=stage)

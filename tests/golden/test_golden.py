@@ -51,6 +51,7 @@ def test_one_process(seed_0):
     agrees("local", seed_0)
 
 
+@pytest.mark.slow
 def test_report_of_one_seed(work, seed_0):
     here_only("report")
     agrees("report", make.make_report(work, seeds=[0]))

@@ -26,6 +26,7 @@ def job(plan):
     return job_of(fast, size_of(fast, TWO_CORES))
 
 
+@pytest.mark.slow
 def test_a_trial_gives_the_numbers_of_a_run_of_its_own(job, plan, digits, tmp_path):
     values = {"split.keep": 0.4, "warmup.sce_alpha": 1.0}
     first = trial.train(0, {"split.keep": 0.6}, job)
