@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_prep.attacks.protocols import PROTOCOLS
+from data_prep.config import PrepareConfig
 from data_prep.errors import UserError
 from data_prep.io.json import read_json, write_json
 from dbd_dist.reporting import names, tables
 from dbd_dist.reporting.runs import load_run
-from dbd_dist.reproduce.grid import THREADS, Cell, Plan, Task
+from dbd_dist.reproduce.grid import THREADS, Cell, Plan, Task, flag
 from dbd_dist.reproduce.table import variant_key
 
 ABOUT = "table.json"
@@ -45,20 +47,49 @@ class Row:
         return bool(self.results) and names.needs_clean(self.results[0])
 
     def stat(self, field: str) -> tables.Stat | None:
-        """Over the results that have the field; "seconds" and "images" are those of all stages, "a.b.0" is a number
-        inside other fields."""
+        """Over the results that have the field; "seconds" and "images" are those of all stages, `TARGET_ACC` is of
+        the attacker's class, "a.b.0" is a number inside other fields."""
         values = [value_of(result, field) for result in self.results]
         return tables.statistics(values)
+
+
+TARGET_ACC = "target_acc"
+"""Accuracy on clean test images of the class that the attacker wants: where it is low, that class is seldom called, and
+attack success is low for that alone."""
 
 
 def value_of(result: Mapping[str, Any], field: str) -> float | None:
     """A number of a result.json, by `Row.stat`'s names; None where it has none."""
     if field in ("seconds", "images"):
         return sum(result[field].values()) if result.get(field) else None
+    if field == TARGET_ACC:
+        target, by_class = target_of(result), result.get("per_class_acc") or []
+        return by_class[target] if target is not None and target < len(by_class) else None
     value: Any = result
     for name in field.split("."):
         value = value.get(name) if isinstance(value, Mapping) else value[int(name)] if value else None
     return value
+
+
+def target_of(result: Mapping[str, Any]) -> int | None:
+    """The class that all poisoned images aim at, by the command that poisoned them; None where there is none, or its
+    name alone is known."""
+    made = [words for words in map(_words, result.get("commands") or ()) if words[:2] == ["dbd", "prepare"]]
+    if not made or result.get("asr") is None or flag("--mapping", made[-1]) == "all-to-all":
+        return None
+    given = flag("--target", made[-1])
+    if given is not None:
+        return int(given) if given.isdecimal() else None
+    named = flag("--protocol", made[-1])
+    protocol = next((of for name, of in PROTOCOLS.items() if name == (named or PrepareConfig.protocol)), None)
+    return None if protocol is None else protocol.target
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # a quote without an end: not written by `write_results`
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from dbd_dist.reporting import tables, wording
 from dbd_dist.reporting.page import environment, write_file
 from dbd_dist.reporting.wording import printable
 from dbd_dist.reproduce import article, claims
-from dbd_dist.reproduce.collect import Made, Row, missing, trained_s
+from dbd_dist.reproduce.collect import TARGET_ACC, Made, Row, missing, trained_s, value_of
 
 APART = 0.2
 """Standard deviation of a share from which the runs are listed instead: a mean of 90 and 15 % misleads."""
@@ -35,8 +35,8 @@ def _percent(field: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         stat = row.stat(field)
         if stat is not None and stat.std is not None and stat.std > APART:
-            values = [result[field] for result in row.results if result.get(field) is not None]
-            return ", ".join(f"{100 * value:.1f}" for value in values)
+            values = [value_of(result, field) for result in row.results]
+            return ", ".join(f"{100 * value:.1f}" for value in values if value is not None)
         return _spread(row, field, lambda share: f"{100 * share:.2f}")
 
     return cell
@@ -83,6 +83,7 @@ def _rates(row: Row) -> str:
 
 
 UNTRIGGERED = "untriggered %"
+TARGET = "target class %"
 WARMUP = "after warm-up: acc. / ASR %"
 NEAR = "poisoned near their true / given class, %"
 FLAGGED = "images flagged: poisoned / clean, %"
@@ -93,6 +94,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "clean acc. %": _percent("clean_acc"),
     "ASR %": _percent("asr"),
     UNTRIGGERED: _percent("asr_untriggered"),
+    TARGET: _percent(TARGET_ACC),
     "article: acc. / ASR %": _stated(article.ACCURACY_ASR),
     "poisoned kept": _kept,
     FLAGGED: _both("flagged.tpr", "flagged.fpr"),
@@ -148,6 +150,11 @@ def notes(made: Made) -> list[str]:
             "Untriggered: what ASR would be if the trigger did nothing, which is the share of the same images without "
             "it that are called what the attacker wants."
         )
+    if TARGET in head:
+        lines.append(
+            "Target class: the share of its own test images that are recognised. Where it is low, that class is seldom "
+            "called, and attack success is low for that alone."
+        )
     if any(name.startswith("article") for name in head):
         lines.append(article.WHAT)
     if SUSPECT in head:
@@ -160,6 +167,7 @@ def notes(made: Made) -> list[str]:
             "k-NN acc.: of test images by the votes of their 20 nearest features; near: the share of a poisoned "
             "sample's 20 nearest that have its true and its given class. Self-supervised features where there are any."
         )
+    lines += _unlike(made)
     lines += _privacy(made)
     lines.append("Time: training of all stages, those that another run of the table trained among them.")
     lines += _cost(made)
@@ -172,6 +180,22 @@ def notes(made: Made) -> list[str]:
             lines.append(f"{what}: {between.join(sorted(values))}.")
     gaps = missing(made)
     return [*lines, *([f"Without a result: {'; '.join(gaps)}."] if gaps else [])]
+
+
+def _unlike(made: Made) -> list[str]:
+    """Where methods did not train on the same images, which tables that were put together have."""
+    hashes: dict[tuple[str, int], set[str]] = {}
+    for row in made.rows:
+        for result in row.results:
+            hashes.setdefault((row.attack, result["seed"]), set()).add(str(result.get("data_hash")))
+    found: dict[str, list[int]] = {}
+    for (attack, seed), of in hashes.items():
+        if len(of) > 1:
+            found.setdefault(printable(attack), []).append(seed)
+    if not found:
+        return []
+    named = "; ".join(f"{attack} ({wording.seeds(seeds)})" for attack, seeds in found.items())
+    return [f"Not all methods trained on the same images, poisoned by the same command: {named}."]
 
 
 def _cost(made: Made) -> list[str]:
@@ -276,8 +300,8 @@ def as_latex(made: Made) -> str:
     return "\n".join(lines) + "\n"
 
 
-NUMBERS = ("clean_acc", "asr", "robust_acc", "asr_untriggered", "kept_poisoned", "poisoned", "seconds", "images",
-           "split_quality.first.auroc",
+NUMBERS = ("clean_acc", "asr", "robust_acc", "asr_untriggered", TARGET_ACC, "kept_poisoned", "poisoned", "seconds",
+           "images", "split_quality.first.auroc",
            "split_quality.last.auroc", "split_quality.last.tpr", "split_quality.last.fpr",
            "split_quality.last.most_suspect.0.1", "split_quality.last.most_suspect.1.1",
            "split_quality.last.most_suspect.2.1", "flagged.tpr", "flagged.fpr", "flagged.auroc",

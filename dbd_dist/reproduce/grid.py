@@ -163,7 +163,7 @@ class _DataSets:
     def check(self, case: Case) -> None:
         """Refuse what would fail later: flags, and an artefact that is given and missing, or cannot be made."""
         kind = ATTACKS.find(case.attack, where=self._table.name)
-        given = _flag("--artefact", case.flags)
+        given = flag("--artefact", case.flags)
         if issubclass(kind, Crafted) and given is None and case.attack not in CRAFTS:
             raise UserError(
                 f"{case.attack} needs an artefact, and no `dbd craft {case.attack}` makes one",
@@ -189,7 +189,7 @@ class _DataSets:
         folder = self.folder(case, seed)
         argv = ["prepare", *self._source, case.attack, *case.flags]
         before: list[Task] = []
-        if case.attack in CRAFTS and _flag("--artefact", case.flags) is None:
+        if case.attack in CRAFTS and flag("--artefact", case.flags) is None:
             before = [*self.tasks(_CLEAN, seed), self._craft(case, seed)]
             argv += ["--artefact", str(self.artefact(case, seed))]
         argv += [*self._holdout, *([] if case.attack == "clean" else ["--seed", str(seed)]), "--out", str(folder)]
@@ -219,7 +219,7 @@ class _DataSets:
 _CLEAN = Case(name="clean", title="none", attack="clean")
 
 
-def _flag(name: str, words: Sequence[str]) -> str | None:
+def flag(name: str, words: Sequence[str]) -> str | None:
     """What a flag says."""
     for word, following in zip(words, [*words[1:], None]):
         if word == name or word.startswith(f"{name}="):
@@ -280,8 +280,8 @@ def _cell(
     if place.launcher == "ray" and place.cpus_per_worker is not None:
         argv += ["--cpus-per-worker", str(place.cpus_per_worker)]
     argv += [*table.flags, *variant.flags]
-    done = _finished(run, config)
     manifest = read_manifest(folder) if (folder / "manifest.json").exists() else None
+    done = _finished(run, config, None if manifest is None else manifest.data_hash)
     device = "cuda" if config.compute.device != "cpu" and torch.cuda.is_available() else "cpu"
     keys = keys_on(
         config,
@@ -310,21 +310,30 @@ def _cell(
     )  # fmt: skip
 
 
-def _finished(run: Path, config: TrainConfig) -> bool:
+def _finished(run: Path, config: TrainConfig, data_hash: str | None) -> bool:
     """Whether the run has a result.
 
+    Args:
+        data_hash: of the data set that the table has for it; None where it is not made, and the run's stays unknown.
+
     Raises:
-        UserError: it is that of other settings.
+        UserError: it is that of other settings, or of other images.
     """
     if not (run / "result.json").exists():
         return False
     try:
-        stored = read_json(run / "run.json")["config"]
+        stored = read_json(run / "run.json")
+        trained, images = stored["config"], stored["data_hash"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError("not a run description", where=run / "run.json", hint="delete the folder") from error
-    if method_hash(TrainConfig.from_dict(stored, where=f"{run / 'run.json'}: config")) != method_hash(config):
+    other = None
+    if method_hash(TrainConfig.from_dict(trained, where=f"{run / 'run.json'}: config")) != method_hash(config):
+        other = "with other settings than the table's"
+    elif data_hash is not None and images != data_hash:
+        other = "on other images than the table's data set has now"
+    if other is not None:
         raise UserError(
-            "this run is finished, with other settings than the table's",
+            f"this run is finished, {other}",
             where=run,
             hint="choose another --storage, or delete the folder to train it again",
         )

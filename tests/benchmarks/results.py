@@ -23,7 +23,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dbd_dist.reporting import names, tables, wording
 from dbd_dist.reproduce import formats
-from dbd_dist.reproduce.collect import ABOUT, Made, Row, read
+from dbd_dist.reproduce.claims import SELDOM
+from dbd_dist.reproduce.collect import ABOUT, TARGET_ACC, Made, Row, read
 
 FRACTIONS = ("clean_acc", "asr", "robust_acc")
 PHOTOGRAPHED = ("badnets", "blended", "wanet", "label-consistent")
@@ -218,9 +219,11 @@ class Page:
 
 
 def _pair(row: Row | None) -> str:
-    """Accuracy and attack success in percent."""
+    """Accuracy and attack success in percent, with a mark where the target's own images are seldom recognised."""
     stats = [] if row is None else [row.stat(field) for field in ("clean_acc", "asr")]
-    return " / ".join(f"{100 * stat.mean:.1f}" for stat in stats if stat is not None) or "–"
+    shown = " / ".join(f"{100 * stat.mean:.1f}" for stat in stats if stat is not None) or "–"
+    recognised = None if row is None else row.stat(TARGET_ACC)
+    return shown + (" ‡" if recognised is not None and recognised.mean < SELDOM else "")
 
 
 def with_tables(text: str, made: Mapping[str, str]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 
 import pytest
 
 from data_prep.errors import UserError
-from dbd_dist.reproduce import formats
+from dbd_dist.reproduce import claims, formats
 from dbd_dist.reproduce.collect import missing, read
 
 
@@ -138,8 +139,9 @@ def test_names_of_strangers_do_no_harm(write_table):
     results = {("badnets", "dbd", 0): {"titles": {"dbd": hostile}}}
     made = read(write_table(results))
     assert "<script>alert" not in formats.as_html(made)
-    (line,) = [line for line in formats.as_markdown(made).splitlines() if "script" in line]
+    line, *claimed = [line for line in formats.as_markdown(made).splitlines() if "script" in line]
     assert line.count(" | ") == 6
+    assert all(line.count(" | ") == len(claims.HEAD) - 1 for line in claimed)
     (line,) = [line for line in formats.as_latex(made).splitlines() if "script" in line and line.endswith(r"\\")]
     assert r"\input" not in line
     assert "%" not in line.replace(r"\%", "")
@@ -206,3 +208,27 @@ def test_epsilon_is_said_below_the_table(write_table):
 def test_a_folder_that_is_no_table(tmp_path):
     with pytest.raises(UserError, match="not a table's results"):
         read(tmp_path)
+
+
+def test_methods_on_different_images_are_said(write_table):
+    def made(hashes: dict[str, str]) -> str:
+        results = {("badnets", method, 1): {"data_hash": of} for method, of in hashes.items()}
+        others = {("wanet", method, 1): {"data_hash": "w"} for method in hashes}
+        folder = write_table(results | others)
+        text = "\n".join(formats.notes(read(folder)))
+        shutil.rmtree(folder)
+        return text
+
+    assert "same images" not in made({"none": "a", "dbd": "a"})
+    said = "Not all methods trained on the same images, poisoned by the same command: Badnets (seed 1)."
+    assert said in made({"none": "a", "dbd": "b"})
+
+
+def test_accuracy_on_the_target_class_has_a_column(write_table):
+    of = {"per_class_acc": [0.9, 0.8, 0.7, 0.1], "commands": ["dbd prepare digits badnets --seed 0"]}
+    made = read(write_table({("badnets", "dbd", 0): of, ("clean", "dbd", 0): {**of, "asr": None}}))
+    head, body = formats.cells(made)
+    assert [line[head.index(formats.TARGET)] for line in body] == ["10.00", "–"]
+    assert any(note.startswith("Target class:") for note in formats.notes(made))
+    (poisoned, clean) = csv.DictReader(io.StringIO(formats.as_csv(made)))
+    assert (poisoned["target_acc_mean"], clean["target_acc_mean"]) == ("0.1", "")

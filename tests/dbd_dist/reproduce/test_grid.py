@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data_prep.dataset.manifest import read_manifest
 from data_prep.errors import UserError
 from dbd_dist.cli import main
 from dbd_dist.reproduce import collect, cost
@@ -56,12 +58,26 @@ def test_a_run_that_is_finished_with_other_settings_is_refused(table, tmp_path):
     cell.folder.mkdir(parents=True)
     (cell.folder / "result.json").write_text("{}")
     config = cell.config.to_dict()
-    (cell.folder / "run.json").write_text(json.dumps({"config": config}))
+    (cell.folder / "run.json").write_text(json.dumps({"config": config, "data_hash": "a"}))
     assert plan(table, Place(storage=tmp_path)).cells[0].task.done
     stage = cell.config.method.stages()[0].name
     config[stage]["batch"] = config[stage]["batch"] // 2
-    (cell.folder / "run.json").write_text(json.dumps({"config": config}))
+    (cell.folder / "run.json").write_text(json.dumps({"config": config, "data_hash": "a"}))
     with pytest.raises(UserError, match="with other settings than the table's"):
+        plan(table, Place(storage=tmp_path))
+
+
+def test_a_run_that_is_finished_on_other_images_is_refused(table, tmp_path, digits):
+    """An artefact that was crafted anew poisons other pixels, in a folder of the same name."""
+    cell = plan(table, Place(storage=tmp_path)).cells[0]
+    shutil.copytree(digits, cell.task.needs[0])
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "result.json").write_text("{}")
+    run = {"config": cell.config.to_dict(), "data_hash": read_manifest(digits).data_hash}
+    (cell.folder / "run.json").write_text(json.dumps(run))
+    assert plan(table, Place(storage=tmp_path)).cells[0].task.done
+    (cell.folder / "run.json").write_text(json.dumps(run | {"data_hash": "b"}))
+    with pytest.raises(UserError, match="finished, on other images"):
         plan(table, Place(storage=tmp_path))
 
 
@@ -71,7 +87,7 @@ def test_a_cells_command_has_the_threads_that_its_run_had(threads, table, tmp_pa
     config = cell.config.to_dict()
     config["compute"]["threads"] = threads
     cell.folder.mkdir(parents=True)
-    (cell.folder / "run.json").write_text(json.dumps({"config": config}))
+    (cell.folder / "run.json").write_text(json.dumps({"config": config, "data_hash": "a"}))
     (cell.folder / "result.json").write_text(json.dumps({"method": "none", "dataset": "d", "clean_acc": 0.5}))
     (cell.folder / "metrics.jsonl").touch()
     collect.write_results(plan(table, Place(storage=tmp_path, threads=2)), tmp_path / "out", "dbd reproduce")
