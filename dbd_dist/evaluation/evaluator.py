@@ -18,7 +18,7 @@ from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import rank_slice
 from dbd_dist.distributed.world import World
-from dbd_dist.evaluation.quality import auroc, feature_quality, share, split_quality
+from dbd_dist.evaluation.quality import auroc, feature_quality, most_suspect, share, split_quality
 from dbd_dist.runtime.watchdog import beat
 from dbd_dist.stages.flagged import Flagged
 
@@ -176,12 +176,13 @@ class Evaluator:
 
         Returns:
             ``samples``: how many were flagged; ``tpr`` and ``fpr``: the share of the poisoned and of the other samples
-            among them; ``auroc`` of its scores. ``classes``: those it flagged; ``class_scores``; ``class_tpr`` and
-            ``class_fpr``: the share of the classes that poisoned samples are given, and of the others. None where
-            the detector says nothing of it, the truth is not known, or there is nothing to take a share of.
+            among them; ``auroc`` and ``most_suspect`` (`quality.most_suspect`) of its scores. ``classes``: those it
+            flagged; ``class_scores``; ``class_tpr`` and ``class_fpr``: the share of the classes that poisoned samples
+            are given, and of the others. None where the detector says nothing of it, the truth is not known, or there
+            is nothing to take a share of.
         """
         samples, scores, classes = flagged["samples"], flagged["scores"], flagged["classes"]
-        found: dict[str, Any] = dict.fromkeys(("tpr", "fpr", "auroc", "class_tpr", "class_fpr"))
+        found: dict[str, Any] = dict.fromkeys(("tpr", "fpr", "auroc", "most_suspect", "class_tpr", "class_fpr"))
         found["samples"] = None if samples is None else int(samples.sum())
         found["classes"] = None if classes is None else classes.tolist()
         class_scores = flagged["class_scores"]
@@ -192,7 +193,7 @@ class Evaluator:
         if samples is not None:
             found |= {"tpr": share(samples[poisoned]), "fpr": share(samples[~poisoned])}
         if scores is not None and poisoned.any() and not poisoned.all():
-            found["auroc"] = auroc(poisoned, scores)
+            found |= {"auroc": auroc(poisoned, scores), "most_suspect": most_suspect(scores, poisoned, labels_N)}
         if classes is not None:
             targets, alarms = torch.zeros(2, self._classes, dtype=torch.bool)
             targets[labels_N[poisoned]] = True

@@ -23,21 +23,28 @@ def split_quality(losses_N: Tensor, kept_N: Tensor, poisoned_N: Tensor, labels_N
 
     Returns:
         ``auroc`` of the losses; ``tpr`` and ``fpr``: the share of the poisoned and of the other samples that lose
-        their label; ``most_suspect``: for each of `MOST_SUSPECT`, in proportion to the size of the set, its number and
-        the share of poisoned ones among so many samples with the highest loss of those that carry an attacker's label.
-        None without poisoned samples.
+        their label; ``most_suspect``: see there, by loss. None without poisoned samples.
     """
     if not poisoned_N.any() or poisoned_N.all():
         return {"auroc": None, "tpr": None, "fpr": share(~kept_N[~poisoned_N]), "most_suspect": None}
-    targets = torch.isin(labels_N, labels_N[poisoned_N].unique()).nonzero().flatten()
-    by_loss = targets[torch.argsort(losses_N[targets], descending=True, stable=True)]
-    counts = [min(max(round(count * len(losses_N) / 50_000), 1), len(by_loss)) for count in MOST_SUSPECT]
     return {
         "auroc": auroc(poisoned_N, losses_N),
         "tpr": share(~kept_N[poisoned_N]),
         "fpr": share(~kept_N[~poisoned_N]),
-        "most_suspect": [[count, share(poisoned_N[by_loss[:count]])] for count in counts],
+        "most_suspect": most_suspect(losses_N, poisoned_N, labels_N),
     }
+
+
+def most_suspect(scores_N: Tensor, poisoned_N: Tensor, labels_N: Tensor) -> list[list[Any]]:
+    """The share of poisoned samples among those with the highest scores that carry an attacker's label.
+
+    Returns:
+        For each of `MOST_SUSPECT`, in proportion to the size of the set, the number of samples and the share.
+    """
+    targets = torch.isin(labels_N, labels_N[poisoned_N].unique()).nonzero().flatten()
+    by_score = targets[torch.argsort(scores_N[targets], descending=True, stable=True)]
+    counts = [min(max(round(count * len(scores_N) / 50_000), 1), len(by_score)) for count in MOST_SUSPECT]
+    return [[count, share(poisoned_N[by_score[:count]])] for count in counts]
 
 
 def auroc(positive_N: Tensor, scores_N: Tensor) -> float:

@@ -7,8 +7,8 @@ filter from the authors' reply to its reviewers.
 from __future__ import annotations
 
 WHAT = (
-    "The article: CIFAR-10 with ResNet-18, 5 % poisoned; numbers of BadNets and Blended as the README of its code "
-    "states them, most suspect samples as its authors told its reviewers."
+    "The article: CIFAR-10 with ResNet-18, 5 % poisoned (label-consistent: a quarter of the target class); numbers of "
+    "BadNets and Blended as the README of its code states them, most suspect samples as its authors told its reviewers."
 )
 
 ACCURACY_ASR = {
@@ -18,8 +18,12 @@ ACCURACY_ASR = {
     ("blended", "dbd"): "92.60 / 0.31",
     ("adaptive", "none"): "94.96 / 99.70",
     ("adaptive", "dbd"): "93.21 / 1.02",
-    ("wanet", "dbd"): "– / below 2",
+    ("wanet", "dbd"): "at most 2 below no defence / below 2",
     ("label-consistent", "dbd"): "– / below 2",
+    **{
+        (attack, "dpsgd"): "more than 20 below / 5 above DBD"
+        for attack in ("badnets", "blended", "wanet", "label-consistent")
+    },
 }
 """(case, method) -> clean accuracy and attack success in percent."""
 

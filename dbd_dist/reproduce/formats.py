@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from dbd_dist.reporting import tables, wording
@@ -51,7 +52,8 @@ def _kept(row: Row) -> str:
 
 
 def _found(row: Row) -> str:
-    stats = [row.stat(f"split_quality.last.most_suspect.{i}.1") for i in range(3)]
+    found = _first(row, ("split_quality.last.most_suspect.0.1", "flagged.most_suspect.0.1")).removesuffix("0.1")
+    stats = [row.stat(f"{found}{i}.1") for i in range(3)]
     return "–" if None in stats else " / ".join(f"{100 * stat.mean:.1f}" for stat in stats if stat is not None)
 
 
@@ -159,8 +161,8 @@ def notes(made: Made) -> list[str]:
         lines.append(article.WHAT)
     if SUSPECT in head:
         lines.append(
-            "Among most suspect: share of poisoned samples among those of the target class with the highest loss, 250, "
-            "500 and 1,000 of 50,000 training images or as many in proportion."
+            "Among most suspect: share of poisoned samples among those of the target class with the highest loss or "
+            "score, 250, 500 and 1,000 of 50,000 training images or as many in proportion."
         )
     if NEAR in head:
         lines.append(
@@ -199,20 +201,21 @@ def _unlike(made: Made) -> list[str]:
 
 
 def _cost(made: Made) -> list[str]:
-    """What sharing stages spares: the table against each run by itself, and against DBD alone where all methods were
-    run on one machine."""
+    """What sharing stages spares: the table against each run by itself, and against DBD alone for each attack and seed
+    whose methods were all run on one machine."""
     runs = [(row.case, result) for row in made.rows for result in row.results]
     once, apart = wording.duration(trained_s(runs)), wording.duration(sum(_seconds(result) for _, result in runs))
     if once == apart:
         return []
-    beside = alone = 0.0
+    ratios = []
     for case, seed in dict.fromkeys((case, result["seed"]) for case, result in runs):
         rows = [row for row in made.rows if row.case == case]
         here = {row.variant: result for row in rows for result in row.results if result["seed"] == seed}
-        if "dbd" in here and len(here) == len(rows) and len({_device(result) for result in here.values()}) == 1:
-            beside += trained_s((case, result) for result in here.values())
-            alone += _seconds(here["dbd"])
-    against = f"; all methods take {beside / alone:.2f} times as long as DBD alone" if alone else ""
+        alone = _seconds(here["dbd"]) if "dbd" in here else 0.0
+        if alone and len(here) == len(rows) and len({_device(result) for result in here.values()}) == 1:
+            ratios.append(trained_s((case, result) for result in here.values()) / alone)
+    over = f" (median of {len(ratios)}, {min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+    against = f"; all methods take {median(ratios):.2f} times as long as DBD alone{over}" if ratios else ""
     return [f"With each shared stage trained once, all runs took {once}, without sharing it would be {apart}{against}."]
 
 
@@ -305,6 +308,7 @@ NUMBERS = ("clean_acc", "asr", "robust_acc", "asr_untriggered", TARGET_ACC, "kep
            "split_quality.last.auroc", "split_quality.last.tpr", "split_quality.last.fpr",
            "split_quality.last.most_suspect.0.1", "split_quality.last.most_suspect.1.1",
            "split_quality.last.most_suspect.2.1", "flagged.tpr", "flagged.fpr", "flagged.auroc",
+           "flagged.most_suspect.0.1", "flagged.most_suspect.1.1", "flagged.most_suspect.2.1",
            "flagged.class_tpr", "flagged.class_fpr", "after_warmup.clean_acc", "after_warmup.asr",
            "feature_quality.knn_acc", "feature_quality.poisoned_near_true", "feature_quality.poisoned_near_given",
            "measures.epsilon")  # fmt: skip
@@ -317,7 +321,19 @@ def as_csv(made: Made) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     spread = [f"{field.replace('.', '_')}_{what}" for field in NUMBERS for what in ("mean", "std")]
     writer.writerow(
-        ["attack", "method", "needs_clean", "n", "seeds", *spread, "article_acc_asr", "hardware", "commit", "commands"]
+        [
+            "attack",
+            "method",
+            "needs_clean",
+            "n",
+            "seeds",
+            *spread,
+            "article_acc_asr",
+            "article_found",
+            "hardware",
+            "commit",
+            "commands",
+        ]
     )
     for row in made.rows:
         stats = [row.stat(field) for field in NUMBERS]
@@ -326,7 +342,7 @@ def as_csv(made: Made) -> str:
             [
                 printable(row.case), printable(row.variant), row.needs_clean, len(row.results),
                 " ".join(str(result["seed"]) for result in row.results), *numbers,
-                COLUMNS["article: acc. / ASR %"](row),
+                COLUMNS["article: acc. / ASR %"](row), COLUMNS["article: among most suspect, %"](row),
                 *("; ".join(dict.fromkeys(values)) for values in (
                     map(_device, row.results), (str(result.get("commit")) for result in row.results),
                     (command for result in row.results for command in result["commands"]),
