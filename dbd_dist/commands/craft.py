@@ -108,11 +108,16 @@ def commands() -> Any:
     return Union[tuple(parts)]  # noqa: UP007
 
 
-def main(argv: list[str]) -> int:
-    """Parse, train the network where none is given, craft, print what it came to."""
+def parse(argv: list[str]) -> Arguments:
+    """The command line's arguments, or tyro's message and exit."""
     if argv and not argv[0].startswith("-"):
         CRAFTS.find(argv[0], where="dbd craft")
-    arguments: Arguments = tyro.cli(commands(), args=argv, prog="dbd craft")
+    return tyro.cli(commands(), args=argv, prog="dbd craft")
+
+
+def main(argv: list[str]) -> int:
+    """Parse, train the network where none is given, craft, print what it came to."""
+    arguments = parse(argv)
     start = time.monotonic()
     craft, out = arguments.craft, Path(os.path.realpath(arguments.out))
     check_place(out, hint="choose another --out")

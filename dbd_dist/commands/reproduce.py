@@ -99,7 +99,7 @@ def _make(table: Table, whole: Plan, arguments: Arguments) -> tuple[Plan, dict[s
             whole = plan(table, place)  # its commands say what Ray sets aside
         else:
             os.environ.setdefault("OMP_NUM_THREADS", str(whole.place.threads))  # for crafting, in new processes
-        progress = _Progress(len(whole.tasks))
+        progress = _Progress(table.name, len(whole.tasks))
         jobs.run_tasks(whole.tasks, jobs=count, report=progress)
         return whole, progress.failed
 
@@ -113,15 +113,25 @@ def _ray_place(whole: Plan, arguments: Arguments):
 class _Progress:
     """A line at the end of every command; keeps what failed."""
 
-    def __init__(self, total: int):
-        self._total, self._count, self._start = total, 0, time.monotonic()
+    def __init__(self, table: str, total: int):
+        self._table, self._total, self._count, self._start = table, total, 0, time.monotonic()
+        self._trained = False
         self.failed: dict[str, str] = {}
 
     def __call__(self, task: Task, code: int) -> None:
+        """Take note of a task's end.
+
+        Raises:
+            UserError: a data set cannot be made as the table has it, and nothing is trained yet.
+        """
         self._count += 1
+        self._trained |= task.argv[0] == "train" and code != jobs.SKIPPED
         state = "done" if code == 0 else "left out: what it needs failed" if code == jobs.SKIPPED else f"exit {code}"
         if code != 0:
             self.failed[task.name] = state if code == jobs.SKIPPED else _message(task)
+        if code == 2 and task.argv[0] == "prepare" and not self._trained:
+            what = self.failed[task.name].removeprefix("error: ")
+            raise UserError(what, where=f"{self._table}: {task.name}", hint="correct the table: nothing is trained yet")
         seconds = time.monotonic() - self._start
         print(f"[{self._count}/{self._total}, {seconds:.0f} s] {task.argv[0]} {task.name}: {state}", flush=True)
 

@@ -12,11 +12,12 @@ from typing import Literal
 import torch
 
 from data_prep import cli as preparing
-from data_prep.attacks import ATTACKS, Crafted
+from data_prep.attacks import ATTACKS, Crafted, PerturbedImages
 from data_prep.dataset.manifest import read_manifest
 from data_prep.errors import UserError
 from data_prep.io.json import read_json
 from data_prep.sources import Source
+from dbd_dist.commands import craft as crafting
 from dbd_dist.commands import train
 from dbd_dist.config import TrainConfig
 from dbd_dist.craft import CRAFTS
@@ -179,10 +180,26 @@ class _DataSets:
                 hint=f"make it with `dbd craft {' '.join(words)}`, or leave --artefact out to have it made",
             )
         placeholder = ("--artefact", ".") if issubclass(kind, Crafted) and given is None else ()
+        if placeholder:
+            crafting.parse(list(self._craft(case, self._table.seeds[0]).argv[1:]))
         parsed = _parsed([*self._source, case.attack, *case.flags, *placeholder, *self._holdout])
+        if isinstance(parsed.attack, Crafted) and not placeholder:
+            self._check_artefact(case, parsed.attack)
         px = getattr(parsed.source, "image_px", None)  # unknown where the images decide
         if px is not None and parsed.has_attack and not placeholder:
             _fits(parsed, px, f"{self._table.name}: {case.name}")
+
+    def _check_artefact(self, case: Case, attack: Crafted) -> None:
+        """Refuse one that cannot be read, or was made for the images that another seed chooses."""
+        made_with = attack.read().settings.get("seed")
+        others = [seed for seed in self._table.seeds if seed != made_with]
+        if isinstance(attack, PerturbedImages) and made_with is not None and others:
+            raise UserError(
+                f"this artefact is of the images that seed {made_with} chooses, and seed {others[0]} chooses others",
+                where=f"{self._table.name}: {case.name}: --artefact {attack.artefact}",
+                expected=f"the table's seeds to be [{made_with}]",
+                hint="leave --artefact out to have one made for each seed",
+            )
 
     def tasks(self, case: Case, seed: int) -> list[Task]:
         """The commands that lead to a data set, which the last of them makes."""

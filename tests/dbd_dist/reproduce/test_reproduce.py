@@ -75,6 +75,19 @@ def test_a_small_table_is_made_once(tmp_path, monkeypatch, capsys):
     assert "runs to train: 2; about " in shown  # finished runs say how fast this machine is
 
 
+def test_a_data_set_that_cannot_be_made_ends_the_table_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    """How many images a class has is known only when they are read."""
+    monkeypatch.chdir(tmp_path)
+    path = table_file(tmp_path, attacks=["badnets", "wanet"], holdout_clean=0.999)
+    assert main(["reproduce", str(path), "--storage", "runs", "--out", "out"]) == 2
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "--holdout-clean: 0.999 of class 0 (0) are 40 of its 40 training images" in line
+    assert "left out" not in out + err
+    assert not Path("out").exists()
+    assert not list(Path("runs").rglob("run.json"))
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others_and_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from data_prep.artefacts import write_artefact
 from data_prep.errors import UserError
 from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig
@@ -193,6 +195,42 @@ def test_a_missing_artefact_names_the_command_that_makes_it(place, capsys):
     assert "there is no such artefact" in text
     assert "`dbd craft label-consistent --eps 16 --data " in text
     assert "--out artefacts/gone --preset smoke`" in text
+
+
+def test_an_artefact_that_cannot_be_read_is_refused_where_the_images_decide_their_size_too(place, capsys):
+    (place / "artefact").mkdir()
+    attack = {"name": "lc", "attack": "label-consistent", "flags": ["--artefact", "artefact"]}
+    write(place / "mine.json", attacks=[attack], source=["parquet", "--root", "images"])
+    assert "artefact.json" in message("mine.json", capsys=capsys)
+
+
+def test_an_artefact_of_one_seed_does_not_fit_a_table_of_several(place, capsys):
+    arrays = {"index": np.array([3, 5]), "images": np.zeros((2, 16, 16, 3), np.uint8)}
+    write_artefact(
+        place / "artefact", "label-consistent", arrays, image_px=16, target=3, fingerprint="f",
+        settings={"rate": 0.025, "seed": 1}, evidence={}, versions={},
+    )  # fmt: skip
+    attack = {"name": "lc", "attack": "label-consistent", "flags": ["--artefact", "artefact"]}
+    write(place / "mine.json", attacks=[attack], seeds=[1, 0])
+    said = message("mine.json", capsys=capsys)
+    assert "of the images that seed 1 chooses, and seed 0 chooses others" in said
+    assert "leave --artefact out" in said
+    plan(narrowed(find_table("mine.json"), seeds=[1]), Place(storage=Path("runs")))
+
+
+@pytest.mark.parametrize(
+    ("craft", "expected"),
+    [(["--epss", "3"], "--eps"), (["--eps", "-3"], "eps"), (["--target", "nobody"], "Error parsing --target")],
+)
+def test_flags_of_a_craft_are_read_before_anything_is_made(craft, expected, place, capsys):
+    write(place / "mine.json", attacks=[{"name": "lc", "attack": "label-consistent", "craft": craft}])
+    try:
+        code = main(["reproduce", "mine.json"])
+    except SystemExit as end:  # the parser's own way out
+        code = end.code
+    assert code == 2
+    assert expected in capsys.readouterr().err
+    assert [path.name for path in place.iterdir()] == ["mine.json"]
 
 
 def test_a_preset_without_settings_for_a_method(place, monkeypatch, capsys):
