@@ -19,7 +19,7 @@ from dbd_dist.data import augment
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.methods import METHODS
 from dbd_dist.models.config import ModelConfig
-from dbd_dist.stages import Distillation, MixMatch, SimCLR, Split, Stage, Supervised, Teacher, Warmup
+from dbd_dist.stages import Distillation, Inversion, MixMatch, SimCLR, Split, Stage, Supervised, Teacher, Warmup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def smoke() -> Preset:
         teacher={"epochs": 2},
         distillation={"epochs": 2},
     )
-    return replace(shortened, name="smoke", evaluate_every=1)
+    return replace(shortened, name="smoke", evaluate_every=1, stages=(*shortened.stages, Inversion(rounds=5)))
 
 
 def cifar10_badnets() -> Preset:

@@ -102,6 +102,26 @@ def test_a_run_that_fails_leaves_the_others_and_is_named(tmp_path, monkeypatch, 
     assert "Without a result: BadNets, broken (0 of 1)" in out
 
 
+@pytest.mark.slow
+def test_the_main_table_with_the_smoke_preset(tmp_path, monkeypatch, capsys):
+    """Every method, an artefact that has to be crafted first, and a part of the attacks and seeds."""
+    monkeypatch.chdir(tmp_path)
+    argv = ["main", "--preset", "smoke", "--attacks", "label-consistent", "--seeds", "0"]
+    assert main(["reproduce", *argv, "--storage", "runs", "--out", "out"]) == 0, capsys.readouterr()
+    with Path("out/main.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    detectors = {"nc", "spectral", "activation-clustering", "abl"}
+    assert rows.keys() == {"none", "dpsgd", "shrinkpad", "nad", "dbd"} | detectors
+    assert all((rows[method]["flagged_fpr_mean"] != "") == (method in detectors - {"nc"}) for method in rows)
+    assert all(row["n"] == "1" and 0 <= float(row["asr_mean"]) <= 1 for row in rows.values())
+    assert float(rows["dpsgd"]["measures_epsilon_mean"]) > 0
+    assert rows["nad"]["needs_clean"] == "True"
+    assert [word for command in rows["nc"]["commands"].split("; ") for word in command.split()[1:2]] == [
+        "prepare", "craft", "prepare", "train"
+    ]  # fmt: skip
+    assert "Checks of the article's claims: " in capsys.readouterr().out
+
+
 def start(table: Path, storage: Path, out: Path) -> subprocess.Popen:
     argv = ["reproduce", str(table), "--storage", str(storage), "--out", str(out), "--jobs", "2"]
     log = (storage.parent / f"{storage.name}.log").open("a")
