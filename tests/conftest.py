@@ -32,7 +32,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 def starts_ray(nodeid: str) -> bool:
     """By its name: whoever hands out tests to processes knows nothing else of them."""
-    return re.search(r"/test_(launch|jobs|sweep|soak)\.py|_ray_", nodeid) is not None
+    return re.search(r"/(cluster/test_jobs|test_(launch|sweep|soak))\.py|_ray_", nodeid) is not None
 
 
 @pytest.hookimpl(optionalhook=True)

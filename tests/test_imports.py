@@ -155,13 +155,21 @@ def loaded(name: str, modules: Mapping[str, Module]) -> set[str]:
     return found - {name}
 
 
-def path_to(start: str, goal: str, modules: Mapping[str, Module]) -> list[str] | None:
-    """A chain of imports from one module to another, or None."""
-    paths, seen = [[start]], {start}
+def path_to(
+    start: str, goal: str, modules: Mapping[str, Module], known: dict[str, set[str]] | None = None
+) -> list[str] | None:
+    """A chain of imports from one module to another, or None.
+
+    Args:
+        known: what modules load, which is filled; for several searches among the same modules.
+    """
+    paths, seen, known = [[start]], {start}, {} if known is None else known
     for path in paths:  # grows while it is walked: breadth first
         if path[-1] == goal:
             return path
-        for following in sorted(loaded(path[-1], modules) - seen):
+        if path[-1] not in known:
+            known[path[-1]] = loaded(path[-1], modules)
+        for following in sorted(known[path[-1]] - seen):
             seen.add(following)
             paths.append([*path, following])
     return None
@@ -169,7 +177,7 @@ def path_to(start: str, goal: str, modules: Mapping[str, Module]) -> list[str] |
 
 def violations(modules: Mapping[str, Module]) -> list[str]:
     """What breaks the rules, a line each."""
-    found = []
+    found, known = [], {}
     for name, module in modules.items():
         mine, names = name.split(".")[0], imported(name, module)
         for other in sorted(
@@ -180,7 +188,7 @@ def violations(modules: Mapping[str, Module]) -> list[str]:
             if any(within(n, [restricted]) for n in names) and not within(name, where) and name != restricted:
                 found.append(f"{name} imports {restricted}")
         if within(name, TRAINING):
-            path = path_to(name, TRUTH, modules)
+            path = path_to(name, TRUTH, modules, known)
             if path is not None:
                 found.append(f"{name} reaches the truth: {' -> '.join(path)}")
             if '"truth.parquet"' in module.source:

@@ -29,6 +29,8 @@ from dbd_dist.reproduce.collect import ABOUT, TARGET_ACC, Made, Row, read
 FRACTIONS = ("clean_acc", "asr", "robust_acc")
 PHOTOGRAPHED = ("badnets", "blended", "wanet", "label-consistent")
 """Attacks of the README's table of photographs."""
+ON_DIGITS = ("badnets", "blended", "wanet", "label-consistent", "adaptive", "clean")
+"""And of the digits."""
 APART = 0.2
 """Standard deviation of attack success from which the runs are listed instead: a mean of 90 and 15 % misleads."""
 
@@ -198,24 +200,37 @@ class Page:
         head = ["images under BadNets, 5 % poisoned", "training", "clean accuracy %", "attack success %"]
         return markdown_table([*head, "poisoned images kept"], cells, text_columns=2)
 
+    def digits(self) -> str:
+        """Every attack and method on the digits."""
+        hardened = [row for row in self.tables["digits_robust"].rows if row.variant == "dbd-robust"]
+        return _small([*self.tables["digits_main"].rows, *hardened], ON_DIGITS)
+
     def photographs(self) -> str:
-        """`cifar10_cpu`, a row a method that has results: accuracy / attack success under each attack."""
-        made = self.tables["cifar10_main"]
-        titles = {row.case: row.attack for row in made.rows}
-        methods: dict[str, dict[str, Row]] = {}
-        for row in made.rows:
-            if row.results and row.case in PHOTOGRAPHED:
-                methods.setdefault(row.variant, {})[row.case] = row
-        cells = []
-        for of in methods.values():
-            one = next(iter(of.values()))
-            named = one.method + (f" {tables.CLEAN}" if one.needs_clean else "")
-            cells.append([named, *(_pair(of.get(case)) for case in PHOTOGRAPHED)])
-        return markdown_table(["accuracy / attack success %", *(titles[case] for case in PHOTOGRAPHED)], cells)
+        """`cifar10_cpu`."""
+        return _small(self.tables["cifar10_main"].rows, PHOTOGRAPHED)
 
     def readme(self) -> dict[str, str]:
         """The README's tables, by the comment that stands before them."""
-        return {"digits and gpu": self.digits_and_gpu(), "photographs": self.photographs()}
+        return {
+            "digits and gpu": self.digits_and_gpu(),
+            "digits": self.digits(),
+            "photographs": self.photographs(),
+        }
+
+
+def _small(rows: Sequence[Row], cases: Sequence[str]) -> str:
+    """A row a method that has results: accuracy / attack success under each attack."""
+    titles = {row.case: row.attack for row in reversed(rows)} | {"clean": "no attack"}
+    methods: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row.results and row.case in cases:
+            methods.setdefault(row.variant, {})[row.case] = row
+    cells = []
+    for of in methods.values():
+        one = next(iter(of.values()))
+        named = one.method + (f" {tables.CLEAN}" if one.needs_clean else "")
+        cells.append([named, *(_pair(of.get(case)) for case in cases)])
+    return markdown_table(["accuracy / attack success %", *(titles[case] for case in cases)], cells)
 
 
 def _pair(row: Row | None) -> str:

@@ -29,7 +29,19 @@ class Head:
         """`ray job submit` from the project's folder; waits for the job's end."""
         ray = Path(sys.executable).parent / "ray"
         return subprocess.run(
-            [ray, "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *entrypoint],
+            [
+                ray,
+                "job",
+                "submit",
+                "--address",
+                self.dashboard,
+                "--working-dir",
+                ".",
+                "--runtime-env-json",
+                '{"excludes": [".git", "tests", "docs"]}',
+                "--",
+                *entrypoint,
+            ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -73,12 +85,13 @@ def test_a_submitted_run_ends_with_its_result(head, tmp_path):
     assert packed >= {"pyproject.toml", "dbd_dist", "data_prep", "cluster", "tune_spaces"}
     ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.endswith("/")}
     assert ".venv" in ignored
-    assert not packed & (ignored | {".git"})
+    assert not packed & (ignored | {".git", "tests", "docs"})
     assert result["commit"] is None  # so the code that ran was the package's, not this checkout's
 
 
 def test_a_submitted_sweep_shows_its_table(head, tmp_path):
     flags = ("--smoke", "--vary", "split.keep=choice(0.4,0.6)", "--name", "sweep", "--storage", str(tmp_path))
+    flags += ("--parallel", "1")  # a process less to start
     job = head.submit("dbd", "tune", "filter", *flags)
     assert job.returncode == 0, job.stdout
     (heading,) = [line for line in job.stdout.splitlines() if line.startswith("trial  split.keep")]

@@ -120,7 +120,7 @@ def test_a_stopped_job_that_is_submitted_again_ends_with_the_same_weights(ray_he
     python = ["--address", address, "--python", sys.executable]
 
     def command(name: str) -> list[str]:
-        method = ["--method", "none", "--supervised.batch", "60", "--supervised.epochs", "99", "--compute.workers", "1"]
+        method = ["--method", "none", "--supervised.batch", "60", "--supervised.epochs", "40", "--compute.workers", "1"]
         storage = str(tmp_path / name)  # one each: a run takes the stages that another has left in its storage
         return ["train", "smoke", *method, "--data", str(digits), "--storage", storage, "--name", "run"]
 

@@ -84,7 +84,7 @@ def on_ray(config, tmp_path_factory, ray_here) -> Path:
         alive = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
         os.kill(alive[0].pid, signal.SIGSTOP)
 
-    watched = replace(config, compute=replace(config.compute, stall_s=15.0))
+    watched = replace(config, compute=replace(config.compute, stall_s=8.0))
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(stop_one)
         run_ray(watched, storage=storage, name=RUN, quiet=True)

@@ -65,7 +65,8 @@ def test_one_process_and_report_of_another_seed(work, seed_0):
 
 
 @pytest.mark.slow
-def test_two_ranks_of_torchrun_seed_0(work):  # `make golden` has the others
+def test_two_ranks_of_torchrun_seed_0(work):
+    """`make golden` has the other seed, and runs on Ray, which are held against torchrun's in test_launch.py."""
     agrees("torchrun", make.make_runs(work, "torchrun", seeds=[0], methods=["dbd"]))
 
 
@@ -76,12 +77,6 @@ def test_artefacts_and_what_they_poison(work):
 
 
 @pytest.mark.slow
-@pytest.mark.ray
-def test_two_workers_on_ray_seed_0(work, ray_here, monkeypatch):
-    monkeypatch.setitem(make.ENVIRONMENT, "RAY_ADDRESS", ray_here)
-    agrees("ray", make.make_runs(work, "ray", seeds=[0], methods=["dbd"]))
-
-
 def test_a_change_is_found(seed_0):
     """What compares the values sees the last bit of a loss, a hash, and what is missing."""
     here_only("local")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -41,10 +42,19 @@ def numbers(out: Path) -> list[dict[str, str]]:
     ]
 
 
-def test_a_small_table_is_made_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    argv = ["reproduce", str(table_file(tmp_path)), "--storage", "runs", "--out", "out"]
-    assert main(argv) == 0, capsys.readouterr()
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, list[str]]:
+    """Where the small table was made, with paths below that folder, and the command. Its runs are not to be changed."""
+    folder = tmp_path_factory.mktemp("made")
+    argv = ["reproduce", str(table_file(folder)), "--storage", "runs", "--out", "out"]
+    with contextlib.chdir(folder):
+        assert main(argv) == 0
+    return folder, argv
+
+
+def test_a_small_table_is_made_once(made, monkeypatch, capsys):
+    folder, argv = made
+    monkeypatch.chdir(folder)
     out = Path("out")
     assert {path.name for path in out.iterdir()} == {
         "table.json", "results", "small.md", "small.tex", "small.csv", "small.html"
@@ -130,10 +140,10 @@ def start(table: Path, storage: Path, out: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_ends_with_the_same_table(tmp_path):
-    """SIGKILL of the command while two runs are at work: they end with it, and the same command finishes the table."""
+def test_killed_in_the_middle_it_ends_with_the_same_table(tmp_path, made):
+    """SIGKILL of the command while two runs are at work: they end with it, and the same command finishes the table,
+    which is that of one run after the other."""
     table = table_file(tmp_path)
-    assert start(table, tmp_path / "whole", tmp_path / "whole-out").wait(timeout=600) == 0
     storage, out = tmp_path / "killed", tmp_path / "killed-out"
     process = start(table, storage, out)
     runs = storage / "reproduce" / "smoke"
@@ -146,7 +156,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(tmp_path):
     assert len(list(runs.glob("*/*/s0/result.json"))) < 2
     assert not (out / "small.csv").exists()
     assert start(table, storage, out).wait(timeout=600) == 0, (tmp_path / "killed.log").read_text()
-    assert numbers(out) == numbers(tmp_path / "whole-out")
+    assert numbers(out) == numbers(made[0] / "out")
 
 
 @pytest.mark.slow
