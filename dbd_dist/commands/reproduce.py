@@ -111,7 +111,7 @@ def _ray_place(whole: Plan, arguments: Arguments):
 
 
 class _Progress:
-    """A line at the end of every command; keeps what failed."""
+    """A line at the end of every command; keeps what failed, and ends a table whose data cannot be made."""
 
     def __init__(self, table: str, total: int):
         self._table, self._total, self._count, self._start = table, total, 0, time.monotonic()

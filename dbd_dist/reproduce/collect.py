@@ -55,7 +55,7 @@ class Row:
 
 TARGET_ACC = "target_acc"
 """Accuracy on clean test images of the class that the attacker wants: where it is low, that class is seldom called, and
-attack success is low for that alone."""
+a low attack success says little."""
 
 
 def value_of(result: Mapping[str, Any], field: str) -> float | None:

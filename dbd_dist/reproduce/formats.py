@@ -155,7 +155,7 @@ def notes(made: Made) -> list[str]:
     if TARGET in head:
         lines.append(
             "Target class: the share of its own test images that are recognised. Where it is low, that class is seldom "
-            "called, and attack success is low for that alone."
+            "called, and a low attack success says little."
         )
     if any(name.startswith("article") for name in head):
         lines.append(article.WHAT)
@@ -322,19 +322,10 @@ def as_csv(made: Made) -> str:
     spread = [f"{field.replace('.', '_')}_{what}" for field in NUMBERS for what in ("mean", "std")]
     writer.writerow(
         [
-            "attack",
-            "method",
-            "needs_clean",
-            "n",
-            "seeds",
-            *spread,
-            "article_acc_asr",
-            "article_found",
-            "hardware",
-            "commit",
-            "commands",
+            "attack", "method", "needs_clean", "n", "seeds", *spread, "article_acc_asr", "article_found", "hardware",
+            "commit", "commands",
         ]
-    )
+    )  # fmt: skip
     for row in made.rows:
         stats = [row.stat(field) for field in NUMBERS]
         numbers = [value for stat in stats for value in (("", "") if stat is None else (stat.mean, stat.std))]

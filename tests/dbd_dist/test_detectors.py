@@ -295,9 +295,8 @@ def test_rates_of_what_was_flagged_by_counting(alone, digits):
     assert found["fpr"] == pytest.approx(alarms / (240 - sum(poisoned)))
     assert found["auroc"] == pytest.approx(sum(map(bool, pairs)) / len(pairs))
     suspects = sorted((i for i in range(240) if int(labels[i]) in target), key=lambda i: -float(scores[i]))
-    shares = [
-        [n, sum(poisoned[i] for i in suspects[:n]) / n] for n in (1, 2, 5)
-    ]  # of 240, as 250, 500, 1,000 of 50,000
+    counts = (1, 2, 5)  # of 240, as 250, 500, 1,000 of 50,000
+    shares = [[n, sum(poisoned[i] for i in suspects[:n]) / n] for n in counts]
     assert found["most_suspect"] == shares
     assert (found["classes"], found["class_tpr"], found["class_fpr"]) == (classes.tolist(), 1.0, 1 / 9)
     nothing = evaluator.count_flagged(flag(), labels)
