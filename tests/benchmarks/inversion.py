@@ -1,6 +1,6 @@
 """Trigger inversion of Neural Cleanse: all classes at once against class after class, on a trained classifier.
 
-    python -m tests.benchmarks.inversion RUN [--data FOLDER] [--rounds 100] [--steps 10] [--threads 1] [--out FILE]
+    python -m tests.benchmarks.inversion RUN [--data FOLDER] [--rounds 100] [--steps 10] [--threads 1] [--json FILE]
 
 RUN is the folder of a run without defence. Its clean images are the holdout of its data set, or of --data; without
 one, 500 of the clean test images. Three ways, with the same starts, rounds, thresholds and frozen weights:
@@ -9,14 +9,16 @@ one, 500 of the clean test images. Three ways, with the same starts, rounds, thr
     single       one class after the other, with as many images a step as `batched` takes for each class
     batched      all classes at once, as the stage `inversion`
 
-Time is that of the processor (all threads of this process), which other work on the machine hardly changes. Quality is
-the L1 norm of the masks, the share of all clean images that each trigger turns into its class, and the anomaly index.
+Each in fp32, as the authors' code, and in bf16, as the stage where the processor has it. Time is that of the processor
+(all threads of this process), which other work on the machine hardly changes. Quality is the L1 norm of the masks, the
+share of all clean images that each trigger turns into its class, in fp32, and the anomaly index of the target. The
+rounds that a way took count those of all its classes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,8 +35,8 @@ from dbd_dist import seeds
 from dbd_dist.data import augment
 from dbd_dist.data.sampling import cycling_batches
 from dbd_dist.models.exported import read_exported
-from dbd_dist.runtime.machine import commit, host
 from dbd_dist.stages.inversion import Inversion, anomaly_index, invert, stamp
+from tests.benchmarks.record import record
 
 PUBLISHED_BATCH = 32
 FALLBACK = 500
@@ -52,8 +54,15 @@ def clean_images(folder: Path) -> Tensor:
     return pixels
 
 
-def measure(config: Inversion, network: nn.Module, normalise: Any, images: Tensor, classes: int, *, at_once: bool):
+def measure(
+    config: Inversion, network: nn.Module, normalise: Any, images: Tensor, classes: int, *, at_once: bool, bf16: bool
+) -> dict[str, Any]:
     """Time and quality of one way."""
+
+    def classify(batch: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            return network(batch).float()
+
     px = images.shape[-1]
     drawn = [torch.rand(4, px, px, generator=seeds.generator(0, "inversion", k)) * 0.98 + 0.01 for k in range(classes)]
     starts = [torch.atanh(2 * d - 1) for d in drawn]
@@ -68,19 +77,26 @@ def measure(config: Inversion, network: nn.Module, normalise: Any, images: Tenso
     groups = [list(range(classes))] if at_once else [[k] for k in range(classes)]
     wall, cpu = time.perf_counter(), time.process_time()
     parts = [
-        invert(config, network, normalise, group, [starts[k] for k in group], batches(), rounds.append)
+        invert(config, classify, normalise, group, [starts[k] for k in group], batches(), rounds.append)
         for group in groups
     ]
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     triggers = torch.cat(parts)
     norms = triggers[:, 0].sum(dim=(1, 2))
+    hits = [success(network, normalise, images, trigger, k) for k, trigger in enumerate(triggers)]
+    index = anomaly_index(norms)
     return {
-        "cpu_s": round(cpu, 2),
-        "wall_s": round(wall, 2),
+        "images a step and class": config.per_class,
+        "at once": at_once,
+        "precision": "bf16" if bf16 else "fp32",
+        "cpu s": round(cpu, 2),
+        "seconds": round(wall, 2),
         "rounds": len(rounds),
+        "mean norm": round(float(norms.mean()), 2),
+        "mean success %": round(100 * sum(hits) / classes, 2),
+        "smallest mask": int(norms.argmin()),
+        "its index": round(float(index.max()), 2),
         "norms": [round(n, 2) for n in norms.tolist()],
-        "success": [round(success(network, normalise, images, trigger, k), 4) for k, trigger in enumerate(triggers)],
-        "anomaly_index": [round(a, 2) for a in anomaly_index(norms).tolist()],
     }
 
 
@@ -102,13 +118,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=Inversion.rounds)
     parser.add_argument("--steps", type=int, default=Inversion.steps)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     exported = read_exported(arguments.run / "model.safetensors")
     assert exported.class_names is not None
     classes = len(exported.class_names)
-    network = exported.build(torch.device("cpu")).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = exported.build(torch.device("cpu")).requires_grad_(False)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalise = augment.none(mean=exported.mean, std=exported.std)
     images = clean_images(arguments.data or Path(read_json(arguments.run / "run.json")["config"]["data"]))
     config = replace(Inversion(), rounds=arguments.rounds, steps=arguments.steps)
@@ -117,22 +134,19 @@ def main() -> None:
         "single": (config, False),
         "published": (replace(config, per_class=PUBLISHED_BATCH), False),
     }
-    found: dict[str, Any] = {
-        "image_px": images.shape[-1], "images": len(images), "classes": classes, "threads": arguments.threads,
-        "rounds": config.rounds, "steps": config.steps, "host": host(), "commit": commit(),
-    }  # fmt: skip
-    for name, (settings, at_once) in ways.items():
-        found[name] = measure(settings, network, normalise, images, classes, at_once=at_once)
-        mean = {key: sum(found[name][key]) / classes for key in ("norms", "success")}
-        print(
-            f"{name:10} {found[name]['cpu_s']:8.1f} s of processor time, {found['batched']['cpu_s']:.1f} s batched "
-            f"({found[name]['cpu_s'] / found['batched']['cpu_s']:.2f} times); mean norm {mean['norms']:.2f}, "
-            f"mean success {100 * mean['success']:.2f} %",
-            flush=True,
-        )
-        print(f"           norms {found[name]['norms']}\n           index {found[name]['anomaly_index']}", flush=True)
-        if arguments.out:
-            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    rows: list[dict[str, Any]] = []
+    for bf16 in (True, False):
+        for name, (settings, at_once) in ways.items():
+            found = measure(settings, network, normalise, images, classes, at_once=at_once, bf16=bf16)
+            rows.append({"way": name, **found, "times batched bf16": 1.0})
+            rows[-1]["times batched bf16"] = round(found["cpu s"] / rows[0]["cpu s"], 2)
+            record(
+                arguments.json,
+                rows,
+                command=" ".join(["python -m tests.benchmarks.inversion", *sys.argv[1:]]),
+                note=f"{classes} classes, {len(images)} clean images of {images.shape[-1]} px, at most {config.rounds} "
+                f"rounds of {config.steps} steps a class; {arguments.threads} threads",
+            )
 
 
 if __name__ == "__main__":
