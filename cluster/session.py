@@ -23,12 +23,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from cluster import own_ray
+from cluster import calls, own_ray
 from cluster.address import answers, check, cluster_address
 from data_prep.errors import UserError
 
 HEAD_MAY_BE_AWAY_S = 45.0
 """How long the head of a cluster may not answer: it may be restarted (KubeRay does), and after 60 s Ray ends us."""
+CALLS_END_S = 3.0
+"""How long calls that are under way when the connection is closed may take to notice it: measured, up to one second."""
 
 
 def quiet_env(environ: Mapping[str, str]) -> dict[str, str]:
@@ -82,6 +84,7 @@ def connect(
                 _heed_sigterm(on_sigterm)
                 yield False
     finally:
+        calls.unfinished(CALLS_END_S)
         _show_messages(shown)
 
 

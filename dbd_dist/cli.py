@@ -6,6 +6,7 @@ Subcommands are imported when they are called, so that ``dbd --help`` answers at
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import importlib
@@ -64,10 +65,30 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 a mistake in what was asked for, 70 ended because
     it hung, 130 interrupted, 141 its reader has gone, 143 terminated."""
-    is_process = argv is None  # nothing was registered or changed before
-    if is_process:
-        _as_utf8()
-    argv = [_at_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    if argv is not None:
+        return _main(argv, is_process=False)
+    _as_utf8()  # nothing was registered or changed before
+    try:
+        code = _main(sys.argv[1:], is_process=True)
+    except SystemExit as ended:
+        _end_beside_calls(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
+    _end_beside_calls(code)
+    return code
+
+
+def _end_beside_calls(code: int) -> None:
+    """End the process here where a call of Ray's library will not return, as of a Ray whose processes were killed:
+    see cluster.calls."""
+    calls = sys.modules.get("cluster.calls")  # not there where nothing has called Ray
+    if calls is not None and calls.unfinished():
+        atexit._run_exitfuncs()
+        _flush()
+        os._exit(code)
+
+
+def _main(argv: list[str], *, is_process: bool) -> int:
+    argv = [_at_home(argument) for argument in argv]
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
 

@@ -15,8 +15,11 @@ from tests import soak
 
 @pytest.fixture(scope="module")
 def config(digits):
-    """Of stages that are as long as their kill needs."""
-    return override(soak.configurations(digits)["dbd-1"], {"simclr.epochs": 5, "warmup.epochs": 10})
+    """Of stages that are as long as their kill needs: that the raylet has ended is seen a second later, by a command
+    that must not have finished by then."""
+    return override(
+        soak.configurations(digits)["dbd-1"], {"simclr.epochs": 5, "warmup.epochs": 10, "mixmatch.epochs": 40}
+    )
 
 
 @pytest.mark.slow
@@ -30,7 +33,7 @@ def test_a_run_that_lost_everything_once(config, tmp_path):
     kills = [
         soak.Kill(victim="worker", moment="early", after=("simclr", 3), delay_s=0.0),
         soak.Kill(victim="driver", moment="middle", after=("warmup", 5), delay_s=0.1),
-        soak.Kill(victim="raylet", moment="late", after=("mixmatch", 4), delay_s=0.1),
+        soak.Kill(victim="raylet", moment="late", after=("mixmatch", 2), delay_s=0.0),
     ]
     record = soak.run("dbd-1", config, tmp_path / "disturbed", kills)
     assert [kill["victim"] for kill in record.kills if "killed" in kill] == ["worker", "driver", "raylet"]

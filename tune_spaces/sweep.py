@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from cluster import session, topology
+from cluster.calls import Call
 from data_prep.dataset.manifest import open_dataset
 from data_prep.errors import UserError
 from data_prep.io import lock
@@ -332,28 +333,12 @@ class Keeper:
     # -- Tune
 
     def fit(self, size: Size) -> None:
-        """Run trials until none is left or somebody wants to stop.
-
-        In a thread of its own, as Ray Train's `fit`: signals are for us, and where Ray has ended, it never returns.
-        """
-        tuner = _tuner(self, self._plan, size, self._scheduler)
-        ended: list[BaseException | None] = []
-
-        def body() -> None:
-            try:
-                tuner.fit()
-                ended.append(None)
-            except BaseException as error:
-                ended.append(error)
-
-        thread = threading.Thread(target=body, name="fit", daemon=True)
-        watch = session.Watch()
-        thread.start()
+        """Run trials until none is left or somebody wants to stop."""
+        call, watch = Call(_tuner(self, self._plan, size, self._scheduler).fit), session.Watch()
         asked: float | None = None
-        while thread.is_alive():
-            thread.join(POLL_S)
+        while call.runs(POLL_S):
             lost = watch.lost()
-            if lost is not None and thread.is_alive():
+            if lost is not None and call.runs():
                 raise RunFailed(lost, where=self._plan.folder, hint="the same command resumes")
             self.show.watch(list(self._running.values()))
             if self.why is not None:
@@ -361,9 +346,8 @@ class Keeper:
                 self._forward()
                 if time.monotonic() - asked > GRACE_S:
                     return  # what still runs ends with Ray, and resumes from its last checkpoint
-        if ended and ended[0] is not None and self.why is None:
-            error = ended[0]
-            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        if call.error is not None and self.why is None:
+            last = (str(call.error).strip().splitlines() or [type(call.error).__name__])[-1]
             raise RunFailed(f"Ray Tune has ended ({last})", where=self._plan.folder, hint="the same command resumes")
 
 

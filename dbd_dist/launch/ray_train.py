@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster import session, topology
+from cluster.calls import Call
 from cluster.waiting import Waiting
 from data_prep.dataset.manifest import Dataset
 from data_prep.errors import UserError
@@ -330,9 +330,6 @@ def _failed(failure: BaseException | str, where: Path, resumes_from: str | None)
 def _wait_for(fit: Callable[[], object], between: Callable[[], None] = lambda: None) -> BaseException | str | None:
     """Call `fit` and wait for it while Ray is there.
 
-    In a thread of its own: in the main one Ray Train takes Ctrl-C as an order to abort; and where Ray has ended, `fit`
-    never returns, and some seconds later Ray ends this process. Such threads are not waited for at the end.
-
     Args:
         between: called between polls; what it raises ends the waiting.
 
@@ -345,29 +342,16 @@ def _wait_for(fit: Callable[[], object], between: Callable[[], None] = lambda: N
     import ray.exceptions
     import ray.train
 
-    ended: list[BaseException | None] = []
-
-    def body() -> None:
-        try:
-            fit()
-            ended.append(None)
-        except BaseException as error:  # also SystemExit, which Ray raises in waiting threads when it is shut down
-            ended.append(error)
-
-    thread = threading.Thread(target=body, name="fit", daemon=True)
-    watch = session.Watch()
-    thread.start()
-    while thread.is_alive():
-        thread.join(POLL_S)
+    watch, call = session.Watch(), Call(fit)
+    while call.runs(POLL_S):
         lost = watch.lost()
-        if lost is not None and thread.is_alive():
+        if lost is not None and call.runs():
             return lost
-        if thread.is_alive():
+        if call.runs():
             between()
-    (error,) = ended
-    if error is not None and not isinstance(error, ray.train.TrainingFailedError | ray.exceptions.RayError):
-        raise error
-    return error
+    if call.error is not None and not isinstance(call.error, ray.train.TrainingFailedError | ray.exceptions.RayError):
+        raise call.error
+    return call.error
 
 
 def _resources_of_a_run(compute: ComputeConfig, machine: topology.Topology) -> topology.WorkerResources:
