@@ -24,6 +24,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would wait for whatever else runs
 os.environ["RAY_ADDRESS"] = "local"  # a Ray that runs here, of other tests or of anybody else, is not theirs
 
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
 # A shell without job control has SIGINT ignored for what it runs with "&", and every child inherits it: the commands
 # that tests interrupt would not notice.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -58,6 +60,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("ray") and not starts_ray(item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} starts a Ray, and its name does not say so (see starts_ray)")
     items.sort(key=lambda item: 0 if shares_ray(item) else 1 if starts_ray(item.nodeid) else 2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Where tests run in several processes, each has a core: a run that takes all of them, as by default, is several
+    times slower there, since every step waits for the thread whose core another test holds. Ray's tests have them all.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None and CORES:
+        os.sched_setaffinity(0, CORES if starts_ray(item.nodeid) else {CORES[int(worker[2:]) % len(CORES)]})
 
 
 @pytest.hookimpl(trylast=True)

@@ -30,6 +30,7 @@ from dbd_dist.cli import main
 from dbd_dist.config import TrainConfig, override
 from dbd_dist.fields import to_dict
 from dbd_dist.launch import ray_train as launch
+from dbd_dist.launch.local import run_local
 from dbd_dist.launch.ray_train import run_ray
 from dbd_dist.reporting.tables import format_results
 from dbd_dist.runtime import watchdog
@@ -61,6 +62,17 @@ def described(config, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def one_worker(smoke_config, tmp_path_factory) -> tuple[Path, Path]:
+    """A run of one worker, which costs Ray less: its configuration as --config takes it, and the storage of the run
+    without Ray, not to be changed. Its epochs are shorter, so there are more of them."""
+    config = override(smoke_config, {"mixmatch.epochs": 4 * FINE_TUNING})
+    folder = tmp_path_factory.mktemp("one-worker")
+    (folder / "run.json").write_text(json.dumps({"config": to_dict(config)}))
+    assert run_local(config, storage=folder / "runs", name=RUN, quiet=True)
+    return folder / "run.json", folder / "runs"
+
+
+@pytest.fixture(scope="module")
 def undisturbed(described, tmp_path_factory) -> Path:
     """The storage of the run as two ranks of torchrun. Not to be changed."""
     storage = tmp_path_factory.mktemp("undisturbed")
@@ -75,14 +87,12 @@ def undisturbed(described, tmp_path_factory) -> Path:
 def on_ray(config, tmp_path_factory, ray_here) -> Path:
     """The storage of the run on two Ray workers, one of which stops in the middle: the other waits for it, is ended by
     its watchdog, and Ray Train starts both again. Not to be changed."""
-    from ray.util.state import list_actors
-
     storage = tmp_path_factory.mktemp("on-ray")
 
     def stop_one() -> None:
+        first = wait_for(lambda: len(pids := pids_of("RayTrainWorker")) == 2 and pids)[0]
         wait_for(lambda: KILL_AT in epochs(storage))
-        alive = list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")])
-        os.kill(alive[0].pid, signal.SIGSTOP)
+        os.kill(first, signal.SIGSTOP)
 
     watched = replace(config, compute=replace(config.compute, stall_s=8.0))
     with ThreadPoolExecutor(1) as pool:
@@ -138,6 +148,14 @@ def wait_for(condition: Callable[[], Any]) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError(f"nothing happened in {WAIT_S:.0f} s")
+
+
+def pids_of(actor: str) -> list[int]:
+    """Processes of the actors of a class. To be asked for before it is time to end them, since Ray takes its time."""
+    from ray.util.state import list_actors
+
+    alive: list[Any] = [*list_actors(filters=[("class_name", "=", actor), ("state", "=", "ALIVE")])]
+    return [found.pid for found in alive]
 
 
 def note_failures(file: Path) -> Any:
@@ -216,10 +234,10 @@ def test_a_finished_run_is_not_started_again(on_ray, described, monkeypatch, cap
 # -- runs that are ended
 
 
-def test_workers_that_hang_every_time_are_one_message(described, tmp_path, ray_here, monkeypatch, capfd):
+def test_workers_that_hang_every_time_are_one_message(one_worker, tmp_path, ray_here, monkeypatch, capfd):
     """The limit is too short for anything, the start included."""
     monkeypatch.setattr("dbd_dist.launch.ray_train.RETRIES", 1)
-    argv = command(described, tmp_path, "--compute.stall-s", "0.3", "--compute.workers", "1")
+    argv = command(one_worker[0], tmp_path, "--compute.stall-s", "0.3")
     assert main(argv) == watchdog.EXIT_CODE
     message = capfd.readouterr().err
     (line,) = (line for line in message.splitlines() if line.startswith("error: ") and "its workers hung" in line)
@@ -230,7 +248,8 @@ def test_workers_that_hang_every_time_are_one_message(described, tmp_path, ray_h
     assert not (tmp_path / RUN / ".lock").exists()
 
 
-def test_runs_that_are_stopped_or_lose_their_controller_resume(described, undisturbed, tmp_path, ray_here, capfd):
+def test_runs_that_are_stopped_or_lose_their_controller_resume(one_worker, tmp_path, ray_here, capfd):
+    described, undisturbed = one_worker
     argv = command(described, tmp_path)
     with open(tmp_path / "output", "w+") as output:
         driver = subprocess.Popen(
@@ -256,8 +275,9 @@ def test_runs_that_are_stopped_or_lose_their_controller_resume(described, undist
     before = logged(tmp_path)
 
     # resumed, it loses Ray Train's controller; and once more
+    earlier = pids_of("TrainController")
     with ThreadPoolExecutor(1) as pool:
-        killing = pool.submit(kill_the_controller, tmp_path, after=before)
+        killing = pool.submit(kill_the_controller, tmp_path, earlier, after=before)
         assert main(argv) == 1
         killing.result()
     (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("error: "))
@@ -268,12 +288,10 @@ def test_runs_that_are_stopped_or_lose_their_controller_resume(described, undist
     assert outcome(tmp_path) == outcome(undisturbed)
 
 
-def kill_the_controller(storage: Path, after: list[dict[str, Any]]) -> None:
-    from ray.util.state import list_actors
-
+def kill_the_controller(storage: Path, earlier: list[int], after: list[dict[str, Any]]) -> None:
+    (controller,) = wait_for(lambda: set(pids_of("TrainController")).difference(earlier))
     wait_for(lambda: len(logged(storage)) > len(after))
-    alive = list_actors(filters=[("class_name", "=", "TrainController"), ("state", "=", "ALIVE")])
-    os.kill(alive[0].pid, signal.SIGKILL)
+    os.kill(controller, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("stoppable", [True, False])
@@ -301,10 +319,10 @@ def test_signals_are_forwarded_only_where_they_are_heeded(tmp_path, monkeypatch,
 # -- mistakes
 
 
-def test_a_mistake_that_a_worker_finds_is_one_message(described, tmp_path, ray_here, monkeypatch, capfd):
+def test_a_mistake_that_a_worker_finds_is_one_message(one_worker, tmp_path, ray_here, monkeypatch, capfd):
     failures = tmp_path / "failures"
     monkeypatch.setattr("dbd_dist.launch.ray_train.run_ray", partial(run_ray, callbacks=[note_failures(failures)]))
-    assert main(command(described, tmp_path, "--simclr.lr", "1e30")) == 2
+    assert main(command(one_worker[0], tmp_path, "--simclr.lr", "1e30")) == 2
     out, message = capfd.readouterr()
     (line,) = (line for line in message.splitlines() if line.startswith("error: "))
     assert "simclr, epoch 1, step 2 of 4: the loss is not a finite number" in line

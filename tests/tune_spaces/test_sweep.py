@@ -172,7 +172,7 @@ def test_trials_that_fall_behind_are_stopped_early(undisturbed, capsys):
     argv = ["tune", "filter", "--smoke", "--name", "asha", "--storage", str(undisturbed.storage), "--parallel", "1"]
     argv += ["--fix", "split.keep=0.5", "--fix", "simclr.epochs=6", "--fix", "mixmatch.epochs=8"]
     argv += ["--asha", "--grace", "2", "--reduction", "2", "--metric", "clean_acc"]
-    assert main([*argv, "--vary", "mixmatch.lr=choice(1e-9, 0.002, 0.0021, 0.0022)"]) == 0
+    assert main([*argv, "--vary", "mixmatch.lr=choice(1e-9, 0.002, 0.0021)"]) == 0
     capsys.readouterr()
     found = rows(undisturbed.storage / "asha")
     stopped = [row for row in found if row["status"] == "stopped"]
