@@ -15,6 +15,7 @@ from data_prep.errors import UserError
 from dbd_dist.data.augment import AugmentConfig
 from dbd_dist.data.sampling import cycling_batches, rank_slice
 from dbd_dist.fields import require
+from dbd_dist.models.folded import folded
 from dbd_dist.stages.context import Context, EpochEnd
 from dbd_dist.stages.flagged import flag
 from dbd_dist.stages.stage import NetworkBytes, Stage, StageBytes
@@ -29,7 +30,8 @@ class Inversion(Stage):
     a class whose mask is far smaller than those of the others is taken to be a target.
 
     Numbers are those of the authors' code where it has them: Adam 0.1 with betas 0.5 and 0.9, success 0.99, cost from
-    1e-3 on, doubled, and divided by 2^1.5. Rounds are shorter here: 80 images of each class instead of 1,000.
+    1e-3 on, doubled, and divided by 2^1.5. Rounds are shorter here: 80 images of each class instead of 1,000. Always in
+    float32: bfloat16 rounds away what a faint mask changes, and the target's index with it (docs/speed.md).
     """
 
     name: ClassVar[str] = "inversion"
@@ -37,6 +39,7 @@ class Inversion(Stage):
     reads: ClassVar[tuple[str, ...]] = ("model",)
     gives: ClassVar[tuple[str, ...]] = ("flagged", "triggers")
     on_clean: ClassVar[bool] = True
+    revision: ClassVar[int] = 1
 
     rounds: int = 100
     """At most; the cost is adapted after each."""
@@ -81,6 +84,7 @@ class Inversion(Stage):
         model = context.classifier(self.name, "weights")
         model.load_state_dict(inputs["model"])
         model = model.to(world.device, memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload]
+        classify = folded(model)
         order = cycling_batches(
             torch.arange(len(context.clean)), self.rounds * self.steps, self.per_class, context.generator(self.name)
         )
@@ -92,10 +96,6 @@ class Inversion(Stage):
 
             def tick(round: int, done: int = done) -> None:
                 context.tick(self.name, 1, 1, done + round, self.rounds * -(-len(mine) // size))
-
-            def classify(images: Tensor) -> Tensor:
-                with context.autocast():
-                    return model(images).float()
 
             batches = context.clean.batches(order)
             parts.append(invert(self, classify, context.normalise, group, starts, batches, tick))

@@ -1,15 +1,16 @@
 """Trigger inversion of Neural Cleanse: all classes at once against class after class, on a trained classifier.
 
-    python -m tests.benchmarks.inversion RUN [--data FOLDER] [--rounds 100] [--steps 10] [--threads 1] [--json FILE]
+    python -m tests.benchmarks.inversion RUN [--data FOLDER] [--rounds 100] [--steps 10] [--bf16] [--json FILE]
 
 RUN is the folder of a run without defence. Its clean images are the holdout of its data set, or of --data; without
-one, 500 of the clean test images. Three ways, with the same starts, rounds, thresholds and frozen weights:
+one, 500 of the clean test images. Ways, with the same starts, rounds, thresholds and frozen weights:
 
-    published    one class after the other, 32 images a step, as the authors' code
+    batched      all classes at once, batch norm folded into the convolutions: the stage `inversion`
+    plain        all classes at once, through the network as it is
     single       one class after the other, with as many images a step as `batched` takes for each class
-    batched      all classes at once, as the stage `inversion`
+    published    one class after the other, 32 images a step, as the authors' code
 
-Each in fp32, as the authors' code, and in bf16, as the stage where the processor has it. Time is that of the processor
+With --bf16, the last three in bfloat16 too. Time is that of the processor
 (all threads of this process), which other work on the machine hardly changes. Quality is the L1 norm of the masks, the
 share of all clean images that each trigger turns into its class, in fp32, and the anomaly index of the target. The
 rounds that a way took count those of all its classes.
@@ -35,6 +36,7 @@ from dbd_dist import seeds
 from dbd_dist.data import augment
 from dbd_dist.data.sampling import cycling_batches
 from dbd_dist.models.exported import read_exported
+from dbd_dist.models.folded import folded
 from dbd_dist.stages.inversion import Inversion, anomaly_index, invert, stamp
 from tests.benchmarks.record import record
 
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=Inversion.rounds)
     parser.add_argument("--steps", type=int, default=Inversion.steps)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -129,24 +132,34 @@ def main() -> None:
     normalise = augment.none(mean=exported.mean, std=exported.std)
     images = clean_images(arguments.data or Path(read_json(arguments.run / "run.json")["config"]["data"]))
     config = replace(Inversion(), rounds=arguments.rounds, steps=arguments.steps)
-    ways = {
-        "batched": (config, True),
-        "single": (config, False),
-        "published": (replace(config, per_class=PUBLISHED_BATCH), False),
-    }
-    rows: list[dict[str, Any]] = []
-    for bf16 in (True, False):
-        for name, (settings, at_once) in ways.items():
-            found = measure(settings, network, normalise, images, classes, at_once=at_once, bf16=bf16)
-            rows.append({"way": name, **found, "times batched bf16": 1.0})
-            rows[-1]["times batched bf16"] = round(found["cpu s"] / rows[0]["cpu s"], 2)
-            record(
-                arguments.json,
-                rows,
-                command=" ".join(["python -m tests.benchmarks.inversion", *sys.argv[1:]]),
-                note=f"{classes} classes, {len(images)} clean images of {images.shape[-1]} px, at most {config.rounds} "
-                f"rounds of {config.steps} steps a class; {arguments.threads} threads",
+    one_by_one = replace(config, per_class=PUBLISHED_BATCH)
+    ways = [
+        ("batched", config, folded(network), True, False),
+        *[
+            way
+            for bf16 in ((False, True) if arguments.bf16 else (False,))
+            for way in (
+                ("plain", config, network, True, bf16),
+                ("single", config, network, False, bf16),
+                ("published", one_by_one, network, False, bf16),
             )
+        ],
+    ]
+    rows: list[dict[str, Any]] = []
+    norms: list[list[float]] = []
+    for name, settings, computed, at_once, bf16 in ways:
+        found = measure(settings, computed, normalise, images, classes, at_once=at_once, bf16=bf16)
+        norms.append(found.pop("norms"))
+        rows.append({"way": name, **found, "times batched": 1.0})
+        rows[-1]["times batched"] = round(found["cpu s"] / rows[0]["cpu s"], 2)
+        record(
+            arguments.json,
+            rows,
+            command=" ".join(["python -m tests.benchmarks.inversion", *sys.argv[1:]]),
+            note=f"{classes} classes, {len(images)} clean images of {images.shape[-1]} px, at most {config.rounds} "
+            f"rounds of {config.steps} steps a class; {arguments.threads} threads; `norms`: of each row's masks",
+            norms=norms,
+        )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dbd_dist import cli
 from dbd_dist.models import BACKBONES, OWN
 from dbd_dist.models.config import ModelConfig
 from dbd_dist.models.exported import read_exported
+from dbd_dist.models.folded import folded
 from dbd_dist.models.heads import Classifier, seeded
 from dbd_dist.models.preact_resnet import PreActNetwork
 
@@ -263,3 +264,49 @@ def test_flags_of_another_shape_are_one_message(tmp_path, capsys):
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "model.depths: resnet18 has a shape of its own" in message
+
+
+# -- batch norm that is folded
+
+
+def trained(name: str) -> Classifier:
+    """With statistics and weights of batch norm that are not those of the start."""
+    model = seeded(lambda: Classifier(ModelConfig(backbone=name), 5), generator(3))
+    drawn = generator(4)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in (
+                (module.running_mean, -0.5, 0.5), (module.running_var, 0.5, 2.0), (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+            ):  # fmt: skip
+                assert values is not None
+                values.data.uniform_(low, high, generator=drawn)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folded_batch_norm_computes_the_same(name):
+    plain = trained(name).double()  # in float32 rounding lets a ReLU here and there change sides
+    before = {key: value.clone() for key, value in plain.state_dict().items()}
+    fewer = folded(plain)
+    there, left = [sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) for model in (plain, fewer)]
+    assert left < there or name.startswith("timm:")  # whose batch norms are of a kind of its own
+    outputs, slopes = [], []
+    for model in (plain, fewer):
+        x = images(32).double().requires_grad_()
+        outputs.append(model(x))
+        (slope,) = torch.autograd.grad(outputs[-1].square().sum(), x)
+        slopes.append(slope)
+    for one, other in (outputs, slopes):
+        torch.testing.assert_close(other, one)
+    assert all(torch.equal(before[key], value) for key, value in plain.state_dict().items())
+    assert not any(p.requires_grad for p in fewer.parameters())
+
+
+def test_a_network_that_cannot_be_traced_stays_as_it_is():
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    odd = Odd().eval()
+    assert folded(odd) is odd
