@@ -199,9 +199,9 @@ def isolate(world: World) -> dict[str, Any]:
     return dict(stage.run(context, {}, None)["flagged"])
 
 
-def invert(world: World, images: int) -> dict[str, Any]:
+def invert(world: World, images: int, *, bf16: bool = False) -> dict[str, Any]:
     """Triggers of a model with random weights."""
-    context = replace(make_context(world, make_images()), model=MODEL, holdout=make_images(20))
+    context = replace(make_context(world, make_images()), model=MODEL, holdout=make_images(20), bf16=bf16)
     stage = Inversion(rounds=3, steps=2, per_class=4, images=images)
     return stage.run(context, {"model": make_classifier(context).state_dict()}, None)
 
