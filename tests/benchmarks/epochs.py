@@ -1,12 +1,11 @@
-"""One epoch of every stage of a preset on real images, on this machine: what time and memory each stage takes.
+"""One epoch of every stage of a preset on real images, on this machine: seconds and peak memory of each stage.
 
     python -m tests.benchmarks.epochs imagenet_subset_badnets --data DATASET --json docs/results/epochs_224px.json
 
 Runs `dbd train` as a user would, DBD and plain training, each stage for one epoch; MixMatch's epoch is as many steps as
 show every image once. SimCLR goes through its batch in chunks, since 512 images of 224 px need more memory than a small
 machine has. The data set is read in two ways, whole in memory and streamed; the peak is that of the process
-(VmHWM of Linux, which is set back when a stage begins). Other work on the machine shows in the seconds, and hardly in
-those of the processor.
+(VmHWM of Linux, which is set back when a stage begins). Other work on the machine shows in the seconds.
 """
 
 from __future__ import annotations
@@ -44,43 +43,35 @@ def flags(name: str, images: int, chunk: int) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-class Use:
-    """What a process has used since it was last asked."""
+class Peak:
+    """The largest memory of a process since it was last asked."""
 
     def __init__(self, pid: int):
         self._folder = Path("/proc") / str(pid)
-        self._before_s = 0.0
 
-    def take(self) -> dict[str, float]:
-        """The seconds of its threads on a processor, and its largest memory in MiB.
-
-        Raises:
-            OSError: the process has ended.
-        """
+    def take_mib(self) -> float:
+        """Raises: OSError: the process has ended."""
         words = dict(line.split(":", 1) for line in (self._folder / "status").read_text().splitlines() if ":" in line)
         (self._folder / "clear_refs").write_text("5")  # sets VmHWM to what is held now
-        ticks = (self._folder / "stat").read_text().rpartition(")")[2].split()[11:13]  # utime, stime
-        now_s = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-        used_s, self._before_s = now_s - self._before_s, now_s
-        return {"cpu s": round(used_s, 1), "peak MiB": round(int(words["VmHWM"].split()[0]) / 1024)}
+        return int(words["VmHWM"].split()[0]) / 1024
 
 
-def use_of(process: subprocess.Popen[str]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Each stage that the run's progress names, with what it used, as soon as the next one begins. What the run says is
-    passed on."""
+def peaks_of(process: subprocess.Popen[str]) -> Iterator[tuple[str, float]]:
+    """Each stage that the run's progress names, with its peak in MiB, as soon as the next one begins. What the run
+    says is passed on."""
     assert process.stdout is not None
-    use, current = Use(process.pid), ""
+    peak, current = Peak(process.pid), ""
     for line in process.stdout:
         print(line, end="", file=sys.stderr)
         name, colon, _ = line.partition(": epoch ")
         if colon and name != current:
             if current:
-                yield current, use.take()
+                yield current, peak.take_mib()
             else:
-                use.take()
+                peak.take_mib()
             current = name
         if not colon and current:  # the lines at the end, while the process still is
-            yield current, use.take()
+            yield current, peak.take_mib()
             break
     for line in process.stdout:
         print(line, end="", file=sys.stderr)
@@ -97,7 +88,7 @@ def measure(name: str, data: Path, method: str, reading: str, more: Sequence[str
         process = subprocess.Popen(
             [sys.executable, "-m", "dbd_dist", *argv], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        used = dict(use_of(process))
+        peaks = dict(peaks_of(process))
         if process.wait() != 0:
             raise SystemExit(f"dbd {' '.join(argv)}: exit status {process.returncode}")
         result = json.loads((storage / "run" / "result.json").read_text())
@@ -106,8 +97,8 @@ def measure(name: str, data: Path, method: str, reading: str, more: Sequence[str
     encoding = open_dataset(data).manifest.encoding["kind"]
     return [
         {
-            "stage": stage, "images": reading, "encoding": encoding, "seconds": seconds, **used[stage],
-            "precision": result["precision"],
+            "stage": stage, "images": reading, "encoding": encoding, "seconds": seconds,
+            "peak MiB": round(peaks[stage]), "precision": result["precision"],
         }
         for stage, seconds in result["seconds"].items()
     ]  # fmt: skip
