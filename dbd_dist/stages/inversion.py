@@ -31,7 +31,7 @@ class Inversion(Stage):
 
     Numbers are those of the authors' code where it has them: Adam 0.1 with betas 0.5 and 0.9, success 0.99, cost from
     1e-3 on, doubled, and divided by 2^1.5. Rounds are shorter here: 80 images of each class instead of 1,000. Always in
-    float32: bfloat16 rounds away what a faint mask changes, and the target's index with it (docs/speed.md).
+    float32: in bfloat16 the index of a target came out below 2 where float32 has it above (docs/speed.md).
     """
 
     name: ClassVar[str] = "inversion"

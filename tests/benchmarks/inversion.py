@@ -1,6 +1,7 @@
 """Trigger inversion of Neural Cleanse: all classes at once against class after class, on a trained classifier.
 
-    python -m tests.benchmarks.inversion RUN [--data FOLDER] [--rounds 100] [--steps 10] [--bf16] [--json FILE]
+    python -m tests.benchmarks.inversion RUN [--data FOLDER] [--rounds 100] [--steps 10] [--threads 1]
+                                         [--bf16] [--json FILE]
 
 RUN is the folder of a run without defence. Its clean images are the holdout of its data set, or of --data; without
 one, 500 of the clean test images. Ways, with the same starts, rounds, thresholds and frozen weights:
@@ -10,10 +11,9 @@ one, 500 of the clean test images. Ways, with the same starts, rounds, threshold
     single       one class after the other, with as many images a step as `batched` takes for each class
     published    one class after the other, 32 images a step, as the authors' code
 
-With --bf16, the last three in bfloat16 too. Time is that of the processor
-(all threads of this process), which other work on the machine hardly changes. Quality is the L1 norm of the masks, the
-share of all clean images that each trigger turns into its class, in fp32, and the anomaly index of the target. The
-rounds that a way took count those of all its classes.
+With --bf16, the last three in bfloat16 too. Time is that of the processor (all threads of this process), which other
+work on the machine hardly changes. Quality is the L1 norm of the masks, the share of all clean images that each trigger
+turns into its class, in fp32, and the anomaly index of the smallest mask. Class by class, rounds are summed.
 """
 
 from __future__ import annotations
