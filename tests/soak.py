@@ -310,6 +310,7 @@ def _attempt(
         "PYTHONFAULTHANDLER": "1",
     }
     log, begun, killed = place / f"output-{len(record.attempts)}.txt", time.monotonic(), None
+    begun_at = time.time()
     with open(log, "w") as output:
         driver = subprocess.Popen(
             [sys.executable, "-m", "dbd_dist.cli", *argv],
@@ -323,7 +324,7 @@ def _attempt(
         position = observer.position()
         if left:
             kill = left[0]
-            if due is None and _is_time(kill, processes, observer):
+            if due is None and _is_time(kill, processes, observer, begun_at):
                 due = time.monotonic() + kill.delay_s
             if due is not None and time.monotonic() >= due:
                 killed = _carry_out(kill, driver, processes, dice)
@@ -349,10 +350,18 @@ def _attempt(
     return not hung
 
 
-def _is_time(kill: Kill, processes: Processes, observer: Observer) -> bool:
+def _is_time(kill: Kill, processes: Processes, observer: Observer, begun_at: float) -> bool:
     if kill.after is not None:
-        return observer.reached(kill.after)
+        # workers outlive a killed command for seconds: its rows may be ahead before the next one has started Ray
+        return observer.reached(kill.after) and any(_since(begun_at, worker) for worker in processes.named("worker"))
     return kill.victim == "driver" or bool(processes.named(kill.victim))
+
+
+def _since(moment: float, process: psutil.Process) -> bool:
+    try:
+        return process.create_time() >= moment
+    except psutil.Error:
+        return False
 
 
 def _carry_out(kill: Kill, driver: subprocess.Popen, processes: Processes, dice: random.Random) -> int | None:
