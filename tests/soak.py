@@ -51,6 +51,9 @@ VICTIMS = ("worker", "controller", "raylet", "gcs_server", "driver")
 TITLES = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController"}
 """How the processes of actors call themselves; the others are told by the name of their program."""
 
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Of the raylet. They end by themselves, a minute after one that was killed."""
+
 MOMENTS = ("start", "early", "middle", "late", "end")
 """Before the first epoch; in the first, the second, the last stage (or third of a run with one stage); after the last
 epoch, when the result is measured and written."""
@@ -259,11 +262,17 @@ class Observer:
 
 
 def run(
-    name: str, config: TrainConfig, place: Path, kills: Sequence[Kill] = (), flags: Sequence[str] = (), seed: int = 0
+    name: str,
+    config: TrainConfig,
+    place: Path,
+    kills: Sequence[Kill] = (),
+    flags: Sequence[str] = (),
+    seed: int = 0,
+    await_agents: bool = True,
 ) -> Record:
     """One run below `place`, with its kills one after the other; a command that has ended is given again.
 
-    Its data set is not copied. `place` must not exist.
+    Its data set is not copied. `place` must not exist. Without `await_agents`, Ray's agents may outlive it.
     """
     storage, started = place / "storage", time.monotonic()
     storage.mkdir(parents=True)
@@ -280,7 +289,7 @@ def run(
                 break
         record.kills += [vars(kill) | {"missed": True} for kill in left]
         record.epochs_again, record.steps_again = observer.again()
-        record.failures += _left_behind(processes, temporary)
+        record.failures += _left_behind(processes, temporary, await_agents)
         record.ray_mib = round(sum(p.stat().st_size for p in temporary.rglob("*") if p.is_file()) / 2**20, 1)
     finally:
         processes.end()
@@ -431,17 +440,21 @@ def _said(text: str, code: int, killed: bool) -> list[str]:
     return wrong
 
 
-def _left_behind(processes: Processes, temporary: Path) -> list[str]:
+def _left_behind(processes: Processes, temporary: Path, await_agents: bool) -> list[str]:
     """Processes and temporary files that outlive a run. Not counted: Ray's own folder; what its dashboard
     (multiprocessing's pymp-) and torch (torchinductor_) leave behind after every run, undisturbed ones too."""
     end = time.monotonic() + LEFT_S
-    while (alive := list(processes.alive())) and time.monotonic() < end:
+    while (alive := _alive_but(() if await_agents else AGENTS, processes)) and time.monotonic() < end:
         time.sleep(0.2)
     wrong = [f"still running: {process.pid} {' '.join(words)[:100]}" for process, words in alive]
     for path in sorted(temporary.iterdir()):
         if path.name != "ray" and not path.name.startswith(("pymp-", "torchinductor_")):
             wrong.append(f"temporary file left: {path.name}")
     return wrong
+
+
+def _alive_but(titles: tuple[str, ...], processes: Processes) -> list[tuple[psutil.Process, list[str]]]:
+    return [(process, words) for process, words in processes.alive() if not words or not words[0].startswith(titles)]
 
 
 def outcome(storage: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def test_a_run_that_lost_everything_once(config, tmp_path):
         soak.Kill(victim="driver", moment="middle", after=("warmup", 5), delay_s=0.1),
         soak.Kill(victim="raylet", moment="late", after=("mixmatch", 2), delay_s=0.0),
     ]
-    record = soak.run("dbd-1", config, tmp_path / "disturbed", kills)
+    record = soak.run("dbd-1", config, tmp_path / "disturbed", kills, await_agents=False)
     assert [kill["victim"] for kill in record.kills if "killed" in kill] == ["worker", "driver", "raylet"]
     assert [attempt["code"] for attempt in record.attempts] == [-signal.SIGKILL, 1, 0]
     says = [attempt["errors"] for attempt in record.attempts]
