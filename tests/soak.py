@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import re
@@ -244,6 +245,13 @@ class Observer:
         rows = self.rows()
         return bool(rows) and self._order[rows[-1]["stage"], rows[-1]["epoch"]] >= self._order[row]
 
+    def changed_at(self) -> float:
+        """When rows were last written, also by a run that resumes: it writes those that count anew."""
+        try:
+            return (self._folder / "metrics.jsonl").stat().st_mtime
+        except OSError:
+            return 0.0
+
     def idle_s(self, processes: Processes) -> float:
         """For how long nothing has changed: neither files nor processes."""
         files = []
@@ -361,16 +369,18 @@ def _attempt(
 
 def _is_time(kill: Kill, processes: Processes, observer: Observer, begun_at: float) -> bool:
     if kill.after is not None:
-        # workers outlive a killed command for seconds: its rows may be ahead before the next one has started Ray
-        return observer.reached(kill.after) and any(_since(begun_at, worker) for worker in processes.named("worker"))
+        # workers outlive a killed command for seconds: its rows may be ahead before the next one trains
+        workers = (_started_at(worker) for worker in processes.named("worker"))
+        since = min((moment for moment in workers if moment >= begun_at), default=math.inf)
+        return observer.changed_at() > since and observer.reached(kill.after)
     return kill.victim == "driver" or bool(processes.named(kill.victim))
 
 
-def _since(moment: float, process: psutil.Process) -> bool:
+def _started_at(process: psutil.Process) -> float:
     try:
-        return process.create_time() >= moment
+        return process.create_time()
     except psutil.Error:
-        return False
+        return 0.0
 
 
 def _carry_out(kill: Kill, driver: subprocess.Popen, processes: Processes, dice: random.Random) -> int | None:

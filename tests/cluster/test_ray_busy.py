@@ -23,7 +23,7 @@ from data_prep.io.hashes import sha256_file
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 WAIT_S = 240.0
-ENDED_S = 10.0
+ENDED_S = 30.0
 """How soon after Ctrl-C a run that waits has ended, and nothing of it is left."""
 
 
@@ -83,11 +83,11 @@ def test_a_busy_cluster_is_named_and_ctrl_c_acts(held, smoke_none, digits, tmp_p
     before = set(left_behind())  # by runs of other tests, whose job lives as long as this process
     driver = start(held, output, *argv, "--supervised.batch", "60", "--compute.workers", "2")
     try:
-        wait_for(lambda: driver.poll() is not None or "waiting for" in output.read_text())
+        says = r"waiting for 2 CPUs; the cluster has 2, 0 free \(held by 1 \S*Holder of job \w+\)"
+        # said again every minute, without the holders where Ray is too slow to name them
+        wait_for(lambda: driver.poll() is not None or re.search(says, output.read_text()))
+        assert driver.poll() is None, output.read_text()
         wait_for(lambda: len(left_behind(before)) > 0)  # Ray Train's controller, and what it waits for
-        assert re.search(
-            r"waiting for 2 CPUs; the cluster has 2, 0 free \(held by 1 \S*Holder of job \w+\)", output.read_text()
-        )
         driver.send_signal(signal.SIGINT)
         asked = time.monotonic()
         assert driver.wait(60) == 130, output.read_text()
@@ -108,7 +108,7 @@ def test_waiting_has_a_limit(held, digits, tmp_path):
     argv = ["train", "smoke", "--method", "none", "--data", str(digits), "--storage", str(tmp_path), "--name", "run"]
     driver = start(held, output, *argv, "--supervised.batch", "60", "--wait-s", "3")
     assert driver.wait(WAIT_S) == 1, output.read_text()
-    assert "no workers after 3 s of waiting for" in output.read_text()
+    assert re.search(r"no workers after \d+ s of waiting for", output.read_text())
 
 
 def test_a_stopped_job_that_is_submitted_again_ends_with_the_same_weights(ray_here, digits, tmp_path, capfd):
@@ -120,8 +120,8 @@ def test_a_stopped_job_that_is_submitted_again_ends_with_the_same_weights(ray_he
     python = ["--address", address, "--python", sys.executable]
 
     def command(name: str) -> list[str]:
-        method = ["--method", "none", "--supervised.batch", "60", "--supervised.epochs", "40", "--compute.workers", "1"]
-        method += ["--compute.threads", "1"]
+        method = ["--method", "none", "--supervised.batch", "60", "--supervised.epochs", "60"]
+        method += ["--compute.workers", "1", "--compute.threads", "1"]
         storage = str(tmp_path / name)  # one each: a run takes the stages that another has left in its storage
         return ["train", "smoke", *method, "--data", str(digits), "--storage", storage, "--name", "run"]
 

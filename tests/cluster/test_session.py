@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,10 @@ def test_a_ray_of_our_own_is_on_the_loopback_address_alone(ray_here):
     me = psutil.Process()
     addresses: dict[str, set[int]] = {}
     for process in [me, *me.children(recursive=True)]:
-        for connection in process.net_connections(kind="inet"):
-            if connection.status == psutil.CONN_LISTEN:
-                addresses.setdefault(connection.laddr.ip.removeprefix("::ffff:"), set()).add(connection.laddr.port)
+        with suppress(psutil.NoSuchProcess):  # an idle worker may end at any time
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    addresses.setdefault(connection.laddr.ip.removeprefix("::ffff:"), set()).add(connection.laddr.port)
     assert addresses.keys() == {own_ray.LOOPBACK}
     ports = addresses[own_ray.LOOPBACK]
     assert len(ports) > 5

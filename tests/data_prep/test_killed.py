@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -139,7 +140,10 @@ def test_the_second_of_two_waits(ends, start, tmp_path, capfd):
     codes: list[int] = []
     second = threading.Thread(target=lambda: codes.append(main([*ARGUMENTS, "--out", str(tmp_path / "ds")])))
     second.start()
-    second.join(1)
+    said, deadline = "", time.monotonic() + 60
+    while "waiting," not in said and time.monotonic() < deadline:
+        said += capfd.readouterr().err
+        time.sleep(0.05)
     assert second.is_alive()
     if ends == "well":
         process.communicate("\n", timeout=60)
@@ -151,7 +155,7 @@ def test_the_second_of_two_waits(ends, start, tmp_path, capfd):
     assert codes == [0]
     assert names(tmp_path) == ["ds"]
     open_dataset(tmp_path / "ds")
-    said = capfd.readouterr().err
+    said += capfd.readouterr().err
     assert f"waiting, another process is at work on it: process {process.pid} on " in said
     assert ("there already" in said) == (ends == "well")
 

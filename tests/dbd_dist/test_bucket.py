@@ -48,7 +48,7 @@ def command(digits: Path, storage: str | Path, *more: str) -> list[str]:
     return [
         "train", "smoke", "--data", str(digits), "--storage", str(storage), "--name", "run", "--launcher", "local",
         "--compute.threads", "1", "--compute.precision", "fp32", "--simclr.batch", "60", "--warmup.batch", "60",
-        "--mixmatch.epochs", "10", *more,
+        "--mixmatch.epochs", "16", *more,
     ]  # fmt: skip
 
 
@@ -166,11 +166,14 @@ def test_a_ray_run_in_a_bucket_is_stopped_and_resumes_elsewhere(server, env, dig
     """On a machine with an empty disk and no Ray."""
     storage = f"s3://{BUCKET}/ray"
     running = start(*command(digits, storage, "--launcher", "ray", "--compute.workers", "1"))
-    wait_until(lambda: newest(server, "ray") > "", "nothing was uploaded", limit_s=240.0)
+    rows = staging_folder(storage) / "run" / "metrics.jsonl"  # uploads come later, perhaps when the run has ended
+    wait_until(lambda: rows.exists() and rows.read_text() != "", "nothing was trained", limit_s=240.0)
     running.send_signal(signal.SIGTERM)
     _, said = running.communicate(timeout=120)
     assert running.returncode == 143, said
-    assert "result.json" not in server.names("ray/run")
+    names = server.names("ray/run")
+    assert any(name.startswith("checkpoints/") for name in names)
+    assert "result.json" not in names
     shutil.rmtree(staging_folder(storage))
     assert main(command(digits, storage)) == 0
     copy = server.download("ray/run", tmp_path / "copy")
@@ -185,7 +188,8 @@ def test_a_server_that_goes_away_costs_nothing_that_is_on_disk(env, digits, undi
     monkeypatch.setenv("AWS_ENDPOINT_URL", first.endpoint)
     words = command(digits, storage, "--compute.patience-s", "3")
     running = start(*words)
-    wait_until(lambda: newest(first, "away") > "", "nothing was uploaded")
+    rows = staging_folder(storage) / "run" / "metrics.jsonl"
+    wait_until(lambda: rows.exists() and rows.read_text() != "", "nothing was trained")
     first.end()
     _, said = running.communicate(timeout=120)
     assert running.returncode == 2, said
@@ -208,7 +212,7 @@ def refused(words: list[str], capsys) -> str:
     """The one message of a command that starts nothing."""
     began = time.monotonic()
     assert main(words) == 2
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("error: ")

@@ -237,7 +237,7 @@ def test_a_finished_run_is_not_started_again(on_ray, described, monkeypatch, cap
 def test_workers_that_hang_every_time_are_one_message(one_worker, tmp_path, ray_here, monkeypatch, capfd):
     """The limit is too short for anything, the start included."""
     monkeypatch.setattr("dbd_dist.launch.ray_train.RETRIES", 1)
-    argv = command(one_worker[0], tmp_path, "--compute.stall-s", "0.3")
+    argv = command(one_worker[0], tmp_path, "--compute.stall-s", "0.1")
     assert main(argv) == watchdog.EXIT_CODE
     message = capfd.readouterr().err
     (line,) = (line for line in message.splitlines() if line.startswith("error: ") and "its workers hung" in line)
