@@ -208,7 +208,9 @@ def pooled_features(backbone: nn.Module, images_BCHW: Tensor, normalise: Augment
     them."""
     was_training = backbone.training
     backbone.eval()
-    chunks = images_BCHW.split(FORWARD_BATCH)
-    features = torch.cat([backbone(augment.normalise(normalise, chunk)).float().cpu() for chunk in chunks])
+    features = []
+    for chunk in images_BCHW.split(FORWARD_BATCH):
+        features.append(backbone(augment.normalise(normalise, chunk)).float().cpu())
+        beat()  # a whole test set may take longer than the watchdog allows
     backbone.train(was_training)
-    return features
+    return torch.cat(features)

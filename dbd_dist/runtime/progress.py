@@ -6,8 +6,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -40,6 +40,18 @@ class ProgressFile:
         """Show a sentence in the place of a position."""
         self._stage = ""
         self._write({"stage": stage, "epoch": 1, "epochs": 1, "step": 0, "steps": 1, "says": text})
+
+    @contextmanager
+    def saying(self, text: str, after_s: float = 10.0) -> Iterator[None]:
+        """Show a sentence once the body has taken that long."""
+        timer = threading.Timer(after_s, self.say, ("", text))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()  # nothing is written after the end
 
     def note(self, metrics: dict[str, Any]) -> None:
         """Keep the last epoch's metrics beside the position."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -292,12 +293,15 @@ class Runner:
                 world.barrier()  # what rank 0 has written is there for all
                 self.reporter.close()
                 return None
-        measured = None if config.method.changes_input else self.reporter.measured
-        measured = measured or self._results.measure(given)
-        features, ranking = self._results.judge_features(given), self._results.rank_samples(given)
+        said = self.reporter.progress.saying("all stages are trained; measuring the result")
+        with said if world.is_main else nullcontext():
+            measured = None if config.method.changes_input else self.reporter.measured
+            measured = measured or self._results.measure(given)
+            features, ranking = self._results.judge_features(given), self._results.rank_samples(given)
+            if world.is_main:
+                self._checkpoints.flush()
+                self._results.finish(given, measured, features, ranking)
         if world.is_main:
-            self._checkpoints.flush()
-            self._results.finish(given, measured, features, ranking)
             self.reporter.progress.remove()
         world.barrier()
         return self._folder.result()

@@ -20,6 +20,7 @@ from data_prep.sources import Digits
 from dbd_dist import seeds
 from dbd_dist.data import augment
 from dbd_dist.distributed.world import World
+from dbd_dist.evaluation import evaluator as evaluating
 from dbd_dist.evaluation.evaluator import EvalResult, Evaluator
 from dbd_dist.models.heads import Classifier, seeded
 from tests.dbd_dist import tiny
@@ -102,3 +103,15 @@ def test_measuring_leaves_every_part_in_its_mode(tmp_path):
     assert model.training
     assert model.head.training
     assert not any(part.training for part in model.backbone.modules())
+
+
+def test_features_of_many_images_are_progress(monkeypatch):
+    """Each batch is: a whole test set may take longer than a watchdog allows."""
+    beats: list[int] = []
+    monkeypatch.setattr(evaluating, "beat", lambda: beats.append(1))
+    monkeypatch.setattr(evaluating, "FORWARD_BATCH", 2)
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features = evaluating.pooled_features(nn.Flatten(), images, augment.none())
+    assert len(beats) == 3
+    whole = augment.normalise(augment.none(), images).flatten(1).float()
+    assert torch.equal(features, whole)

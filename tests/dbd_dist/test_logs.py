@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
@@ -177,6 +178,21 @@ def test_a_progress_file_that_cannot_be_written_ends_nothing(tmp_path):
     whole = ProgressFile(tmp_path / "progress.json")
     whole.tick("simclr", 1, 1, 1, 1)
     assert json.loads((tmp_path / "progress.json").read_text())["step"] == 1
+
+
+def test_a_sentence_is_shown_only_where_it_takes_long(tmp_path):
+    progress = ProgressFile(tmp_path / "progress.json")
+    with progress.saying("measuring", after_s=60):
+        pass
+    assert not (tmp_path / "progress.json").exists()
+    with progress.saying("measuring", after_s=0.0):
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "progress.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert json.loads((tmp_path / "progress.json").read_text())["says"] == "measuring"
+    progress.remove()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_event_files_that_cannot_be_written_end_nothing(tmp_path):
