@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.guard import Guard
 from data_prep.errors import UserError
 
 # Left to itself, a local ray.init() writes a token into the home folder and so turns authentication on for
@@ -94,6 +95,7 @@ def running(**options: Any) -> Iterator[None]:
                 **options,
             )
         )
+        around.callback(Guard().stop)  # called before ray.shutdown
         yield
 
 

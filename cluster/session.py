@@ -6,8 +6,8 @@ CPUs and address are its own, Ray refuses both there. Otherwise a Ray of our own
 Our own Ray ends with this process, also when this process is killed: the kernel ends Ray's servers with their parent,
 training workers end within 3 s of their raylet, and Ray's two agents a minute later.
 
-Ray ends a process that is connected to it, from C++ and with a line of its log, some seconds after Ray has ended;
-`Watch.lost` says so earlier.
+Ray ends a process that is connected to it, from C++ and at best with a line of its log, up to some seconds after Ray
+has ended; `Watch.lost` says so earlier, and `guard` from the start of a Ray of our own until there is a `Watch`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import textwrap
 import threading
 import time
@@ -23,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from cluster import calls, own_ray
+from cluster import calls, guard, own_ray
 from cluster.address import answers, check, cluster_address
 from data_prep.errors import UserError
 
@@ -143,17 +142,17 @@ class Watch:
         from ray._private import worker
 
         node = getattr(worker, "_global_node", None)  # of a Ray client, there is none
-        self._own = _own_processes()
+        self._own = guard.own_processes()
         self._head = None if node is None or self._own else node.gcs_address
         self._raylet = None if node is None or self._own else node.raylet_socket_name
         self._answered = time.monotonic()
+        guard.relieve()
 
     def lost(self) -> str | None:
         """What has ended, in words, if Ray cannot continue; else None."""
-        for name, process in self._own:
-            code = process.poll()
-            if code is not None:
-                return f"{name} (pid {process.pid}) {how_it_ended(code)}"
+        ended = guard.ended(self._own)
+        if ended is not None:
+            return ended
         if self._raylet is not None and not _listens(self._raylet):
             return "the raylet of this machine does not answer any more"
         if self._head is None or answers(self._head):
@@ -161,27 +160,6 @@ class Watch:
         elif time.monotonic() - self._answered > HEAD_MAY_BE_AWAY_S:
             return f"Ray's head at {self._head} has not answered for {HEAD_MAY_BE_AWAY_S:.0f} s"
         return None
-
-
-def how_it_ended(code: int) -> str:
-    """An exit code as `subprocess` gives it, in words."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was ended by signal {-code}"
-
-
-def _own_processes() -> list[tuple[str, subprocess.Popen]]:
-    """Processes of the Ray that this process started, those that it cannot do without first; elsewhere none."""
-    from ray._private import worker
-
-    node = getattr(worker, "_global_node", None)
-    if node is None:
-        return []
-    needed = {"gcs_server": "Ray's head process, gcs_server,", "raylet": "Ray's process for this machine, raylet,"}
-    return [(phrase, info.process) for kind, phrase in needed.items() for info in node.all_processes.get(kind, ())]
 
 
 def _listens(path: str) -> bool:

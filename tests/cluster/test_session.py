@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import address, own_ray, session
+from cluster import address, guard, own_ray, session
 from data_prep.errors import UserError
 
 
@@ -44,9 +44,9 @@ def test_the_cluster_is_found_by_address_or_note(tmp_path):
 
 
 def test_ends_of_processes_in_words():
-    assert session.how_it_ended(-9) == "was ended by SIGKILL"
-    assert session.how_it_ended(-200) == "was ended by signal 200"
-    assert session.how_it_ended(3) == "ended with exit code 3"
+    assert guard.how_it_ended(-9) == "was ended by SIGKILL"
+    assert guard.how_it_ended(-200) == "was ended by signal 200"
+    assert guard.how_it_ended(3) == "ended with exit code 3"
 
 
 @pytest.mark.slow
