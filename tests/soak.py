@@ -369,7 +369,8 @@ def _attempt(
 
 def _ends_us(victim: str, text: str) -> bool:
     """Whether Ray's library has ended the process, in its own words: nobody can be faster then."""
-    return victim == "gcs_server" or (victim == "raylet" and "Failed to register worker to Raylet" in text)
+    words = ("Failed to register worker to Raylet", "Failed to get the system config from raylet")
+    return victim == "gcs_server" or (victim == "raylet" and any(said in text for said in words))
 
 
 def _is_time(kill: Kill, processes: Processes, observer: Observer, begun_at: float) -> bool:
