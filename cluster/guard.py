@@ -8,8 +8,12 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from typing import ClassVar
+
+from data_prep.errors import UserError
 
 POLL_S = 0.05
+THREAD = "guard of Ray"
 NEEDED = {"gcs_server": "Ray's head process, gcs_server,", "raylet": "Ray's process for this machine, raylet,"}
 
 
@@ -49,12 +53,12 @@ class Guard:
     later from C++, without a word. Nothing can be tidied up in that time; what is left is what a SIGKILL leaves.
     """
 
-    _current: Guard | None = None
+    _current: ClassVar[Guard | None] = None
 
     def __init__(self) -> None:
         self._processes = own_processes()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="guard of Ray", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name=THREAD, daemon=True)
         Guard._current = self
         self._thread.start()
 
@@ -67,8 +71,9 @@ class Guard:
         while not self._stop.wait(POLL_S):
             lost = ended(self._processes)
             if lost is not None:
+                error = UserError(lost, hint="the same command starts it again")
                 with suppress(OSError, ValueError):  # nobody reads it any more
-                    print(f"error: {lost}. Hint: the same command starts it again.", file=sys.stderr, flush=True)
+                    print(f"error: {error}", file=sys.stderr, flush=True)
                 os._exit(1)
 
 

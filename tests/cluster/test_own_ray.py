@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster import own_ray
+from cluster import guard, own_ray
 from data_prep.errors import UserError
 
 
@@ -134,3 +135,20 @@ def test_the_second_try_is_patient(monkeypatch):
     with own_ray._patient():
         assert services.get_node("a", "b") == {"node": 1}
     assert services.get_node is get_node
+
+
+def test_it_is_guarded_from_its_start_until_it_is_shut_down(short, monkeypatch):
+    """Shutting it down ends its processes on purpose."""
+    import ray
+
+    def guards() -> int:
+        return sum(thread.name == guard.THREAD for thread in threading.enumerate())
+
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setenv("RAY_TMPDIR", str(short))
+    monkeypatch.setattr(guard, "own_processes", list)
+    monkeypatch.setattr(ray, "init", lambda **_: seen.append(("init", guards())))
+    monkeypatch.setattr(ray, "shutdown", lambda: seen.append(("shutdown", guards())))
+    with own_ray.running():
+        seen.append(("runs", guards()))
+    assert seen == [("init", 0), ("runs", 1), ("shutdown", 0)]
